@@ -1,0 +1,97 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the journal, our intentions written into the domain's own metadata.
+
+It travels with the domain (virDomainSetMetadata, LIVE and CONFIG) and says only what we *intended*.
+Where an operation really stands is read from the live chain and jobs each time (`merge.phase_of`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .model import FileIdentity
+
+#: The namespace of the journal element in the domain's metadata, and the prefix libvirt gives it.
+JOURNAL_URI = "https://virtops.github.io/xmlns/libvirt/journal/1"
+JOURNAL_PREFIX = "virtops"
+
+#: The overlays are going to be created; nothing of the guest has been switched yet.
+PREPARED = "prepared"
+#: The guest writes to the overlays; the bases are the snapshot's point in time.
+CREATED = "created"
+#: A commit into the bases may have begun: they are no longer anybody's point in time.
+COMMITTING = "committing"
+PHASES = (PREPARED, CREATED, COMMITTING)
+
+#: The operation is a snapshot that the user keeps: at rest once it is CREATED.
+KEPT = "snapshot"
+#: A merge of layers that no snapshot of ours added.
+COMMIT = "commit"
+
+
+@dataclass(frozen=True)
+class JournalDisk:
+    """What the operation does to one disk. `identity` is the base's right after the switch."""
+
+    target: str
+    base: str
+    base_format: str
+    overlay: str
+    identity: FileIdentity | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation on a domain.
+
+    `name` is the snapshot's name (for a COMMIT: the base layers' merge, named by us). `kind` says
+    which workflow it belongs to: KEPT, COMMIT, or the name that a role gave (live_backup).
+    `started` is a UTC time as 20261120T120000Z; `consistency` is filesystem, crash or offline.
+    """
+
+    id: str
+    kind: str
+    name: str
+    phase: str
+    started: str
+    disks: tuple[JournalDisk, ...]
+    consistency: str = ""
+
+    @property
+    def open(self) -> bool:
+        """Is it under way, so that no other operation may start on this domain?"""
+        return not (self.kind == KEPT and self.phase == CREATED)
+
+    def at(self, phase: str) -> Operation:
+        return replace(self, phase=phase)
+
+    def disk(self, target: str) -> JournalDisk | None:
+        return next((disk for disk in self.disks if disk.target == target), None)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """All operations that a domain knows of: those under way, and the snapshots kept."""
+
+    operations: tuple[Operation, ...] = ()
+
+    def find(self, name: str) -> Operation | None:
+        return next((op for op in self.operations if op.name == name), None)
+
+    def put(self, operation: Operation) -> Journal:
+        """Add the operation, or replace the one with its id."""
+        kept = tuple(op for op in self.operations if op.id != operation.id)
+        return Journal(kept + (operation,))
+
+    def drop(self, operation: Operation) -> Journal:
+        return Journal(tuple(op for op in self.operations if op.id != operation.id))
+
+    def foreign_to(self, name: str | None) -> Operation | None:
+        """An operation under way that is not the one named."""
+        return next((op for op in self.operations if op.open and op.name != name), None)
+
+    def overlays(self) -> frozenset[str]:
+        return frozenset(disk.overlay for op in self.operations for disk in op.disks)

@@ -1,0 +1,184 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: what we know of domains, disks and images, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+# virDomainState, in virsh's words.
+RUNNING_STATES = frozenset({"running", "idle", "paused", "in shutdown", "pmsuspended", "blocked"})
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One image of a backing chain: an absolute path (or a device) and its explicit format."""
+
+    path: str
+    format: str
+
+
+@dataclass(frozen=True)
+class BlockJob:
+    """A block job as libvirt shows it: virDomainGetBlockJobInfo joined with the XML's `<mirror>`.
+
+    `kind` is the XML's and virsh's word: commit, active-commit, pull, copy, backup or unknown.
+    `target` is the mirror's image (for an active commit: the base). `ready` is the XML's
+    `<mirror ready='yes'>`; cur == end alone does not mean that a pivot can succeed.
+    `cur` and `end` are bytes, `bandwidth` is bytes/s (0: no limit).
+    """
+
+    kind: str
+    cur: int = 0
+    end: int = 0
+    bandwidth: int = 0
+    ready: bool = False
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of a domain. `chain` starts with the layer that the guest writes to.
+
+    `chain` is empty for an empty drive and for sources that are not local images.
+    """
+
+    target: str
+    device: str = "disk"
+    bus: str = ""
+    source_type: str = "file"
+    chain: tuple[Layer, ...] = ()
+    readonly: bool = False
+    shareable: bool = False
+    transient: bool = False
+    job: BlockJob | None = None
+
+    @property
+    def active(self) -> Layer | None:
+        return self.chain[0] if self.chain else None
+
+    def index_of(self, path: str) -> int | None:
+        """The depth of `path` in the chain (0: the active layer), None where it is not in it."""
+        for depth, layer in enumerate(self.chain):
+            if layer.path == path:
+                return depth
+        return None
+
+    def below(self, path: str) -> Layer | None:
+        """The backing layer of `path` in this chain."""
+        depth = self.index_of(path)
+        if depth is None or depth + 1 >= len(self.chain):
+            return None
+        return self.chain[depth + 1]
+
+
+@dataclass(frozen=True)
+class FileIdentity:
+    """What tells whether an image is still the one that we wrote down, untouched since."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class SnapshotDisk:
+    """A disk in a snapshot's record: `mode` is external, internal or no; `file` the overlay made."""
+
+    target: str
+    mode: str
+    file: str | None = None
+    format: str | None = None
+
+
+@dataclass(frozen=True)
+class SnapshotRecord:
+    """A libvirt snapshot record (virDomainSnapshotGetXMLDesc). `creation_time` is epoch seconds."""
+
+    name: str
+    state: str
+    creation_time: int
+    disks: tuple[SnapshotDisk, ...] = ()
+    description: str | None = None
+    parent: str | None = None
+    memory: str = "no"
+    memory_file: str | None = None
+
+    @property
+    def external(self) -> bool:
+        return any(disk.mode == "external" for disk in self.disks) or self.memory == "external"
+
+
+@dataclass(frozen=True)
+class DomainView:
+    """One reading of a domain.
+
+    `disks` is what the guest uses now (the live XML; of a domain that is off: the persistent
+    one). `config_disks` is the persistent XML's view, whose chains hold only the active layer.
+    `agent` is connected, disconnected (a channel, nobody answering) or absent.
+    """
+
+    name: str
+    uuid: str
+    state: str
+    persistent: bool
+    disks: tuple[Disk, ...]
+    config_disks: tuple[Disk, ...]
+    agent: str = "absent"
+    autostart: bool = False
+    journal_xml: str | None = None
+    machine: str = ""
+    nvram: str | None = None
+    tpm: bool = False
+
+    @property
+    def active(self) -> bool:
+        return self.state in RUNNING_STATES
+
+    def disk(self, target: str) -> Disk | None:
+        return next((disk for disk in self.disks if disk.target == target), None)
+
+    def config_disk(self, target: str) -> Disk | None:
+        return next((disk for disk in self.config_disks if disk.target == target), None)
+
+    def with_disks(self, disks: tuple[Disk, ...]) -> DomainView:
+        return replace(self, disks=disks)
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """`qemu-img info`: sizes in bytes. `allocation` is what the file system really holds."""
+
+    path: str
+    format: str
+    virtual_size: int
+    allocation: int
+    backing_path: str | None = None
+    backing_format: str | None = None
+    internal_snapshots: tuple[str, ...] = ()
+    corrupt: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One effect of a plan, said in the words that `actions` shows."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a flow hands back to `_module`: everything of the result but `domain`."""
+
+    steps: tuple[str, ...] = ()
+    before: dict[str, object] = field(default_factory=dict)
+    after: dict[str, object] = field(default_factory=dict)
+    values: dict[str, object] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.steps)

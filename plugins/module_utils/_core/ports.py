@@ -1,0 +1,142 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: what the flows need of libvirt and of the host, as Protocols.
+
+`_libvirt` and `_host` implement them, `_module` joins them, tests give stateful fakes.
+Each method names the call it stands for. Failures are `VirtopsError`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .model import DomainView, FileIdentity, ImageInfo, Layer, SnapshotRecord
+
+
+class Clock(Protocol):
+    """Time, so that tests never sleep."""
+
+    def utcnow(self) -> str:
+        """The UTC time as 20261120T120000Z."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go backwards."""
+
+    def sleep(self, seconds: float) -> None: ...
+
+
+class ViewPort(Protocol):
+    """Reading one domain."""
+
+    def view(self) -> DomainView:
+        """virDomainGetXMLDesc (live and inactive), virDomainGetState, virDomainGetBlockJobInfo."""
+
+    def snapshot(self, name: str) -> SnapshotRecord | None:
+        """virDomainSnapshotLookupByName; None where there is no such record."""
+
+    def snapshots(self) -> tuple[SnapshotRecord, ...]:
+        """virDomainListAllSnapshots, in topological order."""
+
+    def domain_xml(self) -> str:
+        """The persistent XML (of a transient domain: the live one), secrets included."""
+
+
+class JournalPort(Protocol):
+    """virDomainSetMetadata(ELEMENT, JOURNAL_URI), LIVE where it runs and CONFIG where it is persistent."""
+
+    def write_journal(self, xml: str | None) -> None:
+        """Replace the journal's element; None removes it."""
+
+
+class SnapshotPort(ViewPort, JournalPort, Protocol):
+    """What creating an external snapshot needs."""
+
+    def agent_ping(self, seconds: int) -> None:
+        """Fail unless the guest agent answers within `seconds` and the guest is not frozen."""
+
+    def freeze(self, seconds: int) -> int:
+        """virDomainFSFreeze within `seconds`: the number of file systems frozen."""
+
+    def thaw(self, seconds: int) -> int:
+        """virDomainFSThaw within `seconds`: the number of file systems thawed."""
+
+    def create_snapshot(self, xml: str, metadata: bool) -> None:
+        """virDomainSnapshotCreateXML, DISK_ONLY | ATOMIC | REUSE_EXT, NO_METADATA where not `metadata`."""
+
+    def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
+        """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
+
+
+class MergePort(ViewPort, JournalPort, Protocol):
+    """What a live merge needs."""
+
+    def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int) -> None:
+        """virDomainBlockCommit; `bandwidth` in bytes/s, 0: no limit."""
+
+    def pivot(self, disk: str) -> None:
+        """virDomainBlockJobAbort, PIVOT."""
+
+    def cancel_job(self, disk: str) -> None:
+        """virDomainBlockJobAbort."""
+
+    def wait_event(self, seconds: float) -> None:
+        """Return at the next event of this domain, at the latest after `seconds`."""
+
+    def set_config_disks(self, layers: dict[str, Layer]) -> None:
+        """Write path and format of these disks into the persistent XML (virDomainDefineXMLFlags)."""
+
+    def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
+        """virDomainSnapshotDelete, METADATA_ONLY."""
+
+    def images_of_other_domains(self) -> frozenset[str]:
+        """Every path in a live or persistent chain of the host's other domains."""
+
+
+class Watchdog(Protocol):
+    """A detached process that thaws the guest when we die or take too long."""
+
+    def arm(self, uuid: str, seconds: int) -> None:
+        """Start it; returns when it is ready to thaw (imports done, libvirt connected)."""
+
+    def disarm(self) -> None:
+        """End it without a thaw. Calling it when nothing is armed does nothing."""
+
+
+class ImagePort(Protocol):
+    """Images and files on the hypervisor."""
+
+    def info(self, path: str, image_format: str | None = None) -> ImageInfo:
+        """`qemu-img info -U`: metadata only, so that it also works on a running guest's image."""
+
+    def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:
+        """`qemu-img info -U --backing-chain`, active layer first, absolute paths."""
+
+    def create_overlay(self, path: str, base: Layer, virtual_size: int) -> None:
+        """`qemu-img create -f qcow2` on `base`, mode 0600; fails where `path` exists."""
+
+    def commit(self, top: Layer, base: Layer) -> None:
+        """`qemu-img commit -d -b BASE TOP`: all layers above base up to top go into base."""
+
+    def rebase_unsafe(self, path: str, base: Layer) -> None:
+        """`qemu-img rebase -u`: change only what the header of `path` says of its backing file."""
+
+    def identity(self, path: str) -> FileIdentity:
+        """stat(2) of the image, symlinks followed."""
+
+    def exists(self, path: str) -> bool:
+        """lstat(2): a dangling symlink exists too."""
+
+    def is_directory(self, path: str) -> bool: ...
+
+    def is_writable(self, path: str) -> bool: ...
+
+    def free_bytes(self, directory: str) -> int:
+        """statvfs(3): what an unprivileged process may still write there."""
+
+    def holders(self, path: str) -> tuple[int, ...]:
+        """The processes of this host that have the file open (or mapped), as PIDs."""
+
+    def remove(self, path: str) -> None:
+        """unlink(2) and fsync of the directory; a path that is gone is fine."""
