@@ -1,0 +1,474 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: libvirt's XML to values and back, the only user of lxml.
+
+Everything is built as a tree and serialized by lxml, so that no name, path or description can
+change the structure of a document.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Union
+
+from .errors import VirtopsError
+from .journal import JOURNAL_URI, Journal, JournalDisk, Operation
+from .model import BlockJob, Disk, FileIdentity, Layer, SnapshotDisk, SnapshotRecord
+
+LXML_IMPORT_ERROR: str | None
+try:
+    from lxml import etree
+except ImportError:
+    LXML_IMPORT_ERROR = traceback.format_exc()
+else:
+    LXML_IMPORT_ERROR = None
+
+#: The path of a volume of a storage pool (pool, volume), or None where it cannot be told.
+VolumePath = Callable[[str, str], Union[str, None]]
+
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+JOURNAL_SCHEMA = "1"
+
+
+@dataclass(frozen=True)
+class DomainXml:
+    """What a domain's XML says; state and job progress come from other calls (see `DomainView`)."""
+
+    name: str
+    uuid: str
+    disks: tuple[Disk, ...]
+    config_disks: tuple[Disk, ...]
+    agent: str
+    journal_xml: str | None
+    machine: str
+    nvram: str | None
+    tpm: bool
+
+
+def _unknown_volume(pool: str, volume: str) -> str | None:  # noqa: ARG001
+    return None
+
+
+# Reading a domain
+
+
+def parse_domain(live_xml: str, config_xml: str | None, volume_path: VolumePath = _unknown_volume) -> DomainXml:
+    """Read virDomainGetXMLDesc with flags 0 (`live_xml`) and INACTIVE (`config_xml`).
+
+    `config_xml` is None for a transient domain. `volume_path` resolves disks of type 'volume'
+    (virStorageVolGetPath), whose XML names a pool and a volume instead of a path.
+    """
+    live = _parse(live_xml)
+    config = None if config_xml is None else _parse(config_xml)
+    config_disks = () if config is None else tuple(_active_only(disk) for disk in _disks(config, volume_path))
+    return DomainXml(
+        name=live.findtext("name", ""),
+        uuid=live.findtext("uuid", ""),
+        disks=_disks(live, volume_path),
+        config_disks=config_disks,
+        agent=_agent(live),
+        journal_xml=_journal_of(live if config is None else config),
+        machine=next((kind.get("machine", "") for kind in live.iterfind("os/type")), ""),
+        nvram=_nvram(live),
+        tpm=live.find("devices/tpm") is not None,
+    )
+
+
+def image_paths(domain_xml: str, volume_path: VolumePath = _unknown_volume) -> frozenset[str]:
+    """Every image that this XML of a domain names: active layers, backing layers, mirrors."""
+    paths: set[str] = set()
+    for disk in _disks(_parse(domain_xml), volume_path):
+        paths.update(layer.path for layer in disk.chain)
+        if disk.job is not None and disk.job.target is not None:
+            paths.add(disk.job.target)
+    return frozenset(paths)
+
+
+def _disks(domain: etree._Element, volume_path: VolumePath) -> tuple[Disk, ...]:
+    return tuple(_disk(element, volume_path) for element in domain.findall("devices/disk"))
+
+
+def _disk(element: etree._Element, volume_path: VolumePath) -> Disk:
+    target = _child(element, "target")
+    return Disk(
+        target=target.get("dev", ""),
+        device=element.get("device", "disk"),
+        bus=target.get("bus", ""),
+        source_type=element.get("type", "file"),
+        chain=_chain(element, volume_path),
+        readonly=element.find("readonly") is not None,
+        shareable=element.find("shareable") is not None,
+        transient=element.find("transient") is not None,
+        job=_job(element, volume_path),
+    )
+
+
+def _chain(disk: etree._Element, volume_path: VolumePath) -> tuple[Layer, ...]:
+    """The layers that the XML shows, active first; () where the active one is no local image."""
+    path = _local_path(disk, volume_path)
+    if path is None:
+        return ()
+    driver = disk.find("driver")
+    layers = [Layer(path, "raw" if driver is None else driver.get("type", "raw"))]
+    backing = disk.find("backingStore")
+    while backing is not None and backing.get("type") is not None:
+        layer_path = _local_path(backing, volume_path) or _remote_name(backing)
+        layers.append(Layer(layer_path, _format(backing)))
+        backing = backing.find("backingStore")
+    return tuple(layers)
+
+
+def _format(element: etree._Element) -> str:
+    found = element.find("format")
+    return "raw" if found is None else found.get("type", "raw")
+
+
+def _local_path(element: etree._Element, volume_path: VolumePath) -> str | None:
+    """The path of a <disk>, <backingStore> or <mirror> that lies on this host."""
+    source = element.find("source")
+    if source is None:
+        return None
+    if element.get("type") == "volume":
+        return volume_path(source.get("pool", ""), source.get("volume", ""))
+    if element.get("type", "file") in ("file", "block"):
+        return source.get("file") or source.get("dev")
+    return None
+
+
+def _remote_name(element: etree._Element) -> str:
+    """Words for a backing layer that is no local image, so that the chain shows that it is there."""
+    source = element.find("source")
+    if source is None:
+        return element.get("type", "")
+    host = source.find("host")
+    scheme = source.get("protocol") or element.get("type", "")
+    return (
+        f"{scheme}://{'' if host is None else host.get('name', '')}/{source.get('name') or source.get('volume') or ''}"
+    )
+
+
+def _job(disk: etree._Element, volume_path: VolumePath) -> BlockJob | None:
+    """The job that <mirror> tells of: copy and active-commit only. Other kinds show in no XML."""
+    mirror = disk.find("mirror")
+    if mirror is None:
+        return None
+    return BlockJob(
+        kind=mirror.get("job", "copy"),
+        ready=mirror.get("ready") == "yes",
+        target=_local_path(mirror, volume_path) or mirror.get("file"),
+    )
+
+
+def _active_only(disk: Disk) -> Disk:
+    """The persistent XML may carry a chain that someone wrote by hand; only the first layer counts."""
+    return Disk(
+        target=disk.target,
+        device=disk.device,
+        bus=disk.bus,
+        source_type=disk.source_type,
+        chain=disk.chain[:1],
+        readonly=disk.readonly,
+        shareable=disk.shareable,
+        transient=disk.transient,
+    )
+
+
+def _agent(domain: etree._Element) -> str:
+    for target in domain.findall("devices/channel/target"):
+        if target.get("name") == AGENT_CHANNEL:
+            return "connected" if target.get("state") == "connected" else "disconnected"
+    return "absent"
+
+
+def _nvram(domain: etree._Element) -> str | None:
+    nvram = domain.find("os/nvram")
+    if nvram is None:
+        return None
+    source = nvram.find("source")
+    path = (nvram.text or "").strip() if source is None else source.get("file") or source.get("dev") or ""
+    return path or None
+
+
+def _journal_of(domain: etree._Element) -> str | None:
+    element = domain.find(f"metadata/{{{JOURNAL_URI}}}journal")
+    return None if element is None else _serialize(element)
+
+
+# Writing a domain
+
+
+def with_disk_layers(domain_xml: str, layers: Mapping[str, Layer], drop_journal: bool = False) -> str:
+    """The domain with these images as its disks' active layers, by target name.
+
+    What belonged to the layers before (<backingStore>, <mirror>, indexes) goes; a source that the
+    old chain describes keeps its type and its own settings (security labels, slices).
+    """
+    domain = _parse(domain_xml)
+    disks = {_child(disk, "target").get("dev", ""): disk for disk in domain.findall("devices/disk")}
+    for target, layer in layers.items():
+        if target not in disks:
+            raise VirtopsError(
+                "no_such_disk",
+                f"The domain has no disk {target}",
+                f"Name one of its disks: {', '.join(sorted(disks))}",
+            )
+        _set_layer(disks[target], layer)
+    if drop_journal:
+        _drop_journal(domain)
+    return _serialize(domain)
+
+
+def _set_layer(disk: etree._Element, layer: Layer) -> None:
+    old = _described_source(disk, layer.path)
+    if old is None:
+        source = etree.Element("source")
+        kind = "block" if layer.path.startswith("/dev/") and not layer.path.startswith("/dev/shm/") else "file"
+    else:
+        source, kind = deepcopy(_child(old, "source")), old.get("type", "file")
+        source.tail = None
+    for name in ("file", "dev", "dir", "index", "pool", "volume", "mode", "protocol", "name"):
+        source.attrib.pop(name, None)
+    kind = "block" if kind == "block" else "file"
+    _set(source, "dev" if kind == "block" else "file", layer.path)
+    disk.set("type", kind)
+    driver = disk.find("driver")
+    if driver is None:
+        driver = etree.Element("driver", name="qemu")
+        disk.insert(0, driver)
+    _set(driver, "type", layer.format)
+    for stale in disk.findall("source") + disk.findall("backingStore") + disk.findall("mirror"):
+        _remove(stale)
+    disk.insert(disk.index(driver) + 1, source)
+    source.tail = driver.tail
+
+
+def _described_source(disk: etree._Element, path: str) -> etree._Element | None:
+    """The <disk>, or the <backingStore> in it, whose source is `path`."""
+    for element in (disk, *disk.iterfind(".//backingStore")):
+        if _local_path(element, _unknown_volume) == path:
+            return element
+    return None
+
+
+def _drop_journal(domain: etree._Element) -> None:
+    metadata = domain.find("metadata")
+    if metadata is None:
+        return
+    for journal in metadata.findall(f"{{{JOURNAL_URI}}}journal"):
+        _remove(journal)
+    if len(metadata) == 0:
+        _remove(metadata)
+
+
+# Snapshots
+
+
+def build_snapshot(name: str, description: str | None, disks: Sequence[SnapshotDisk]) -> str:
+    """The request for virDomainSnapshotCreateXML; list every disk, or libvirt adds those left out."""
+    root = etree.Element("domainsnapshot")
+    _text(root, "name", name)
+    if description is not None:
+        _text(root, "description", description)
+    listed = etree.SubElement(root, "disks")
+    for disk in disks:
+        element = etree.SubElement(listed, "disk")
+        _set(element, "name", disk.target)
+        _set(element, "snapshot", disk.mode)
+        if disk.mode != "external":
+            continue
+        element.set("type", "file")
+        if disk.format is not None:
+            _set(etree.SubElement(element, "driver"), "type", disk.format)
+        if disk.file is not None:
+            _set(etree.SubElement(element, "source"), "file", disk.file)
+    etree.indent(root)
+    return _serialize(root)
+
+
+def parse_snapshot(xml: str) -> SnapshotRecord:
+    """Read virDomainSnapshotGetXMLDesc."""
+    root = _parse(xml)
+    memory = root.find("memory")
+    return SnapshotRecord(
+        name=root.findtext("name", ""),
+        state=root.findtext("state", ""),
+        creation_time=int(root.findtext("creationTime", "0")),
+        disks=tuple(_snapshot_disk(disk) for disk in root.findall("disks/disk")),
+        description=root.findtext("description"),
+        parent=root.findtext("parent/name"),
+        memory="no" if memory is None else memory.get("snapshot", "no"),
+        memory_file=None if memory is None else memory.get("file"),
+    )
+
+
+def _snapshot_disk(disk: etree._Element) -> SnapshotDisk:
+    source, driver = disk.find("source"), disk.find("driver")
+    return SnapshotDisk(
+        target=disk.get("name", ""),
+        mode=disk.get("snapshot", ""),
+        file=None if source is None else source.get("file") or source.get("dev"),
+        format=None if driver is None else driver.get("type"),
+    )
+
+
+# The journal
+
+
+def build_journal(journal: Journal) -> str | None:
+    """The element for virDomainSetMetadata; None, which removes it, where there is nothing to tell.
+
+    It carries no namespace: virDomainSetMetadata puts the whole element into the one that it is
+    given, and fails ("failed to create a new XML namespace") where the prefix is declared already.
+    """
+    if not journal.operations:
+        return None
+    root = etree.Element("journal", schema=JOURNAL_SCHEMA)
+    for operation in journal.operations:
+        element = etree.SubElement(root, "operation")
+        for name in ("id", "kind", "name", "phase", "started", "consistency"):
+            _set(element, name, getattr(operation, name))
+        for disk in operation.disks:
+            _add_journal_disk(element, disk)
+    return _serialize(root)
+
+
+def _add_journal_disk(operation: etree._Element, disk: JournalDisk) -> None:
+    element = etree.SubElement(operation, "disk")
+    for name in ("target", "base", "base_format", "overlay"):
+        _set(element, name, getattr(disk, name))
+    if disk.identity is not None:
+        identity = etree.SubElement(element, "identity")
+        for name in ("device", "inode", "size", "mtime_ns"):
+            identity.set(name, str(getattr(disk.identity, name)))
+
+
+def parse_journal(xml: str | None) -> Journal:
+    """Read the journal's element, with or without its namespace (virDomainGetMetadata strips it)."""
+    if xml is None:
+        return Journal()
+    root = _parse(xml)
+    schema = root.get("schema")
+    if schema != JOURNAL_SCHEMA:
+        raise _journal_unreadable(f"its schema is {schema}, and this release knows {JOURNAL_SCHEMA}")
+    try:
+        return Journal(tuple(_operation(element) for element in _local(root, "operation")))
+    except (KeyError, ValueError) as problem:
+        raise _journal_unreadable(f"it is damaged ({problem})") from problem
+
+
+def _operation(element: etree._Element) -> Operation:
+    attributes = dict(element.attrib)
+    return Operation(
+        id=str(attributes["id"]),
+        kind=str(attributes["kind"]),
+        name=str(attributes["name"]),
+        phase=str(attributes["phase"]),
+        started=str(attributes["started"]),
+        disks=tuple(_journal_disk(disk) for disk in _local(element, "disk")),
+        consistency=str(attributes.get("consistency", "")),
+    )
+
+
+def _journal_disk(element: etree._Element) -> JournalDisk:
+    attributes = dict(element.attrib)
+    identity = None
+    for child in _local(element, "identity"):
+        values = {name: int(child.attrib[name]) for name in ("device", "inode", "size", "mtime_ns")}
+        identity = FileIdentity(**values)
+    return JournalDisk(
+        target=str(attributes["target"]),
+        base=str(attributes["base"]),
+        base_format=str(attributes["base_format"]),
+        overlay=str(attributes["overlay"]),
+        identity=identity,
+    )
+
+
+def _journal_unreadable(why: str) -> VirtopsError:
+    return VirtopsError(
+        "journal_unreadable",
+        f"The journal of virtops.libvirt in the domain's metadata cannot be read: {why}",
+        "Finish the operation with the release of the collection that wrote it; or, when you know that none is "
+        f"under way, remove it: virsh metadata DOMAIN --uri {JOURNAL_URI} --live --config --remove",
+    )
+
+
+# lxml
+
+
+def _parse(xml: str) -> etree._Element:
+    """Parse without entities, network or DTD: a domain's metadata may hold anybody's text."""
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, dtd_validation=False)
+    try:
+        root = etree.fromstring(xml.encode("utf-8"), parser)
+    except etree.XMLSyntaxError as problem:
+        raise _bad_xml(str(problem)) from problem
+    if root.getroottree().docinfo.doctype:
+        raise _bad_xml("it declares a document type")
+    return root
+
+
+def _bad_xml(why: str) -> VirtopsError:
+    return VirtopsError(
+        "invalid_xml",
+        f"XML that describes a domain or a snapshot cannot be read: {why}",
+        "Look at it with virsh dumpxml or virsh snapshot-dumpxml",
+    )
+
+
+def _child(element: etree._Element, path: str) -> etree._Element:
+    found = element.find(path)
+    if found is None:
+        raise _bad_xml(f"<{element.tag!s}> has no <{path}>")
+    return found
+
+
+def _local(element: etree._Element, name: str) -> Iterator[etree._Element]:
+    """The children of that local name, in whatever namespace."""
+    return element.iterchildren("{*}" + name)
+
+
+def _set(element: etree._Element, name: str, value: str) -> None:
+    try:
+        element.set(name, value)
+    except ValueError as problem:
+        raise _not_for_xml(value) from problem
+
+
+def _text(parent: etree._Element, name: str, value: str) -> None:
+    try:
+        etree.SubElement(parent, name).text = value
+    except ValueError as problem:
+        raise _not_for_xml(value) from problem
+
+
+def _not_for_xml(value: str) -> VirtopsError:
+    return VirtopsError(
+        "not_representable",
+        f"libvirt cannot hold the text {value!r}: XML has no control characters and no bytes outside UTF-8",
+        "Use a name without them",
+    )
+
+
+def _remove(element: etree._Element) -> None:
+    """Remove an element and leave the white space around the others as it was."""
+    parent = element.getparent()
+    if parent is None:
+        return
+    previous = element.getprevious()
+    if element.getnext() is None:
+        if previous is not None:
+            previous.tail = element.tail
+        elif len(parent) == 1:
+            parent.text = None
+    element.tail = None
+    parent.remove(element)
+
+
+def _serialize(element: etree._Element) -> str:
+    return etree.tostring(element, encoding="unicode", with_tail=False)
