@@ -1,0 +1,214 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The test sets. `./dev test` prepares the machine and runs them; `./dev test SET -- ARGUMENTS` narrows one.
+
+Plain nox rather than antsibull-nox: that one runs ansible-test in containers and fetches ansible-core from GitHub.
+The sessions make their own environments (tests/tools/envs.py), because one session needs several Pythons.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import nox
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from tests.tools import pythons
+from tests.tools.checks import Checks
+from tests.tools.envs import ROOT, STATE, ensure
+from tests.tools.tree import COLLECTIONS, TREE, sync
+
+SETS = ("lint", "sanity", "units", "galaxy", "docs", "integration", "e2e")
+
+nox.options.sessions = SETS
+nox.options.default_venv_backend = "none"
+
+# The user's PATH may hold pyenv's shims, that is Pythons that are none; ansible-test would take them.
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What a user of the collection gets: galaxy.yml's build_ignore leaves out the rest.
+SHIPPED = {
+    *("CHANGELOG.rst", "CODE_OF_CONDUCT.md", "COPYING", "FILES.json", "LICENSES", "MANIFEST.json", "README.md"),
+    *("REUSE.toml", "changelogs", "meta", "playbooks", "plugins", "roles"),
+}
+
+
+def environment(*folders: Path, **variables: str) -> dict[str, str]:
+    """Return the process environment for a tool: these folders before the system's, and our collection on the path."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "PYTHON", "VIRTUAL_ENV"))}
+    env["PATH"] = os.pathsep.join([*map(str, folders), SYSTEM_PATH])
+    env["LC_ALL"] = "C.UTF-8"  # ansible refuses a locale that is not UTF-8
+    env["ANSIBLE_COLLECTIONS_PATH"] = str(COLLECTIONS)
+    return {**env, **variables}
+
+
+def newest_python() -> Path:
+    """Return the newest Python that Ansible's tools run on."""
+    usable = [v for v in pythons.available() if v in pythons.CONTROLLER["2.19"] + pythons.CONTROLLER["2.21"]]
+    return pythons.available()[usable[-1]]
+
+
+def core_environment(core: str, python: str) -> Path:
+    """Return the bin folder of an ansible-core, with what its sanity tests and units need."""
+    bin_ = ensure(f"core-{core}", pythons.available()[python], f"ansible-core=={core}.*", "sanity", "units")
+    provide_pip_bootstrap(bin_)
+    return bin_
+
+
+def provide_pip_bootstrap(core_bin: Path) -> None:
+    """Put our stand-in for get-pip.py where this ansible-test looks first, if there is none. See its docstring."""
+    (source,) = core_bin.parent.glob("lib/python*/site-packages/ansible_test/_internal/python_requirements.py")
+    cache = Path.home() / ".ansible" / "test" / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    for version in set(re.findall(r"""\bpip=['"]([\d.]+)['"]""", source.read_text(encoding="utf-8"))):
+        script = cache / f"get_pip_{version.replace('.', '_')}.py"
+        if not script.exists():
+            shutil.copyfile(ROOT / "tests" / "tools" / "get_pip.py", script)
+
+
+def each_core(checks: Checks) -> Iterator[tuple[str, Path]]:
+    """Yield each ansible-core that this machine has a Python for, and its bin folder; say what it has not."""
+    print("Pythons:", ", ".join(f"{v} ({path})" for v, path in pythons.available().items()))
+    print("not available:", ", ".join(v for v in pythons.ALL if v not in pythons.available()) or "none")
+    for core in pythons.CORES:
+        python = pythons.controller_for(core)
+        if python:
+            yield core, core_environment(core, python)
+        else:
+            checks.skip(f"ansible-core {core}", f"needs one of Python {', '.join(pythons.CONTROLLER[core])}")
+
+
+def shell_scripts() -> list[str]:
+    """Return the files of the tree that a POSIX shell or bash runs."""
+    found = []
+    for path in sorted(TREE.rglob("*")):
+        name = path.relative_to(TREE)
+        if name.parts[0] == ".git" or name.parts[:2] == ("tests", "output") or not path.is_file() or path.is_symlink():
+            continue
+        with open(path, "rb") as file:
+            if re.match(rb"#!\s*/(usr/)?bin/(env )?(ba|da)?sh\b", file.readline(80)):
+                found.append(str(name))
+    return found
+
+
+def typed_test_folders() -> list[str]:
+    """Return the folders of test tooling that are checked for types."""
+    return [f"tests/{name}" for name in ("lab", "tools") if any((TREE / "tests" / name).rglob("*.py"))]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, types, licences, docs: everything that reads and runs nothing."""
+    sync()
+    bin_ = ensure("lint", newest_python(), "lint")
+    typing = ensure("typing", newest_python(), "typing")
+    env = environment(bin_, MYPYPATH=str(COLLECTIONS), MYPY_CACHE_DIR=str(STATE / "mypy"), ANSIBLE_LINT_NODEPS="1")
+    utils = "ansible_collections.virtops.libvirt.plugins.module_utils"
+    with Checks("lint", session.error) as checks:
+        for label, command in {
+            "ruff check": ["ruff", "check", "."],
+            "ruff format": ["ruff", "format", "--check", "--diff", "."],
+            "mypy module_utils": [typing / "mypy", "-p", utils],
+            "mypy tests": [typing / "mypy", "--python-version", "3.11", *typed_test_folders()],
+            "yamllint": ["yamllint", "--strict", "."],
+            "ansible-lint": ["ansible-lint", "--offline", "--profile", "production", "--strict"],
+            "reuse": ["reuse", "lint", "--quiet"],
+            "shellcheck": ["shellcheck", *shell_scripts()],
+            "antsibull-changelog": ["antsibull-changelog", "lint"],
+            "antsibull-docs": ["antsibull-docs", "lint-collection-docs", "--plugin-docs", "."],
+        }.items():
+            checks.run(label, [bin_ / command[0], *command[1:]], cwd=TREE, env=env)
+
+
+@nox.session
+def sanity(session: nox.Session) -> None:
+    """ansible-test sanity on each ansible-core; import and compile tests on each Python."""
+    sync()
+    with Checks("sanity", session.error) as checks:
+        for core, bin_ in each_core(checks):
+            folders = [path.parent for path in pythons.available().values()]
+            command = [bin_ / "ansible-test", "sanity", "--local", "--color", "no", *session.posargs]
+            checks.run(f"ansible-core {core}", command, cwd=TREE, env=environment(bin_, *folders))
+
+
+@nox.session
+def units(session: nox.Session) -> None:
+    """ansible-test units on each ansible-core, with each Python that it supports."""
+    sync()
+    with Checks("units", session.error) as checks:
+        for core, bin_ in each_core(checks):
+            # ansible-test runs the Python of its own version from its own environment, and finds the others on PATH.
+            folders = [
+                ensure(f"units-{v}", pythons.available()[v], "units")
+                for v in pythons.for_core(core)
+                if v != pythons.controller_for(core)
+            ]
+            junit = TREE / "tests" / "output" / "junit"
+            shutil.rmtree(junit, ignore_errors=True)
+            command = [bin_ / "ansible-test", "units", "--local", "--color", "no", *session.posargs]
+            label = f"ansible-core {core} on Python {', '.join(pythons.for_core(core))}"
+            checks.run(label, command, cwd=TREE, env=environment(*folders, bin_))
+            if not checks.add_junit(sorted(junit.glob("*.xml"))):
+                checks.report(f"ansible-core {core}", "no test was run")
+
+
+@nox.session
+def galaxy(session: nox.Session) -> None:
+    """Build the artifact and import it as Galaxy would."""
+    sync()
+    bin_ = ensure("galaxy", newest_python(), "galaxy")
+    dist = STATE / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    settings = dist / "galaxy-importer.cfg"
+    env = environment(bin_, GALAXY_IMPORTER_CONFIG=str(settings))
+    with Checks("galaxy", session.error) as checks:
+        checks.run("build", ["ansible-galaxy", "collection", "build", "--output-path", dist], cwd=TREE, env=env)
+        (artifact,) = dist.glob("*.tar.gz")
+        with tarfile.open(artifact) as tar:
+            surplus = {name.split("/")[0] for name in tar.getnames()} - SHIPPED
+        checks.report("contents", f"not for users: {', '.join(sorted(surplus))}" if surplus else None)
+        settings.write_text("[galaxy-importer]\nCHECK_REQUIRED_TAGS = True\nRUN_FLAKE8 = False\n", encoding="utf-8")
+        importer = [bin_ / "python", "-m", "galaxy_importer.main", artifact]
+        checks.run("galaxy-importer", importer, cwd=dist, env=env, verdict=complaints)
+
+
+def complaints(output: str) -> str | None:
+    """Return what the Galaxy importer found wrong: it exits 0 whatever it says."""
+    found = [line for line in output.splitlines() if re.match(r"(WARNING|ERROR|CRITICAL|Traceback)", line)]
+    if "Importer processing completed successfully" not in output:
+        found.append("the import was not completed")
+    return "; ".join(found) or None
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the HTML documentation of every module, role and playbook into .dev/docs/html."""
+    sync()
+    bin_ = ensure("docs", newest_python(), "docs")
+    site = STATE / "docs"
+    shutil.rmtree(site, ignore_errors=True)
+    env = environment(bin_)
+    init = ["antsibull-docs", "sphinx-init", "--use-current", "--squash-hierarchy", "--lenient", "--dest-dir", site]
+    with Checks("docs", session.error) as checks:
+        checks.run("prepare", [*init, "virtops.libvirt"], cwd=TREE, env=env)
+        checks.run("build", [site / "build.sh"], cwd=site, env=env)
+    print(f"open {site / 'build' / 'html' / 'index.html'}")
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """ansible-test integration inside a lab hypervisor, against real libvirt and QEMU."""
+    session.error("not there yet")
+
+
+@nox.session
+def e2e(session: nox.Session) -> None:
+    """The playbooks over SSH on lab hypervisors with running guests."""
+    session.error("not there yet")

@@ -1,0 +1,106 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Runs the checks of one test set, all of them even if some fail, and counts."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from .envs import STATE
+
+RESULTS = STATE / "results"
+
+
+class Checks:
+    """The checks of one set, as a context: on leaving, the counts are in .dev/results/SET for ./dev test to add up."""
+
+    def __init__(self, name: str, fail: Callable[[str], object]) -> None:
+        """Start a set of which nothing has been run; `fail` is called at the end, with the names of what failed."""
+        self.name = name
+        self._fail = fail
+        self.passed = self.failed = self.skipped = 0
+        self._failures: list[str] = []
+
+    def run(
+        self,
+        label: str,
+        command: Iterable[str | Path],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        verdict: Callable[[str], str | None] | None = None,
+    ) -> None:
+        """Run a command as one check. `verdict` reads what a successful one printed, and says what is wrong."""
+        started = time.monotonic()
+        print(f"--- {self.name}: {label}", flush=True)
+        capture = subprocess.PIPE if verdict else None
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=cwd,
+            env=dict(env),
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=capture,
+            stderr=subprocess.STDOUT if verdict else None,
+            encoding="utf-8",
+            errors="replace",
+        )
+        problem = f"exit status {done.returncode}" if done.returncode else None
+        if verdict:
+            print(done.stdout, end="", flush=True)
+            problem = problem or verdict(done.stdout)
+        self.report(label, problem, time.monotonic() - started)
+
+    def report(self, label: str, problem: str | None, seconds: float = 0) -> None:
+        """Count one check that is done: a pass if there is no problem."""
+        if problem:
+            self.failed += 1
+            self._failures.append(f"{label}: {problem}")
+            print(f"--- {self.name}: {label}: FAILED ({problem}, {seconds:.0f} s)", flush=True)
+        else:
+            self.passed += 1
+            print(f"--- {self.name}: {label}: ok ({seconds:.0f} s)", flush=True)
+
+    def skip(self, label: str, why: str) -> None:
+        """Count one check that cannot be made on this machine."""
+        self.skipped += 1
+        print(f"--- {self.name}: {label}: skipped ({why})", flush=True)
+
+    def add_junit(self, files: Iterable[Path]) -> int:
+        """Count the tests of JUnit files instead of the one check that ran them; return how many there were."""
+        tests = failed = skipped = 0
+        for file in files:
+            for suite in ElementTree.parse(file).getroot().iter("testsuite"):
+                tests += int(suite.get("tests", 0))
+                failed += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+                skipped += int(suite.get("skipped", 0))
+        self.passed += tests - failed - skipped
+        self.failed += failed
+        self.skipped += skipped
+        if failed:
+            self._failures.append(f"{failed} tests")
+        return tests
+
+    def __enter__(self) -> Checks:
+        """Forget the counts of an earlier run."""
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / self.name).unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the counts; fail if a check has. A set that broke off has no counts, and ./dev test sees that."""
+        if kind is not None:
+            return
+        (RESULTS / self.name).write_text(f"{self.passed} {self.failed} {self.skipped}\n", encoding="utf-8")
+        counts = f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+        print(f"=== {self.name}: {counts}", flush=True)
+        if self.failed:
+            self._fail("; ".join(self._failures))
