@@ -1,0 +1,81 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: running one program on the hypervisor, and what its failure means."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+
+from .._core.errors import VirtopsError
+
+# A child must not outlive us: a `qemu-img` that goes on after our SIGKILL holds QEMU's lock on the image, and so makes
+# every later merge fail for as long as it runs. prctl(2) PR_SET_PDEATHSIG does that, but it must be set in the child.
+# `preexec_fn` would do it between fork and exec of a process with threads, which may deadlock; so a program of
+# its own does. PR_SET_PDEATHSIG survives execve(2). It means the death of the *thread* that started the child: each
+# thread here waits for the child that it started. The parent may be dead before prctl: hence the look at getppid(2).
+_TRAMPOLINE = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+_MAKE_SPACE = "Make space on that file system, then try again"
+#: errno(3), what a program says for it in the C locale, and the code and the remedy that this stands for.
+_MEANINGS = (
+    (errno.ENOSPC, "No space left on device", "no_space", _MAKE_SPACE),
+    (errno.EDQUOT, "Disk quota exceeded", "no_space", _MAKE_SPACE),
+    (0, '" lock', "image_locked", "Another process uses the image: wait for its block job or end it, then try again"),
+    (errno.EACCES, "Permission denied", "permission_denied", "Run the module with the rights to it (become)"),
+    (errno.EPERM, "Operation not permitted", "permission_denied", "Run the module with the rights to it (become)"),
+    (errno.EROFS, "Read-only file system", "not_writable", "Make the file system writable"),
+    (errno.ENOENT, "No such file or directory", "no_image", "Check the path, and that its storage is mounted"),
+)
+
+
+def run(argv: list[str], subject: str, tied: bool = False) -> str:
+    """Run a program without a shell and return what it printed.
+
+    `subject` is what the error is about, as "The copy of /a.img". `tied`: a long one, that dies with us.
+    """
+    if shutil.which(argv[0]) is None:
+        raise VirtopsError(
+            "missing_program",
+            "%s is not installed on this host" % argv[0],
+            "Install it (Debian: qemu-utils, RHEL: qemu-img, SUSE: qemu-tools)",
+        )
+    if tied:
+        argv = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *argv]
+    env = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, env=env, check=False)
+    if done.returncode:
+        raise failure(subject, _text(done.stderr) or _text(done.stdout) or "exit code %d" % done.returncode)
+    return _text(done.stdout)
+
+
+def failure(subject: str, said: str, code: str = "image_failed") -> VirtopsError:
+    """The typed error for what a program said; `code` where nothing more exact is known."""
+    for _, words, meaning, remedy in _MEANINGS:
+        if words in said:
+            return VirtopsError(meaning, "%s failed: %s" % (subject, said), remedy)
+    return VirtopsError(code, "%s failed: %s" % (subject, said), "Mend what the message names, then try again")
+
+
+def os_failure(subject: str, error: OSError, code: str = "image_failed") -> VirtopsError:
+    """The same for an OSError, by its number: strerror(3) speaks the user's language."""
+    said = "%s (%s)" % (error.strerror, error.filename) if error.filename else str(error.strerror or error)
+    for number, _, meaning, remedy in _MEANINGS:
+        if number and number == error.errno:
+            return VirtopsError(meaning, "%s failed: %s" % (subject, said), remedy)
+    return VirtopsError(code, "%s failed: %s" % (subject, said), "Mend what the message names, then try again")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace").strip()

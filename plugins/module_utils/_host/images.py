@@ -1,0 +1,183 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: images and files on the hypervisor, through qemu-img(1) and system calls.
+
+Every path is absolute. That makes each one safe as an argument: it cannot be taken for an option, and QEMU looks for a
+protocol ("nbd:") only before the first slash. Commas count in option lists alone, so no path stands in one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import Any
+
+from .._core.errors import VirtopsError
+from .._core.model import FileIdentity, ImageInfo, Layer
+from .command import os_failure, run
+from .procs import holders
+
+_PRIVATE = 0o600
+
+
+class Images:
+    """Implements `_core.ports.ImagePort`."""
+
+    def info(self, path: str, image_format: str | None = None) -> ImageInfo:
+        """`qemu-img info -U`; QEMU's own guess of the format where `image_format` is None."""
+        return image_info(path, self._info(path, image_format, chain=False)[0])
+
+    def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:
+        """`qemu-img info -U --backing-chain`."""
+        entries = self._info(path, image_format, chain=True)
+        paths = [path] + [_backing_path(entry, entry["filename"]) or "" for entry in entries[:-1]]
+        return tuple(Layer(name, str(entry["format"])) for name, entry in zip(paths, entries))
+
+    def create_overlay(self, path: str, base: Layer, virtual_size: int) -> None:
+        """`qemu-img create` truncates what is there, so the name is taken first, exclusively."""
+        subject = "Creating the overlay %s" % path
+        _reserve(path, subject)
+        try:
+            backing = ["-F", base.format, "-b", _absolute(base.path)]
+            run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, path, str(virtual_size)], subject)
+            sync_file(path)
+            sync_directory(os.path.dirname(path))
+        except (VirtopsError, OSError) as error:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            if isinstance(error, OSError):
+                raise os_failure(subject, error) from error
+            raise
+
+    def commit(self, top: Layer, base: Layer) -> None:
+        """`qemu-img commit -d`: the overlays stay as they are, and are still right if we die half-way."""
+        run(
+            ["qemu-img", "commit", "-q", "-d", "-f", top.format, "-b", _absolute(base.path), _absolute(top.path)],
+            "Committing %s into %s" % (top.path, base.path),
+            tied=True,
+        )
+
+    def rebase_unsafe(self, path: str, base: Layer) -> None:
+        """`qemu-img rebase -u`; `path` is qcow2, as only that holds a backing file here."""
+        backing = ["-F", base.format, "-b", _absolute(base.path)]
+        run(["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", *backing, _absolute(path)], "Rebasing %s" % path)
+
+    def identity(self, path: str) -> FileIdentity:
+        """stat(2): a block device's size is 0 there."""
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            raise os_failure("Looking at the image %s" % path, error) from error
+        return FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def exists(self, path: str) -> bool:
+        """lstat(2)."""
+        return os.path.lexists(path)
+
+    def is_directory(self, path: str) -> bool:
+        """stat(2)."""
+        return os.path.isdir(path)
+
+    def is_writable(self, path: str) -> bool:
+        """access(2) with the effective IDs; it also knows of file systems mounted read-only."""
+        return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+    def free_bytes(self, directory: str) -> int:
+        """statvfs(3): f_bavail, without the blocks reserved for root."""
+        try:
+            found = os.statvfs(directory)
+        except OSError as error:
+            raise os_failure("Looking for space on %s" % directory, error) from error
+        return found.f_bavail * found.f_frsize
+
+    def holders(self, path: str) -> tuple[int, ...]:
+        """/proc/PID/fd and map_files."""
+        return holders(path)
+
+    def remove(self, path: str) -> None:
+        """unlink(2), and fsync(2) of the directory, so that a power loss does not bring it back."""
+        try:
+            os.unlink(path)
+            sync_directory(os.path.dirname(path))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise os_failure("Removing %s" % path, error) from error
+
+    def _info(self, path: str, image_format: str | None, chain: bool) -> list[dict[str, Any]]:
+        argv = ["qemu-img", "info", "-U", "--output=json"]
+        argv += ["--backing-chain"] if chain else []
+        argv += ["-f", image_format] if image_format else []
+        found = json.loads(run([*argv, _absolute(path)], "Reading the image %s" % path))
+        return found if isinstance(found, list) else [found]
+
+
+def image_info(path: str, entry: dict[str, Any]) -> ImageInfo:
+    """One entry of `qemu-img info --output=json`."""
+    specific = entry.get("format-specific", {}).get("data", {})
+    return ImageInfo(
+        path=path,
+        format=entry["format"],
+        virtual_size=entry["virtual-size"],
+        allocation=entry.get("actual-size", 0),
+        backing_path=_backing_path(entry, path),
+        backing_format=entry.get("backing-filename-format"),
+        internal_snapshots=tuple(snapshot["name"] for snapshot in entry.get("snapshots", ())),
+        corrupt=bool(specific.get("corrupt", False)),
+    )
+
+
+def _backing_path(entry: dict[str, Any], owner: str) -> str | None:
+    """The backing file as an absolute path; one that is not a plain file stays as QEMU says it."""
+    name = entry.get("full-backing-filename") or entry.get("backing-filename")
+    if not name or name.startswith(("json:", "/")):
+        return name
+    if name.startswith("file:"):
+        name = name[len("file:") :]
+    # Left relative by QEMU only where it could not tell: it means relative to the image that says so.
+    return os.path.normpath(os.path.join(os.path.dirname(owner), name))
+
+
+def sync_file(path: str) -> None:
+    """fsync(2) of a file by its name."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_directory(path: str) -> None:
+    """fsync(2) of a directory: what was made, renamed or removed in it is then on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _reserve(path: str, subject: str) -> None:
+    """Make an empty file that is ours, or fail: O_EXCL also refuses a dangling symlink."""
+    try:
+        fd = os.open(_absolute(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE)
+        try:
+            os.fchmod(fd, _PRIVATE)
+        finally:
+            os.close(fd)
+    except FileExistsError:
+        raise VirtopsError(
+            "overlay_exists",
+            "The file %s is there already" % path,
+            "Choose another name; remove that file only once you know that no domain uses it",
+        ) from None
+    except OSError as error:
+        raise os_failure(subject, error) from error
+
+
+def _absolute(path: str) -> str:
+    if not os.path.isabs(path):
+        raise VirtopsError("relative_path", "The path %r is not absolute" % path, "Give it from the root on")
+    return path

@@ -1,0 +1,45 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: which processes of this host use a file, by proc(5)."""
+
+from __future__ import annotations
+
+import os
+
+
+def holders(path: str) -> tuple[int, ...]:
+    """The PIDs that have `path` open or mapped, whatever name they opened it by; none where it is gone.
+
+    Compared by device and inode, so a bind mount, a hard link or another mount namespace hides nobody. A process that
+    ends meanwhile, or that we may not look into, is passed over: as root that is none.
+    """
+    try:
+        wanted = os.stat(path)
+    except FileNotFoundError:
+        return ()
+    key = (wanted.st_dev, wanted.st_ino)
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return tuple(sorted(pid for pid in pids if _holds(pid, key)))
+
+
+def _holds(pid: int, key: tuple[int, int]) -> bool:
+    return any(_any_link(os.path.join("/proc", str(pid), kind), key) for kind in ("fd", "map_files"))
+
+
+def _any_link(directory: str, key: tuple[int, int]) -> bool:
+    try:
+        entries = os.scandir(directory)
+    except OSError:
+        return False
+    with entries:
+        return any(_identity(entry.path) == key for entry in entries)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

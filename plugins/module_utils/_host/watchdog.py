@@ -1,0 +1,114 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the process that thaws a guest when the module dies with it frozen.
+
+A frozen guest stands still for ever. The module may be SIGKILLed between freeze and thaw, so a process of its own
+session waits beside it. What it holds on to is a pipe from us: the kernel closes our end however we die, and it reads
+the end of file. What it does then is the business of the module that it runs, which knows libvirt. Between the two:
+
+    argv     URI UUID SECONDS
+    stdout   "armed" and a newline once it is ready (imports done, libvirt connected); after that it writes nothing,
+             as nobody may be there to read. What it says instead of "armed" becomes our error.
+    stdin    "done" and a newline: end without a thaw. End of file, or SECONDS gone by: thaw, then end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+
+from .._core.errors import VirtopsError
+
+#: Seconds for it to say "armed": Python starts, imports libvirt and connects, on a busy host.
+ARM_SECONDS = 20.0
+#: Seconds for it to end after "done".
+DISARM_SECONDS = 5.0
+
+_ARMED = b"armed\n"
+
+
+class PythonWatchdog:
+    """Implements `_core.ports.Watchdog` by `python -m module_name`.
+
+    Ansible packs only what is imported: whoever names the module must import it as well.
+    """
+
+    def __init__(self, uri: str, module_name: str, arm_seconds: float = ARM_SECONDS) -> None:
+        self._uri = uri
+        self._module_name = module_name
+        self._arm_seconds = arm_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def arm(self, uuid: str, seconds: int) -> None:
+        """Start it and wait for "armed". `seconds` count from then on."""
+        self.disarm()
+        # Our end of its stdin is close-on-exec, as all that Python opens: no other child keeps the pipe open.
+        process = subprocess.Popen(
+            [sys.executable, "-m", self._module_name, self._uri, uuid, str(seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # Out of AnsiballZ's zip as well: our sys.path names it.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            cwd="/",
+            close_fds=True,
+            # Of its own session: the hangup of a dropped SSH connection does not reach it.
+            start_new_session=True,
+        )
+        said = self._wait_armed(process)
+        if not said.endswith(_ARMED):
+            process.kill()
+            _close(process)
+            raise VirtopsError(
+                "watchdog_failed",
+                "The watchdog that would thaw the guest did not start: %s" % _last_line(said, self._arm_seconds),
+                "Mend what the message names; until then take the snapshot with quiesce: never",
+            )
+        self._process = process
+
+    def disarm(self) -> None:
+        """Say "done" and wait for its end. It may have acted and ended by itself: that is fine."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(b"done\n")
+            process.stdin.flush()
+        try:
+            process.wait(DISARM_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        _close(process)
+
+    def _wait_armed(self, process: subprocess.Popen[bytes]) -> bytes:
+        """What it said until "armed", its end or the deadline."""
+        assert process.stdout is not None
+        fd = process.stdout.fileno()
+        deadline = time.monotonic() + self._arm_seconds
+        said = b""
+        while not said.endswith(_ARMED):
+            readable, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+            chunk = os.read(fd, 4096) if readable else b""
+            if not chunk:
+                break
+            said += chunk
+        return said
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+    process.wait()
+
+
+def _last_line(said: bytes, seconds: float) -> str:
+    lines = said.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing within %d s" % seconds
