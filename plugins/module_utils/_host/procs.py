@@ -13,7 +13,7 @@ def holders(path: str) -> tuple[int, ...]:
     """The PIDs that have `path` open or mapped, whatever name they opened it by; none where it is gone.
 
     Compared by device and inode, so a bind mount, a hard link or another mount namespace hides nobody. A process that
-    ends meanwhile, or that we may not look into, is passed over: as root that is none.
+    ends meanwhile is passed over, and so is one that we may not look into: as root none, as a user those of others.
     """
     try:
         wanted = os.stat(path)
@@ -30,11 +30,10 @@ def _holds(pid: int, key: tuple[int, int]) -> bool:
 
 def _any_link(directory: str, key: tuple[int, int]) -> bool:
     try:
-        entries = os.scandir(directory)
+        names = os.listdir(directory)
     except OSError:
         return False
-    with entries:
-        return any(_identity(entry.path) == key for entry in entries)
+    return any(_identity(os.path.join(directory, name)) == key for name in names)
 
 
 def _identity(path: str) -> tuple[int, int] | None:

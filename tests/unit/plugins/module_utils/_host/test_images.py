@@ -1,0 +1,146 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Layer
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.images import Images
+
+pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+
+MIB = 1024 * 1024
+#: What a name may hold that a tool could take for something else.
+ODD_NAMES = ["with space", "a,b=c,,d", "nbd:colon", "-dash", "grün-雪", "quote'\"", "%s {0}"]
+
+
+@pytest.fixture
+def images() -> Images:
+    return Images()
+
+
+def make(path: Path, image_format: str = "qcow2", size: int = MIB) -> Layer:
+    subprocess.run(["qemu-img", "create", "-q", "-f", image_format, str(path), str(size)], check=True)
+    return Layer(str(path), image_format)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_an_odd_name_is_only_a_name(tmp_path: Path, images: Images, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    base = make(folder / (name + ".raw"), "raw")
+    overlay = str(folder / (name + ".qcow2"))
+    images.create_overlay(overlay, base, MIB)
+    assert images.chain(overlay, "qcow2") == (Layer(overlay, "qcow2"), base)
+    info = images.info(overlay, "qcow2")
+    assert (info.format, info.virtual_size, info.backing_path, info.backing_format) == ("qcow2", MIB, base.path, "raw")
+    assert sorted(os.listdir(folder)) == sorted([name + ".raw", name + ".qcow2"])
+
+
+def test_an_overlay_is_for_its_owner_alone(tmp_path: Path, images: Images) -> None:
+    old = os.umask(0)
+    try:
+        images.create_overlay(str(tmp_path / "o.qcow2"), make(tmp_path / "b.qcow2"), MIB)
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(os.stat(tmp_path / "o.qcow2").st_mode) == 0o600
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling"])
+def test_what_is_there_is_not_overwritten(tmp_path: Path, images: Images, kind: str) -> None:
+    base = make(tmp_path / "b.qcow2")
+    path = tmp_path / "o.qcow2"
+    if kind == "file":
+        path.write_bytes(b"precious")
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(VirtopsError) as caught:
+        images.create_overlay(str(path), base, MIB)
+    assert caught.value.code == "overlay_exists"
+    if kind == "file":
+        assert path.read_bytes() == b"precious"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_failed_overlay_leaves_no_file(tmp_path: Path, images: Images) -> None:
+    with pytest.raises(VirtopsError) as caught:
+        images.create_overlay(str(tmp_path / "o.qcow2"), Layer(str(tmp_path / "none.raw"), "raw"), MIB)
+    assert caught.value.code == "no_image"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_relative_path_is_refused(images: Images) -> None:
+    with pytest.raises(VirtopsError) as caught:
+        images.info("nbd:localhost:10809")
+    assert caught.value.code == "relative_path"
+
+
+def test_a_relative_backing_file_is_told_as_an_absolute_path(tmp_path: Path, images: Images) -> None:
+    base = make(tmp_path / "b.qcow2")
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "b.qcow2", "o.qcow2"], cwd=tmp_path, check=True
+    )
+    overlay = str(tmp_path / "o.qcow2")
+    assert images.chain(overlay) == (Layer(overlay, "qcow2"), base)
+    assert images.info(overlay).backing_path == base.path
+
+
+def test_commit_and_rebase(tmp_path: Path, images: Images) -> None:
+    base = make(tmp_path / "b.raw", "raw")
+    other = make(tmp_path / "other.raw", "raw")
+    overlay = str(tmp_path / "o.qcow2")
+    images.create_overlay(overlay, base, MIB)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 4k", overlay], check=True, stdout=subprocess.DEVNULL)
+    before = images.identity(base.path)
+    images.commit(Layer(overlay, "qcow2"), base)
+    assert Path(base.path).read_bytes()[:4096] == b"\x07" * 4096
+    assert images.identity(base.path) != before
+    assert images.identity(base.path).size == MIB
+    images.rebase_unsafe(overlay, other)
+    assert images.info(overlay).backing_path == other.path
+
+
+def test_a_corrupt_image_and_its_snapshots_are_told(tmp_path: Path, images: Images) -> None:
+    path = make(tmp_path / "b.qcow2").path
+    subprocess.run(["qemu-img", "snapshot", "-c", "one", path], check=True)
+    info = images.info(path)
+    assert info.internal_snapshots == ("one",)
+    assert info.corrupt is False
+    assert 0 < info.allocation < MIB
+
+
+def test_a_missing_program_is_named(tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(VirtopsError) as caught:
+        images.info("/x")
+    assert caught.value.code == "missing_program"
+    assert "qemu-utils" in str(caught.value)
+
+
+def test_files(tmp_path: Path, images: Images) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert images.exists(str(tmp_path / "dangling"))
+    assert images.is_directory(str(tmp_path))
+    assert not images.is_directory(str(path))
+    assert images.is_writable(str(tmp_path))
+    assert images.free_bytes(str(tmp_path)) > 0
+    with path.open():
+        assert images.holders(str(path)) == (os.getpid(),)
+    assert images.holders(str(path)) == ()
+    images.remove(str(path))
+    images.remove(str(path))
+    assert not images.exists(str(path))
+    with pytest.raises(VirtopsError) as caught:
+        images.identity(str(path))
+    assert caught.value.code == "no_image"

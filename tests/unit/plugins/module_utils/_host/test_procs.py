@@ -1,0 +1,47 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.procs import holders
+
+
+def test_another_process_by_a_hard_link(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"x")
+    os.link(path, tmp_path / "link")
+    code = "import sys; f = open(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "link")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert holders(str(path)) == (process.pid,)
+        assert process.stdin is not None
+        process.stdin.close()
+    assert holders(str(path)) == ()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="map_files can be read by root only")
+def test_a_mapped_file_is_held(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"x" * 4096)
+    fd = os.open(path, os.O_RDONLY)
+    mapped = mmap.mmap(fd, 4096, prot=mmap.PROT_READ)
+    os.close(fd)
+    assert holders(str(path)) == (os.getpid(),)
+    mapped.close()
+    assert holders(str(path)) == ()
+
+
+def test_a_file_that_is_gone(tmp_path: Path) -> None:
+    assert holders(str(tmp_path / "none")) == ()
