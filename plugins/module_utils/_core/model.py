@@ -163,10 +163,11 @@ class ImageInfo:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One effect of a plan, said in the words that `actions` shows."""
+class OtherImages:
+    """What other domains of the host use: `known` paths, and `tips` whose chains only the images tell."""
 
-    text: str
+    known: frozenset[str]
+    tips: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .model import DomainView, FileIdentity, ImageInfo, Layer, SnapshotRecord
+from .model import DomainView, FileIdentity, ImageInfo, Layer, OtherImages, SnapshotRecord
 
 
 class Clock(Protocol):
@@ -90,8 +90,8 @@ class MergePort(ViewPort, JournalPort, Protocol):
     def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
         """virDomainSnapshotDelete, METADATA_ONLY."""
 
-    def images_of_other_domains(self) -> frozenset[str]:
-        """Every path in a live or persistent chain of the host's other domains."""
+    def other_images(self) -> OtherImages:
+        """What the host's other domains stand on, by their live and persistent XML."""
 
 
 class Watchdog(Protocol):

@@ -1,0 +1,165 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: where the merge of one disk stands, and what comes next. No effects.
+
+A goal is absolute: "these layers are in that base". So a second run, or one after any crash, reads the
+chain and goes on from there; a job that vanished tells nothing by itself.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from .errors import VirtopsError
+from .model import BlockJob, Disk, DomainView, Layer
+
+
+@dataclass(frozen=True)
+class MergeGoal:
+    """The layers `merged` (top first) of disk `target` are to go into `base`.
+
+    `above` is the layer that stands on the topmost of them, None where the guest writes to it: then
+    the commit is an active one, which ends in a pivot.
+    """
+
+    target: str
+    base: Layer
+    merged: tuple[Layer, ...]
+    above: str | None = None
+
+    @property
+    def top(self) -> Layer:
+        return self.merged[0]
+
+    @property
+    def active(self) -> bool:
+        return self.above is None
+
+
+class Phase(enum.Enum):
+    """Where the merge of one disk stands, derived from the live chain, the job and the persistent XML."""
+
+    #: The layers are in the chain and no job runs: start one.
+    IDLE = "idle"
+    #: Our commit runs: wait.
+    COPYING = "copying"
+    #: An active commit has caught up and mirrors each write: it may pivot.
+    READY = "ready"
+    #: The domain is off and the layers are still in its chain: qemu-img commits them.
+    OFFLINE = "offline"
+    #: The running guest is on the base, the persistent XML still names a merged layer.
+    CONFIG_STALE = "config-stale"
+    #: Live and persistent XML show the goal.
+    MERGED = "merged"
+    #: A job that is not this commit holds the disk.
+    FOREIGN_JOB = "foreign-job"
+    #: Neither the layers nor the base are where they should be: a human has to look.
+    LOST = "lost"
+
+
+class Next(enum.Enum):
+    """What to do about a phase."""
+
+    START = "start"
+    WAIT = "wait"
+    PIVOT = "pivot"
+    HOLD = "hold"
+    COMMIT_OFFLINE = "commit-offline"
+    UPDATE_CONFIG = "update-config"
+    DONE = "done"
+    REFUSE = "refuse"
+
+
+def next_step(phase: Phase, pivot: bool = True) -> Next:
+    """The one table that says what follows a phase."""
+    if phase is Phase.READY:
+        return Next.PIVOT if pivot else Next.HOLD
+    return {
+        Phase.IDLE: Next.START,
+        Phase.COPYING: Next.WAIT,
+        Phase.OFFLINE: Next.COMMIT_OFFLINE,
+        Phase.CONFIG_STALE: Next.UPDATE_CONFIG,
+        Phase.MERGED: Next.DONE,
+        Phase.FOREIGN_JOB: Next.REFUSE,
+        Phase.LOST: Next.REFUSE,
+    }[phase]
+
+
+def phase_of(goal: MergeGoal, view: DomainView) -> Phase:
+    """Where the merge stands in this reading."""
+    disk = view.disk(goal.target)
+    if disk is None or disk.index_of(goal.base.path) is None:
+        return Phase.LOST
+    layers_left = [layer for layer in goal.merged if disk.index_of(layer.path) is not None]
+    if disk.job is not None:
+        return _phase_of_job(goal, disk.job) if layers_left else Phase.FOREIGN_JOB
+    if layers_left:
+        return Phase.IDLE if view.active else Phase.OFFLINE
+    if _config_is_stale(goal, view):
+        return Phase.CONFIG_STALE
+    return Phase.MERGED
+
+
+def _phase_of_job(goal: MergeGoal, job: BlockJob) -> Phase:
+    if not goal.active:
+        return Phase.COPYING if job.kind == "commit" else Phase.FOREIGN_JOB
+    if job.kind != "active-commit" or job.target not in (None, goal.base.path):
+        return Phase.FOREIGN_JOB
+    # cur == end comes before ready='yes', and both are 0 at the start; a pivot needs both.
+    return Phase.READY if job.ready and job.cur == job.end else Phase.COPYING
+
+
+def _config_is_stale(goal: MergeGoal, view: DomainView) -> bool:
+    config = view.config_disk(goal.target)
+    if not view.persistent or config is None or config.active is None:
+        return False
+    return any(config.active.path == layer.path for layer in goal.merged)
+
+
+def goal_to_base(disk: Disk, base: str, top: str | None, domain: str) -> MergeGoal | None:
+    """Everything from `top` (unset: the active layer) down to above `base` goes into `base`.
+
+    None where that is so already. A base that is not in the chain is refused.
+    """
+    depth = disk.index_of(base)
+    if depth is None:
+        raise VirtopsError(
+            "base_not_in_chain",
+            "The base %s is not in the chain of disk %s of domain %s (%s)."
+            % (base, disk.target, domain, " <- ".join(layer.path for layer in disk.chain) or "empty"),
+            "Choose a base from that chain; virtops.libvirt.block_info shows it",
+        )
+    first = 0 if top is None else disk.index_of(top)
+    if first is None or first == depth:
+        return None
+    if first > depth:
+        raise VirtopsError(
+            "top_below_base",
+            "The top %s lies below the base %s in the chain of disk %s of domain %s."
+            % (top, base, disk.target, domain),
+            "Exchange them: data flows from top down into base",
+        )
+    above = disk.chain[first - 1].path if first > 0 else None
+    return MergeGoal(disk.target, disk.chain[depth], disk.chain[first:depth], above)
+
+
+def goal_of_layer(disk: Disk, overlay: str, base: str | None, domain: str) -> MergeGoal | None:
+    """The one layer `overlay` goes into the layer below it; None where it is in the chain no more.
+
+    `base` is what we wrote down when we made the overlay: a chain that differs is not ours to merge.
+    """
+    depth = disk.index_of(overlay)
+    below = disk.below(overlay)
+    if depth is None:
+        return None
+    if below is None or (base is not None and below.path != base):
+        raise VirtopsError(
+            "chain_changed",
+            "The overlay %s of disk %s of domain %s stands on %s, not on %s as it was made."
+            % (overlay, disk.target, domain, below.path if below else "nothing", base),
+            "Somebody changed the chain: look at it with virtops.libvirt.block_info, and name base and top",
+        )
+    return MergeGoal(disk.target, below, (disk.chain[depth],), disk.chain[depth - 1].path if depth else None)

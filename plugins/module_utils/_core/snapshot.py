@@ -1,0 +1,348 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: what an external snapshot has to do, decided without any effect."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+from .errors import VirtopsError
+from .journal import COMMITTING, CREATED, KEPT, PREPARED, Journal, JournalDisk, Operation
+from .model import Disk, DomainView, Layer, SnapshotDisk, SnapshotRecord
+
+#: NAME_MAX of every Linux file system that keeps images.
+NAME_MAX = 255
+
+
+@dataclass(frozen=True)
+class DiskWish:
+    """What the user said of one disk: `snapshot` is external or no, `file` the overlay's path."""
+
+    target: str
+    snapshot: str = "external"
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class SnapshotWish:
+    """What the user asked for. `freeze_timeout` is in seconds; `kind` is the workflow's name."""
+
+    name: str
+    description: str | None = None
+    disks: tuple[DiskWish, ...] = ()
+    overlay_dir: str | None = None
+    quiesce: str = "never"
+    freeze_timeout: int = 10
+    metadata: bool = True
+    kind: str = KEPT
+
+    def disk(self, target: str) -> DiskWish | None:
+        return next((wish for wish in self.disks if wish.target == target), None)
+
+
+@dataclass(frozen=True)
+class PlannedDisk:
+    """A disk that will write to `overlay` from the snapshot on; `base` then stays as it is."""
+
+    target: str
+    base: Layer
+    overlay: str
+
+
+@dataclass(frozen=True)
+class SkippedDisk:
+    """A disk that the snapshot leaves alone, and why."""
+
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SnapshotPlan:
+    """Every disk of the domain is in `disks` or in `skipped`.
+
+    `found` is where the snapshot stands already: None (it does not exist), PREPARED (an interrupted
+    run intended it, no disk was switched) or CREATED (it is there, only our note of it may lack).
+    """
+
+    disks: tuple[PlannedDisk, ...]
+    skipped: tuple[SkippedDisk, ...]
+    found: str | None = None
+    stale_overlays: tuple[str, ...] = ()
+
+
+def plan_snapshot(
+    wish: SnapshotWish, view: DomainView, record: SnapshotRecord | None, journal: Journal
+) -> SnapshotPlan:
+    """Decide what to do, or refuse; the caller has looked at nothing but libvirt so far."""
+    _check_wished_disks(wish, view)
+    ours = journal.find(wish.name)
+    foreign = journal.foreign_to(wish.name)
+    if foreign is not None:
+        raise operation_open(view.name, foreign)
+    if ours is not None and ours.phase == COMMITTING:
+        raise operation_open(view.name, ours)
+    skipped = skipped_disks(wish, view)
+    chosen = _chosen_disks(view, skipped)
+    if ours is not None and ours.phase == CREATED:
+        _check_same_disks(wish, chosen, {disk.target: disk.overlay for disk in ours.disks})
+        _check_still_there(wish.name, view, ours)
+        return SnapshotPlan(_as_planned(ours), skipped, CREATED)
+    if ours is not None and ours.phase == PREPARED:
+        return _plan_interrupted(wish, view, ours, chosen, skipped)
+    if record is not None:
+        return _plan_recorded(wish, view, record, chosen, skipped)
+    return _plan_new(wish, view, chosen, skipped)
+
+
+def skipped_disks(wish: SnapshotWish, view: DomainView) -> tuple[SkippedDisk, ...]:
+    """The disks that a snapshot leaves alone: by the user's word, or because they cannot change."""
+    skipped = []
+    for disk in view.disks:
+        asked = wish.disk(disk.target)
+        reason = why_not_snapshotable(disk)
+        if asked is not None and asked.snapshot == "no":
+            skipped.append(SkippedDisk(disk.target, "excluded by the request"))
+        elif reason is not None and asked is not None:
+            raise VirtopsError(
+                "disk_unsuitable",
+                "Disk %s of domain %s cannot be snapshotted: %s." % (disk.target, view.name, reason),
+                "Leave it out of disks, or give it snapshot: no",
+            )
+        elif reason is not None:
+            skipped.append(SkippedDisk(disk.target, reason))
+    return tuple(skipped)
+
+
+def why_not_snapshotable(disk: Disk) -> str | None:
+    """The reason why a disk has no state that an overlay could keep, None where it has one."""
+    if disk.device in ("cdrom", "floppy"):
+        return "it is a %s drive" % disk.device
+    if disk.device == "lun":
+        return "it is a LUN passed through to the guest"
+    if disk.source_type == "vhostuser":
+        return "it is served over vhost-user"
+    if disk.transient:
+        return "it is transient"
+    if disk.readonly:
+        return "it is read-only"
+    if disk.shareable:
+        return "it is shareable"
+    if not disk.chain and disk.source_type in ("file", "block"):
+        return "it is an empty drive"
+    return None
+
+
+def overlay_path(directory: str, domain: str, target: str, snapshot: str) -> str:
+    """DIRECTORY/<domain>.<disk>.<snapshot>.qcow2, shortened by a digest where the name is too long.
+
+    The suffix matters: AppArmor's virt-aa-helper may reject image names without an extension.
+    """
+    stem = "%s.%s.%s" % (domain, target, snapshot)
+    name = stem + ".qcow2"
+    if len(os.fsencode(name)) > NAME_MAX:
+        digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
+        room = NAME_MAX - len(digest) - len(".") - len(".qcow2")
+        name = "%s.%s.qcow2" % (os.fsencode(stem)[:room].decode("utf-8", "ignore"), digest)
+    return os.path.join(directory, name)
+
+
+def snapshot_disks(plan: SnapshotPlan) -> tuple[SnapshotDisk, ...]:
+    """Every disk, named: libvirt would snapshot those that the request omits."""
+    made = [SnapshotDisk(disk.target, "external", disk.overlay, "qcow2") for disk in plan.disks]
+    return tuple(made + [SnapshotDisk(disk.target, "no") for disk in plan.skipped])
+
+
+def journal_disks(plan: SnapshotPlan) -> tuple[JournalDisk, ...]:
+    return tuple(JournalDisk(disk.target, disk.base.path, disk.base.format, disk.overlay) for disk in plan.disks)
+
+
+def operation_open(domain: str, operation: Operation) -> VirtopsError:
+    """The refusal that every module gives while another operation is under way."""
+    return VirtopsError(
+        "operation_open",
+        "Operation %r (%s, begun %s) is still open on domain %s in phase %s."
+        % (operation.name, operation.kind, operation.started, domain, operation.phase),
+        "Run the play that began it again, or merge its layers with virtops.libvirt.block_commit "
+        "and snapshot: %r" % operation.name,
+    )
+
+
+def _check_wished_disks(wish: SnapshotWish, view: DomainView) -> None:
+    for asked in wish.disks:
+        if view.disk(asked.target) is None:
+            raise VirtopsError(
+                "no_such_disk",
+                "Domain %s has no disk %s." % (view.name, asked.target),
+                "Name one of: %s" % (", ".join(disk.target for disk in view.disks) or "it has no disks"),
+            )
+
+
+def _chosen_disks(view: DomainView, skipped: tuple[SkippedDisk, ...]) -> tuple[Disk, ...]:
+    left_out = {disk.target for disk in skipped}
+    chosen = tuple(disk for disk in view.disks if disk.target not in left_out)
+    for disk in chosen:
+        if disk.source_type not in ("file", "block") or disk.active is None:
+            raise VirtopsError(
+                "disk_unsuitable",
+                "Disk %s of domain %s has a source of type %s, which is not an image on this host."
+                % (disk.target, view.name, disk.source_type),
+                "Exclude it with disks: [{name: %s, snapshot: no}]" % disk.target,
+            )
+    if not chosen:
+        raise VirtopsError(
+            "nothing_to_snapshot",
+            "Domain %s has no disk that a snapshot could hold." % view.name,
+            "See skipped: %s" % "; ".join("%s: %s" % (disk.target, disk.reason) for disk in skipped),
+        )
+    return chosen
+
+
+def _plan_new(
+    wish: SnapshotWish, view: DomainView, chosen: tuple[Disk, ...], skipped: tuple[SkippedDisk, ...]
+) -> SnapshotPlan:
+    for disk in view.disks:
+        if disk.job is not None:
+            raise VirtopsError(
+                "job_running",
+                "A %s job is running on disk %s of domain %s." % (disk.job.kind, disk.target, view.name),
+                "Wait for its end, or end it with 'virsh blockjob'",
+            )
+    planned = tuple(PlannedDisk(disk.target, _active(disk), _overlay_of(wish, view, disk)) for disk in chosen)
+    paths = [disk.overlay for disk in planned]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise VirtopsError(
+            "overlay_exists",
+            "Two disks of domain %s were given the same overlay, %s." % (view.name, twice),
+            "Give each disk a file of its own",
+        )
+    return SnapshotPlan(planned, skipped)
+
+
+def _overlay_of(wish: SnapshotWish, view: DomainView, disk: Disk) -> str:
+    asked = wish.disk(disk.target)
+    if asked is not None and asked.file is not None:
+        return checked_path(asked.file)
+    if wish.overlay_dir is None and disk.source_type == "block":
+        raise VirtopsError(
+            "overlay_needed",
+            "Disk %s of domain %s stands on the block device %s, beside which no overlay can be made."
+            % (disk.target, view.name, _active(disk).path),
+            "Give overlay_dir, or a file for this disk in disks",
+        )
+    directory = checked_path(wish.overlay_dir) if wish.overlay_dir else os.path.dirname(_active(disk).path)
+    return overlay_path(directory, view.name, disk.target, wish.name)
+
+
+def checked_path(path: str) -> str:
+    """An absolute path without '..': libvirt and QEMU resolve relative ones against other folders."""
+    if not os.path.isabs(path) or ".." in path.split("/"):
+        raise VirtopsError(
+            "bad_path",
+            "The path %r is not absolute, or has '..' in it." % path,
+            "Give the whole path from / on, without '..'",
+        )
+    return path
+
+
+def _plan_interrupted(
+    wish: SnapshotWish,
+    view: DomainView,
+    ours: Operation,
+    chosen: tuple[Disk, ...],
+    skipped: tuple[SkippedDisk, ...],
+) -> SnapshotPlan:
+    """An earlier run died after it wrote PREPARED: the chain tells on which side of the switch."""
+    switched = [disk.target for disk in ours.disks if is_in_chain(view, disk.target, disk.overlay)]
+    if len(switched) == len(ours.disks):
+        _check_same_disks(wish, chosen, {disk.target: disk.overlay for disk in ours.disks})
+        return SnapshotPlan(_as_planned(ours), skipped, CREATED)
+    if switched:
+        raise VirtopsError(
+            "snapshot_partial",
+            "Only %s of domain %s stand on the overlays of snapshot %r." % (", ".join(switched), view.name, ours.name),
+            "Merge them with virtops.libvirt.block_commit and snapshot: %r, then run the play again" % ours.name,
+        )
+    fresh = _plan_new(wish, view, chosen, skipped)
+    return SnapshotPlan(fresh.disks, skipped, PREPARED, tuple(disk.overlay for disk in ours.disks))
+
+
+def _plan_recorded(
+    wish: SnapshotWish,
+    view: DomainView,
+    record: SnapshotRecord,
+    chosen: tuple[Disk, ...],
+    skipped: tuple[SkippedDisk, ...],
+) -> SnapshotPlan:
+    """libvirt has a snapshot of this name that our journal does not know."""
+    if not record.external or record.memory != "no":
+        raise VirtopsError(
+            "snapshot_differs",
+            "Domain %s has a snapshot %r already, and it is not an external disk-only one (memory: %s, disks: %s)."
+            % (view.name, record.name, record.memory, ", ".join("%s %s" % (d.target, d.mode) for d in record.disks)),
+            "Choose another name, or delete that snapshot first",
+        )
+    made = {disk.target: disk.file or "" for disk in record.disks if disk.mode == "external"}
+    _check_same_disks(wish, chosen, made)
+    disks = []
+    for target, overlay in sorted(made.items()):
+        disk = view.disk(target)
+        base = disk.below(overlay) if disk else None
+        if base is None:
+            raise _stale(view.name, wish.name, target, overlay)
+        disks.append(PlannedDisk(target, base, overlay))
+    return SnapshotPlan(tuple(disks), skipped, CREATED)
+
+
+def _check_same_disks(wish: SnapshotWish, chosen: tuple[Disk, ...], made: dict[str, str]) -> None:
+    wanted = {disk.target for disk in chosen}
+    if wanted != set(made):
+        raise VirtopsError(
+            "snapshot_differs",
+            "Snapshot %r exists with the disks %s, but %s were asked for."
+            % (wish.name, ", ".join(sorted(made)), ", ".join(sorted(wanted))),
+            "Ask for the same disks, or choose another name",
+        )
+    for asked in wish.disks:
+        if asked.file is not None and asked.target in made and asked.file != made[asked.target]:
+            raise VirtopsError(
+                "snapshot_differs",
+                "Snapshot %r exists with the overlay %s for disk %s, but %s was asked for."
+                % (wish.name, made[asked.target], asked.target, asked.file),
+                "Ask for the same file, or choose another name",
+            )
+
+
+def _check_still_there(name: str, view: DomainView, operation: Operation) -> None:
+    for disk in operation.disks:
+        if not is_in_chain(view, disk.target, disk.overlay):
+            raise _stale(view.name, name, disk.target, disk.overlay)
+
+
+def _stale(domain: str, name: str, target: str, overlay: str) -> VirtopsError:
+    return VirtopsError(
+        "snapshot_stale",
+        "Snapshot %r of domain %s is on record, but disk %s no longer stands on its overlay %s."
+        % (name, domain, target, overlay),
+        "Its layer was merged or replaced by somebody else: remove the record with "
+        "virtops.libvirt.block_commit and snapshot: %r, then run the play again" % name,
+    )
+
+
+def is_in_chain(view: DomainView, target: str, path: str) -> bool:
+    disk = view.disk(target)
+    return disk is not None and disk.index_of(path) is not None
+
+
+def _as_planned(operation: Operation) -> tuple[PlannedDisk, ...]:
+    return tuple(PlannedDisk(d.target, Layer(d.base, d.base_format), d.overlay) for d in operation.disks)
+
+
+def _active(disk: Disk) -> Layer:
+    assert disk.active is not None  # _chosen_disks refused the others
+    return disk.active

@@ -1,0 +1,518 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the flow of a merge, of a running guest's layers or of one that is off.
+
+observe -> goals -> (check mode stops here) -> journal COMMITTING -> loop: observe, decide, act, wait
+-> overlays deleted -> snapshot record deleted -> journal removed, last. Each run goes on from what it sees.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .._core import xml
+from .._core.errors import VirtopsError
+from .._core.journal import COMMIT, COMMITTING, Journal, JournalDisk, Operation
+from .._core.merge import MergeGoal, Next, Phase, goal_of_layer, goal_to_base, next_step, phase_of
+from .._core.model import Disk, DomainView, Outcome, SnapshotRecord
+from .._core.ports import Clock, ImagePort, MergePort
+from .._core.snapshot import is_in_chain, operation_open
+from .observe import chains, observe
+
+#: Seconds between two looks while no event comes: libvirtd's restart loses events.
+POLL = 0.25
+#: Pivots that are refused as "not ready" before the disk counts as failed: guest writes race with it.
+PIVOT_TRIES = 20
+
+
+@dataclass(frozen=True)
+class MergeWish:
+    """What the user asked for; `bandwidth` in MiB/s (0: no limit), `timeout` in seconds."""
+
+    disks: tuple[str, ...] = ()
+    snapshot: str | None = None
+    base: str | None = None
+    top: str | None = None
+    bandwidth: int = 0
+    wait: bool = True
+    timeout: int = 3600
+    pivot: bool = True
+    delete_merged: bool = False
+
+
+@dataclass
+class _Progress:
+    """What this run did to one disk."""
+
+    goal: MergeGoal
+    started: bool = False
+    pivots: int = 0
+    error: VirtopsError | None = None
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What stands between the observation and the goal."""
+
+    goals: tuple[MergeGoal, ...]
+    operation: Operation | None
+    record: SnapshotRecord | None
+    deletions: tuple[str, ...]
+    steps: tuple[str, ...]
+    whole: bool
+
+
+class Merge:
+    """Merge layers of one domain's disks."""
+
+    def __init__(self, wish: MergeWish, domain: MergePort, images: ImagePort, clock: Clock) -> None:
+        self._wish = wish
+        self._domain = domain
+        self._images = images
+        self._clock = clock
+
+    def run(self, check: bool) -> Outcome:
+        """Plan, and where not `check`, apply. Raises VirtopsError with what was done per disk."""
+        view = observe(self._domain, self._images)
+        journal = xml.parse_journal(view.journal_xml)
+        plan = self._plan(view, journal)
+        if check or not plan.steps:
+            return self._outcome(plan, view, self._foreseen(plan, view), plan.steps)
+        progress = self._merge(plan, view, journal)
+        after = observe(self._domain, self._images)
+        failed = [item for item in progress if item.error is not None]
+        if failed:
+            error = failed[0].error
+            assert error is not None
+            error.partial = self._results(plan, view, after)
+            raise error
+        warnings = self._clean(plan, after) + self._stale_records(plan)
+        return self._outcome(plan, view, chains(after), plan.steps, warnings, after)
+
+    # -- plan
+
+    def _plan(self, view: DomainView, journal: Journal) -> _Plan:
+        wish = self._wish
+        record = self._domain.snapshot(wish.snapshot) if wish.snapshot else None
+        operation = journal.find(wish.snapshot) if wish.snapshot else None
+        goals = self._goals(view, operation, record)
+        if wish.snapshot is None:
+            operation = _interrupted_commit(journal, goals)
+        foreign = journal.foreign_to(operation.name if operation else wish.snapshot)
+        if foreign is not None:
+            raise operation_open(view.name, foreign)
+        for goal in goals:
+            self._check_goal(goal, view)
+        if goals:
+            self._check_unshared(goals, view)
+        whole = self._ends_whole(goals, view, operation, record)
+        goals = tuple(goal for goal in goals if self._is_left(goal, view))
+        deletions = self._deletions(goals, operation, view) if wish.delete_merged and whole else ()
+        steps = [text for goal in goals for text in self._words(goal, view)]
+        steps += ["delete the merged overlay %s" % path for path in deletions]
+        if whole and wish.snapshot is not None and record is not None:
+            steps.append("delete the record of snapshot %s" % record.name)
+        if whole and operation is not None:
+            steps.append("remove operation %s from the journal" % operation.name)
+        return _Plan(goals, operation, record if whole else None, deletions, tuple(steps), whole)
+
+    def _goals(
+        self, view: DomainView, operation: Operation | None, record: SnapshotRecord | None
+    ) -> tuple[MergeGoal, ...]:
+        wish = self._wish
+        for target in wish.disks:
+            if view.disk(target) is None:
+                raise VirtopsError(
+                    "no_such_disk",
+                    "Domain %s has no disk %s." % (view.name, target),
+                    "Name one of: %s" % ", ".join(disk.target for disk in view.disks),
+                )
+        if wish.snapshot is not None:
+            return self._goals_of_snapshot(view, operation, record)
+        disks = [disk for disk in view.disks if disk.target in wish.disks] if wish.disks else list(view.disks)
+        if not wish.disks:
+            disks = [disk for disk in disks if disk.index_of(wish.base or "") is not None] or disks[:1]
+        found = [goal_to_base(disk, wish.base or "", wish.top, view.name) for disk in disks]
+        return tuple(goal for goal in found if goal is not None)
+
+    def _goals_of_snapshot(
+        self, view: DomainView, operation: Operation | None, record: SnapshotRecord | None
+    ) -> tuple[MergeGoal, ...]:
+        if record is not None and not record.external:
+            raise VirtopsError(
+                "not_external",
+                "Snapshot %r of domain %s is internal: it added no layer that could be merged."
+                % (record.name, view.name),
+                "Delete an internal snapshot instead of merging it",
+            )
+        layers: dict[str, tuple[str, str | None]] = {}
+        if record is not None:
+            layers = {disk.target: (disk.file or "", None) for disk in record.disks if disk.mode == "external"}
+        if operation is not None:
+            layers.update({disk.target: (disk.overlay, disk.base) for disk in operation.disks})
+        goals = []
+        for target, (overlay, base) in sorted(layers.items()):
+            if self._wish.disks and target not in self._wish.disks:
+                continue
+            disk = view.disk(target)
+            if disk is None:
+                raise VirtopsError(
+                    "chain_changed",
+                    "Disk %s, which snapshot %r gave the overlay %s, is attached to domain %s no more."
+                    % (target, self._wish.snapshot, overlay, view.name),
+                    "Attach it again, or name the other disks in disks",
+                )
+            goal = goal_of_layer(disk, overlay, base, view.name)
+            if goal is None and base is not None and _config_names(view, target, overlay):
+                # The pivot of an earlier run reached the guest, but not the persistent XML.
+                goal = _pivoted_goal(disk, overlay, base)
+            if goal is not None:
+                goals.append(goal)
+        return tuple(goals)
+
+    def _check_goal(self, goal: MergeGoal, view: DomainView) -> None:
+        phase = phase_of(goal, view)
+        if next_step(phase, self._wish.pivot) is not Next.REFUSE:
+            return
+        disk = view.disk(goal.target)
+        if phase is Phase.FOREIGN_JOB and disk is not None and disk.job is not None:
+            raise VirtopsError(
+                "job_running",
+                "A %s job that is not this merge runs on disk %s of domain %s."
+                % (disk.job.kind, goal.target, view.name),
+                "Wait for its end, or end it with 'virsh blockjob %s %s --abort'" % (view.name, goal.target),
+            )
+        raise VirtopsError(
+            "chain_changed",
+            "The base %s is no longer in the chain of disk %s of domain %s." % (goal.base.path, goal.target, view.name),
+            "Look at the chain with virtops.libvirt.block_info before anything else is done to this guest",
+        )
+
+    def _check_unshared(self, goals: tuple[MergeGoal, ...], view: DomainView) -> None:
+        """Writing into an image that another guest stands on would change that guest's disk."""
+        shared = self._images_of_others()
+        for goal in goals:
+            if goal.base.path in shared or any(layer.path in shared for layer in goal.merged):
+                path = goal.base.path if goal.base.path in shared else goal.top.path
+                raise VirtopsError(
+                    "base_shared",
+                    "The image %s of disk %s of domain %s also belongs to another domain of this host."
+                    % (path, goal.target, view.name),
+                    "Merge only down to a layer that no other domain stands on",
+                )
+
+    def _images_of_others(self) -> frozenset[str]:
+        """Every image in a chain of another domain; of those that are off, the images know the chain."""
+        others = self._domain.other_images()
+        found = set(others.known)
+        for tip in others.tips:
+            if self._images.exists(tip.path):
+                found.update(layer.path for layer in self._images.chain(tip.path, tip.format))
+        return frozenset(found)
+
+    def _is_left(self, goal: MergeGoal, view: DomainView) -> bool:
+        """Does this run still have something to do for the goal?"""
+        phase = phase_of(goal, view)
+        step = next_step(phase, self._wish.pivot)
+        if step is Next.WAIT and not self._wish.wait:
+            return False
+        return step not in (Next.DONE, Next.HOLD)
+
+    def _ends_whole(
+        self,
+        goals: tuple[MergeGoal, ...],
+        view: DomainView,
+        operation: Operation | None,
+        record: SnapshotRecord | None,
+    ) -> bool:
+        """Will no layer of this snapshot or operation be in a chain when this run ends well?"""
+        if goals and not (self._wish.wait and (self._wish.pivot or not any(goal.active for goal in goals))):
+            return False
+        layers = {(disk.target, disk.overlay) for disk in operation.disks} if operation else set()
+        if record is not None:
+            layers |= {(disk.target, disk.file or "") for disk in record.disks if disk.mode == "external"}
+        covered = {(goal.target, layer.path) for goal in goals for layer in goal.merged}
+        return not any(is_in_chain(view, target, path) for target, path in layers - covered)
+
+    def _deletions(
+        self, goals: tuple[MergeGoal, ...], operation: Operation | None, view: DomainView
+    ) -> tuple[str, ...]:
+        paths = [layer.path for goal in goals for layer in goal.merged]
+        left = {layer.path for disk in view.disks for layer in disk.chain} - set(paths)
+        if operation is not None:
+            paths += [disk.overlay for disk in operation.disks if disk.overlay not in paths]
+        return tuple(path for path in paths if path not in left and self._images.exists(path))
+
+    def _words(self, goal: MergeGoal, view: DomainView) -> list[str]:
+        phase = phase_of(goal, view)
+        merged = ", ".join(layer.path for layer in goal.merged)
+        pivot = "pivot %s to %s" % (goal.target, goal.base.path)
+        config = "write %s as disk %s into the persistent XML" % (goal.base.path, goal.target)
+        if phase is Phase.OFFLINE:
+            last = config if goal.active else "rebase %s onto %s" % (goal.above, goal.base.path)
+            return ["commit %s into %s offline (%s)" % (merged, goal.base.path, goal.target), last]
+        if phase is Phase.CONFIG_STALE:
+            return [config]
+        words = []
+        if phase is Phase.IDLE:
+            words.append("commit %s into %s (%s)" % (merged, goal.base.path, goal.target))
+        elif phase is Phase.COPYING:
+            words.append("wait for the commit into %s that runs already (%s)" % (goal.base.path, goal.target))
+        if goal.active and self._wish.pivot and self._wish.wait:
+            words.append(pivot)
+        return words
+
+    # -- effects
+
+    def _merge(self, plan: _Plan, view: DomainView, journal: Journal) -> list[_Progress]:
+        if plan.goals:
+            self._write_intent(plan, journal)
+        progress = [_Progress(goal) for goal in plan.goals]
+        deadline = self._clock.monotonic() + self._wish.timeout
+        while True:
+            waiting = [item for item in progress if not item.done and item.error is None and not self._act(item, view)]
+            if not any(not item.done and item.error is None for item in progress):
+                return progress
+            if self._clock.monotonic() >= deadline:
+                self._give_up([item for item in progress if not item.done and item.error is None])
+                return progress
+            if waiting:
+                self._domain.wait_event(POLL)
+            view = observe(self._domain, self._images)
+
+    def _write_intent(self, plan: _Plan, journal: Journal) -> None:
+        """From here on the bases are nobody's point in time any more; say so before it is true."""
+        operation = plan.operation or Operation(
+            id=str(uuid.uuid4()),
+            kind=COMMIT,
+            name=self._wish.snapshot or "merge into %s" % plan.goals[0].base.path,
+            phase=COMMITTING,
+            started=self._clock.utcnow(),
+            disks=tuple(
+                JournalDisk(goal.target, goal.base.path, goal.base.format, layer.path)
+                for goal in plan.goals
+                for layer in goal.merged
+            ),
+        )
+        if operation.phase != COMMITTING or plan.operation is None:
+            self._domain.write_journal(xml.build_journal(journal.put(operation.at(COMMITTING))))
+
+    def _act(self, item: _Progress, view: DomainView) -> bool:
+        """One step for one disk. True where the next observation may differ at once."""
+        phase = phase_of(item.goal, view)
+        step = next_step(phase, self._wish.pivot)
+        try:
+            if step is Next.START:
+                return self._start(item)
+            if step is Next.WAIT:
+                item.done = not self._wish.wait
+                return item.done
+            if step is Next.PIVOT:
+                return self._pivot(item)
+            if step is Next.COMMIT_OFFLINE:
+                self._commit_offline(item.goal)
+                return True
+            if step is Next.UPDATE_CONFIG:
+                self._domain.set_config_disks({item.goal.target: item.goal.base})
+                return True
+            if step is Next.REFUSE:
+                self._check_goal(item.goal, view)
+            item.done = True
+        except VirtopsError as error:
+            if error.code == "connection_lost":
+                raise
+            item.error = error
+        return True
+
+    def _start(self, item: _Progress) -> bool:
+        if item.started:
+            raise VirtopsError(
+                "commit_failed",
+                "The commit of %s into %s ended without merging it (disk %s)."
+                % (item.goal.top.path, item.goal.base.path, item.goal.target),
+                "Look for the cause in the domain's QEMU log (most often no space for the base), mend it, and run "
+                "the play again; the guest goes on, on its overlay",
+            )
+        item.started = True
+        bandwidth = self._wish.bandwidth * 1024 * 1024
+        goal = item.goal
+        self._domain.start_commit(goal.target, goal.base.path, goal.top.path, goal.active, bandwidth)
+        return True
+
+    def _pivot(self, item: _Progress) -> bool:
+        try:
+            self._domain.pivot(item.goal.target)
+        except VirtopsError as error:
+            item.pivots += 1
+            if error.code != "not_ready" or item.pivots >= PIVOT_TRIES:
+                raise
+            return False
+        return True
+
+    def _commit_offline(self, goal: MergeGoal) -> None:
+        self._images.commit(goal.top, goal.base)
+        if goal.above is not None:
+            self._images.rebase_unsafe(goal.above, goal.base)
+        else:
+            self._domain.set_config_disks({goal.target: goal.base})
+
+    def _give_up(self, items: list[_Progress]) -> None:
+        """The deadline: end our jobs as `virsh blockcommit --timeout` does. The guest stays on its overlay."""
+        for item in items:
+            if self._domain_has_job(item.goal.target):
+                self._domain.cancel_job(item.goal.target)
+            item.error = VirtopsError(
+                "timeout",
+                "The merge of %s into %s did not end within %d seconds (disk %s)."
+                % (item.goal.top.path, item.goal.base.path, self._wish.timeout, item.goal.target),
+                "The guest goes on, on its overlay: run the play again with a longer timeout or more bandwidth",
+            )
+
+    def _domain_has_job(self, target: str) -> bool:
+        disk = self._domain.view().disk(target)
+        return disk is not None and disk.job is not None
+
+    # -- after the merge
+
+    def _clean(self, plan: _Plan, view: DomainView) -> tuple[str, ...]:
+        """Overlays, then the record, then the journal: what is left tells the next run to go on here."""
+        if not plan.whole:
+            return ()
+        warnings = tuple(text for path in plan.deletions for text in self._delete_overlay(path, view))
+        if plan.record is not None and self._domain.snapshot(plan.record.name) is not None:
+            self._domain.delete_snapshot_record(plan.record.name)
+        self._close(plan)
+        return warnings
+
+    def _stale_records(self, plan: _Plan) -> tuple[str, ...]:
+        """A merge by path leaves libvirt's records as they are, as virsh does; they say no longer what is."""
+        if self._wish.snapshot is not None:
+            return ()
+        merged = {layer.path for goal in plan.goals for layer in goal.merged}
+        return tuple(
+            "The record of snapshot %s names a layer that was merged: remove it with "
+            "virtops.libvirt.snapshot_metadata and state: absent." % record.name
+            for record in (self._domain.snapshots() if merged else ())
+            if any(disk.file in merged for disk in record.disks)
+        )
+
+    def _delete_overlay(self, path: str, view: DomainView) -> tuple[str, ...]:
+        """Delete it where nothing can need it any more; else say what keeps it."""
+        own = {layer.path for disk in view.disks + view.config_disks for layer in disk.chain}
+        if path in own:
+            reason = "it is still in a chain of this domain"
+        elif path in self._images_of_others():
+            reason = "another domain of this host stands on it"
+        elif self._images.holders(path):
+            reason = "a process has it open (PID %s)" % ", ".join(str(pid) for pid in self._images.holders(path))
+        else:
+            self._images.remove(path)
+            return ()
+        return ("The merged overlay %s was kept: %s." % (path, reason),)
+
+    def _close(self, plan: _Plan) -> None:
+        """Remove our operation, and bring the snapshots that are kept above the merge up to date."""
+        journal = xml.parse_journal(self._domain.view().journal_xml)
+        bases = {layer.path: goal.base for goal in plan.goals for layer in goal.merged}
+        gone = {op.id for op in journal.operations if plan.operation is not None and op.id == plan.operation.id}
+        gone |= {op.id for op in journal.operations if op.kind == COMMIT and op.phase == COMMITTING}
+        operations = []
+        for op in journal.operations:
+            if op.id in gone:
+                continue
+            disks = tuple(
+                replace(disk, base=bases[disk.base].path, base_format=bases[disk.base].format, identity=None)
+                if disk.base in bases
+                else disk
+                for disk in op.disks
+                if disk.overlay not in bases
+            )
+            if disks:
+                operations.append(replace(op, disks=disks))
+        self._domain.write_journal(xml.build_journal(Journal(tuple(operations))))
+
+    # -- words
+
+    def _foreseen(self, plan: _Plan, view: DomainView) -> dict[str, list[str]]:
+        """The chains as they will be."""
+        after = chains(view)
+        for goal in plan.goals:
+            if not goal.active or (self._wish.pivot and self._wish.wait):
+                merged = {layer.path for layer in goal.merged}
+                after[goal.target] = [path for path in after[goal.target] if path not in merged]
+        return after
+
+    def _outcome(
+        self,
+        plan: _Plan,
+        view: DomainView,
+        after: dict[str, list[str]],
+        steps: tuple[str, ...],
+        warnings: tuple[str, ...] = (),
+        seen: DomainView | None = None,
+    ) -> Outcome:
+        values: dict[str, object] = {"disks": self._results(plan, view, seen, after)}
+        return Outcome(steps, {"disks": chains(view)}, {"disks": after}, values, warnings)
+
+    def _results(
+        self, plan: _Plan, view: DomainView, seen: DomainView | None, after: dict[str, list[str]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Per disk that the wish names: the chain before and after, what was merged, the job that runs."""
+        before = chains(view)
+        after = after if after is not None else chains(seen or view)
+        merged = {goal.target: [layer.path for layer in goal.merged] for goal in plan.goals}
+        targets = self._wish.disks or tuple(merged) or tuple(before)
+        results = []
+        for target in targets:
+            left = after.get(target, [])
+            results.append(
+                {
+                    "disk": target,
+                    "before": before.get(target, []),
+                    "after": left,
+                    "merged": [path for path in merged.get(target, []) if path not in left],
+                    "job": _job(seen or view, target),
+                }
+            )
+        return results
+
+
+def _interrupted_commit(journal: Journal, goals: tuple[MergeGoal, ...]) -> Operation | None:
+    """The merge that an earlier run began, where these goals are what is left of it."""
+    for op in journal.operations:
+        if op.kind == COMMIT and all((disk := op.disk(g.target)) and disk.base == g.base.path for g in goals):
+            return op
+    return None
+
+
+def _config_names(view: DomainView, target: str, path: str) -> bool:
+    config = view.config_disk(target)
+    return config is not None and config.active is not None and config.active.path == path
+
+
+def _pivoted_goal(disk: Disk, overlay: str, base: str) -> MergeGoal | None:
+    depth = disk.index_of(base)
+    if depth is None:
+        return None
+    layer = disk.chain[depth]
+    return MergeGoal(disk.target, layer, (replace(layer, path=overlay),))
+
+
+def _job(view: DomainView, target: str) -> dict[str, object] | None:
+    disk = view.disk(target)
+    if disk is None or disk.job is None:
+        return None
+    job = disk.job
+    return {
+        "type": job.kind,
+        "cur": job.cur,
+        "end": job.end,
+        "bandwidth": job.bandwidth,
+        "ready": job.ready,
+        "progress": 100.0 if job.ready else (100.0 * job.cur / job.end if job.end else 0.0),
+    }

@@ -1,0 +1,34 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: one reading of a domain, the same for every flow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .._core.model import Disk, DomainView
+from .._core.ports import ImagePort, ViewPort
+
+
+def observe(domain: ViewPort, images: ImagePort) -> DomainView:
+    """The domain as it is now, with each disk's whole chain.
+
+    libvirt tells a running domain's chain; of one that is off, only the images themselves know.
+    """
+    view = domain.view()
+    if view.active:
+        return view
+    return view.with_disks(tuple(_with_chain(disk, images) for disk in view.disks))
+
+
+def _with_chain(disk: Disk, images: ImagePort) -> Disk:
+    if disk.active is None or disk.source_type not in ("file", "block") or not images.exists(disk.active.path):
+        return disk
+    return replace(disk, chain=images.chain(disk.active.path, disk.active.format))
+
+
+def chains(view: DomainView) -> dict[str, list[str]]:
+    """Each disk's images, active layer first: what `diff` and the results show."""
+    return {disk.target: [layer.path for layer in disk.chain] for disk in view.disks if disk.chain}

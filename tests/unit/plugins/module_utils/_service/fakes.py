@@ -1,0 +1,305 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A stateful domain and host, so that flows are tested by the state they leave and the calls they made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
+    BlockJob,
+    Disk,
+    DomainView,
+    FileIdentity,
+    ImageInfo,
+    Layer,
+    OtherImages,
+    SnapshotDisk,
+    SnapshotRecord,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_snapshot
+
+
+class Died(BaseException):
+    """The process was killed: nothing after the call runs, not even a handler of errors."""
+
+
+@dataclass
+class FakeClock:
+    """Time passes only when somebody waits."""
+
+    seconds: float = 0.0
+
+    def utcnow(self) -> str:
+        return "20261120T120000Z"
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@dataclass
+class FakeWatchdog:
+    """Remembers whether it would thaw the guest."""
+
+    armed: bool = False
+    calls: list[str] = field(default_factory=list)
+
+    def arm(self, uuid: str, seconds: int) -> None:
+        self.armed = True
+        self.calls.append("arm")
+
+    def disarm(self) -> None:
+        self.armed = False
+        self.calls.append("disarm")
+
+
+class FakeImages:
+    """Images by path: (format, backing path); `files` holds what else exists."""
+
+    def __init__(self, backing: dict[str, tuple[str, str | None]]) -> None:
+        self.backing = dict(backing)
+        self.folders = {"/img"}
+        self.read_only: set[str] = set()
+        self.open_by: dict[str, tuple[int, ...]] = {}
+        self.fail: dict[str, VirtopsError] = {}
+        self.written: dict[str, int] = {}
+        self.calls: list[str] = []
+
+    def _call(self, name: str, *arguments: str) -> None:
+        self.calls.append(" ".join((name, *arguments)))
+        if name in self.fail:
+            raise self.fail[name]
+
+    def info(self, path: str, image_format: str | None = None) -> ImageInfo:
+        image, backing = self.backing[path]
+        return ImageInfo(path, image, 1 << 30, 1 << 20, backing)
+
+    def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:
+        image, backing = self.backing[path]
+        return (Layer(path, image),) + (self.chain(backing) if backing else ())
+
+    def create_overlay(self, path: str, base: Layer, virtual_size: int) -> None:
+        self._call("create_overlay", path)
+        assert path not in self.backing
+        self.backing[path] = ("qcow2", base.path)
+
+    def commit(self, top: Layer, base: Layer) -> None:
+        self._call("commit", top.path, base.path)
+        self.written[base.path] = self.written.get(base.path, 0) + 1
+
+    def rebase_unsafe(self, path: str, base: Layer) -> None:
+        self._call("rebase_unsafe", path, base.path)
+        self.backing[path] = (self.backing[path][0], base.path)
+
+    def identity(self, path: str) -> FileIdentity:
+        return FileIdentity(1, len(path), 1 << 20, self.written.get(path, 0))
+
+    def exists(self, path: str) -> bool:
+        return path in self.backing
+
+    def is_directory(self, path: str) -> bool:
+        return path in self.folders
+
+    def is_writable(self, path: str) -> bool:
+        return path not in self.read_only
+
+    def free_bytes(self, directory: str) -> int:
+        return 1 << 40
+
+    def holders(self, path: str) -> tuple[int, ...]:
+        return self.open_by.get(path, ())
+
+    def remove(self, path: str) -> None:
+        self._call("remove", path)
+        self.backing.pop(path, None)
+
+
+class FakeDomain:
+    """A domain whose chains change as libvirt changes them. `fail[call]` is raised by that call.
+
+    `die_before` and `die_after` name a call around which the process is killed.
+    """
+
+    def __init__(self, images: FakeImages, disks: list[Disk], state: str = "running") -> None:
+        self.images = images
+        self.live = {disk.target: disk for disk in disks}
+        self.config = {disk.target: disk.active for disk in disks}
+        self.state = state
+        self.agent = "connected"
+        self.frozen = False
+        self.filesystems = 2
+        self.records: dict[str, SnapshotRecord] = {}
+        self.journal: str | None = None
+        self.others = OtherImages(frozenset())
+        self.fail: dict[str, VirtopsError] = {}
+        self.die_before: str | None = None
+        self.die_after: str | None = None
+        self.ticks_until_ready = 2
+        self.refuse_pivots = 0
+        self.jobs_vanish = False
+        self.commits: dict[str, tuple[str, str]] = {}
+        self.calls: list[str] = []
+
+    def _call(self, name: str, *arguments: object) -> None:
+        if self.die_before == name:
+            raise Died(name)
+        self.calls.append(" ".join([name, *map(str, arguments)]))
+        if name in self.fail:
+            raise self.fail[name]
+
+    def _done(self, name: str) -> None:
+        if self.die_after == name:
+            raise Died(name)
+
+    # -- reading
+
+    def view(self) -> DomainView:
+        active = self.state != "shut off"
+        disks = tuple(
+            disk if active else replace(disk, chain=tuple(x for x in (self.config[name],) if x))
+            for name, disk in self.live.items()
+        )
+        config = tuple(
+            replace(disk, chain=tuple(x for x in (self.config[name],) if x), job=None)
+            for name, disk in self.live.items()
+        )
+        return DomainView("vm", "uuid-1", self.state, True, disks, config, self.agent, journal_xml=self.journal)
+
+    def snapshot(self, name: str) -> SnapshotRecord | None:
+        return self.records.get(name)
+
+    def snapshots(self) -> tuple[SnapshotRecord, ...]:
+        return tuple(self.records.values())
+
+    def domain_xml(self) -> str:
+        return "<domain/>"
+
+    def other_images(self) -> OtherImages:
+        return self.others
+
+    # -- journal and records
+
+    def write_journal(self, xml: str | None) -> None:
+        self._call("write_journal")
+        self.journal = xml
+        self._done("write_journal")
+
+    def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
+        self._call("delete_snapshot_record", name)
+        del self.records[name]
+
+    # -- snapshots
+
+    def agent_ping(self, seconds: int) -> None:
+        self._call("agent_ping")
+
+    def freeze(self, seconds: int) -> int:
+        self._call("freeze")
+        self.frozen = True
+        self._done("freeze")
+        return self.filesystems
+
+    def thaw(self, seconds: int) -> int:
+        self._call("thaw")
+        count = self.filesystems if self.frozen else 0
+        self.frozen = False
+        return count
+
+    def create_snapshot(self, xml: str, metadata: bool) -> None:
+        self._call("create_snapshot")
+        record = parse_snapshot(xml)
+        assert {disk.target for disk in record.disks} == set(self.live), "libvirt snapshots what is not named"
+        for disk in record.disks:
+            if disk.mode == "external":
+                assert disk.file is not None
+                assert self.images.exists(disk.file), "REUSE_EXT needs the overlay"
+                self._switch(disk)
+        if metadata:
+            self.records[record.name] = record
+        self._done("create_snapshot")
+
+    def _switch(self, disk: SnapshotDisk) -> None:
+        layer = Layer(disk.file or "", "qcow2")
+        old = self.live[disk.target]
+        self.live[disk.target] = replace(old, chain=(layer, *old.chain))
+        self.config[disk.target] = layer
+
+    # -- merges
+
+    def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int) -> None:
+        self._call("start_commit", disk, top, base, bandwidth)
+        job = BlockJob("active-commit" if active else "commit", 0, 0, bandwidth, False, base if active else None)
+        self.live[disk] = replace(self.live[disk], job=job)
+        self.commits[disk] = (base, top)
+        self._done("start_commit")
+
+    def pivot(self, disk: str) -> None:
+        self._call("pivot", disk)
+        if self.refuse_pivots:
+            self.refuse_pivots -= 1
+            raise VirtopsError("not_ready", "Not ready.", "Wait.")
+        job = self.live[disk].job
+        assert job is not None
+        assert job.ready
+        self._merge(disk, job.target or "", None)
+        self._done("pivot")
+
+    def cancel_job(self, disk: str) -> None:
+        self._call("cancel_job", disk)
+        self.live[disk] = replace(self.live[disk], job=None)
+
+    def set_config_disks(self, layers: dict[str, Layer]) -> None:
+        self._call("set_config_disks", *layers)
+        for target, layer in layers.items():
+            self.config[target] = layer
+            if self.state == "shut off":
+                self.live[target] = replace(self.live[target], chain=self.images.chain(layer.path))
+
+    def wait_event(self, seconds: float) -> None:
+        self.clock.sleep(seconds)
+        self.ticks_until_ready -= 1
+        if self.ticks_until_ready > 0:
+            return
+        for target, disk in list(self.live.items()):
+            if disk.job is None:
+                continue
+            if self.jobs_vanish:
+                self.live[target] = replace(disk, job=None)
+            elif disk.job.kind == "active-commit":
+                self.live[target] = replace(disk, job=replace(disk.job, cur=10, end=10, ready=True))
+            elif disk.job.kind == "commit":
+                self._merge(target, *self.commits[target])
+
+    clock: FakeClock
+
+    def _merge(self, target: str, base: str, top: str | None) -> None:
+        disk = self.live[target]
+        first = disk.index_of(top) if top else 0
+        last = disk.index_of(base)
+        assert first is not None
+        assert last is not None
+        self.images.written[base] = self.images.written.get(base, 0) + 1
+        self.live[target] = replace(disk, chain=disk.chain[:first] + disk.chain[last:], job=None)
+        if first == 0:
+            self.config[target] = disk.chain[last]
+
+
+def running_guest() -> tuple[FakeDomain, FakeImages, FakeClock, FakeWatchdog]:
+    """vda raw, vdb qcow2 on a golden image, sda an empty cdrom."""
+    images = FakeImages(
+        {"/img/a.raw": ("raw", None), "/img/b.qcow2": ("qcow2", "/img/golden.raw"), "/img/golden.raw": ("raw", None)}
+    )
+    disks = [
+        Disk("vda", chain=images.chain("/img/a.raw")),
+        Disk("vdb", chain=images.chain("/img/b.qcow2")),
+        Disk("sda", device="cdrom", readonly=True),
+    ]
+    domain = FakeDomain(images, disks)
+    clock = FakeClock()
+    domain.clock = clock
+    return domain, images, clock, FakeWatchdog()

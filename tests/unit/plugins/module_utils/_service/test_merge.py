@@ -1,0 +1,373 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The merge flow: the end state it leaves, what it refuses, and every place where it may be killed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
+    BlockJob,
+    Layer,
+    OtherImages,
+    Outcome,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge, MergeWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
+
+from .fakes import Died, running_guest
+
+
+class Lab:
+    """A running guest on the overlays of snapshot s1."""
+
+    def __init__(self) -> None:
+        self.domain, self.images, self.clock, self.watchdog = running_guest()
+        self.snapshot("s1")
+
+    def snapshot(self, name: str, kind: str = "snapshot") -> None:
+        wish = SnapshotWish(name, kind=kind)
+        ExternalSnapshot(wish, self.domain, self.images, self.watchdog, self.clock).run(False)
+        self.domain.calls.clear()
+        self.images.calls.clear()
+
+    def run(self, check: bool = False, **wish: object) -> Outcome:
+        return Merge(MergeWish(**wish), self.domain, self.images, self.clock).run(check)  # type: ignore[arg-type]
+
+    @property
+    def chains(self) -> dict[str, list[str]]:
+        return {name: [layer.path for layer in disk.chain] for name, disk in self.domain.live.items() if disk.chain}
+
+    def whole(self) -> bool:
+        """As before the snapshot: chains, persistent XML, files, records, jobs, journal."""
+        return (
+            self.chains == {"vda": ["/img/a.raw"], "vdb": ["/img/b.qcow2", "/img/golden.raw"]}
+            and self.domain.config["vda"] == Layer("/img/a.raw", "raw")
+            and self.domain.config["vdb"] == Layer("/img/b.qcow2", "qcow2")
+            and set(self.images.backing) == {"/img/a.raw", "/img/b.qcow2", "/img/golden.raw"}
+            and not self.domain.records
+            and not any(disk.job for disk in self.domain.live.values())
+            and self.domain.journal is None
+        )
+
+
+@pytest.fixture
+def lab() -> Lab:
+    return Lab()
+
+
+def test_all_disks_of_a_snapshot(lab: Lab) -> None:
+    outcome = lab.run(snapshot="s1", delete_merged=True)
+    assert outcome.changed
+    assert lab.whole()
+    assert "/img/golden.raw" not in lab.images.written
+    assert outcome.values["disks"] == [
+        {
+            "disk": "vda",
+            "before": ["/img/vm.vda.s1.qcow2", "/img/a.raw"],
+            "after": ["/img/a.raw"],
+            "merged": ["/img/vm.vda.s1.qcow2"],
+            "job": None,
+        },
+        {
+            "disk": "vdb",
+            "before": ["/img/vm.vdb.s1.qcow2", "/img/b.qcow2", "/img/golden.raw"],
+            "after": ["/img/b.qcow2", "/img/golden.raw"],
+            "merged": ["/img/vm.vdb.s1.qcow2"],
+            "job": None,
+        },
+    ]
+
+
+def test_check_run_again_check(lab: Lab) -> None:
+    wish = {"snapshot": "s1", "delete_merged": True}
+    before = (lab.chains, lab.domain.journal, dict(lab.images.backing))
+    foreseen = lab.run(check=True, **wish)
+    assert (lab.chains, lab.domain.journal, dict(lab.images.backing)) == before
+    done = lab.run(**wish)
+    assert (foreseen.changed, foreseen.steps, foreseen.before, foreseen.after) == (
+        done.changed,
+        done.steps,
+        done.before,
+        done.after,
+    )
+    for check in (False, True):
+        again = lab.run(check=check, **wish)
+        assert not again.changed
+        assert set(again.values) == set(done.values)
+
+
+def test_intent_is_written_before_the_first_commit(lab: Lab) -> None:
+    lab.domain.die_before = "start_commit"
+    with pytest.raises(Died):
+        lab.run(snapshot="s1")
+    assert parse_journal(lab.domain.journal).operations[0].phase == COMMITTING
+
+
+@pytest.mark.parametrize(
+    ("when", "call"),
+    [
+        ("after", "write_journal"),
+        ("after", "start_commit"),
+        ("before", "pivot"),
+        ("after", "pivot"),
+        ("before", "delete_snapshot_record"),
+    ],
+)
+def test_killed_anywhere_the_next_run_ends_the_same(lab: Lab, when: str, call: str) -> None:
+    setattr(lab.domain, "die_" + when, call)
+    with pytest.raises(Died):
+        lab.run(snapshot="s1", delete_merged=True)
+    lab.domain.die_before = lab.domain.die_after = None
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+    assert not lab.run(snapshot="s1", delete_merged=True).changed
+
+
+def test_a_job_of_an_earlier_run_is_adopted(lab: Lab) -> None:
+    lab.domain.start_commit("vda", "/img/a.raw", "/img/vm.vda.s1.qcow2", True, 0)
+    lab.domain.calls.clear()
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+    assert not any(call.startswith("start_commit vda") for call in lab.domain.calls)
+
+
+@pytest.mark.parametrize("job", [BlockJob("backup"), BlockJob("active-commit", target="/img/else.raw")])
+def test_a_foreign_job_is_refused(lab: Lab, job: BlockJob) -> None:
+    lab.domain.live["vda"] = replace(lab.domain.live["vda"], job=job)
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1")
+    assert caught.value.code == "job_running"
+    assert lab.domain.calls == []
+
+
+def test_a_pivot_that_is_not_ready_yet_is_tried_again(lab: Lab) -> None:
+    lab.domain.refuse_pivots = 3
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+
+
+def test_a_job_that_vanished_did_not_merge(lab: Lab) -> None:
+    lab.domain.jobs_vanish = True
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1", delete_merged=True)
+    assert caught.value.code == "commit_failed"
+    assert lab.images.exists("/img/vm.vda.s1.qcow2")
+    assert lab.domain.records
+    lab.domain.jobs_vanish = False
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+
+
+def test_one_disk_fails_the_other_is_merged_and_both_are_reported(lab: Lab) -> None:
+    real = lab.domain.start_commit
+
+    def second_fails(disk: str, base: str, top: str, active: bool, bandwidth: int) -> None:
+        if disk == "vdb":
+            raise VirtopsError("libvirt_error", "No.", "Look.")
+        real(disk, base, top, active, bandwidth)
+
+    lab.domain.start_commit = second_fails  # type: ignore[method-assign]
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1", delete_merged=True)
+    assert caught.value.partial is not None
+    assert [(item["disk"], item["merged"]) for item in caught.value.partial] == [
+        ("vda", ["/img/vm.vda.s1.qcow2"]),
+        ("vdb", []),
+    ]
+    lab.domain.start_commit = real  # type: ignore[method-assign]
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+
+
+def test_timeout_ends_the_job_and_leaves_the_guest_on_its_overlay(lab: Lab) -> None:
+    lab.domain.ticks_until_ready = 10**6
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1", timeout=10)
+    assert caught.value.code == "timeout"
+    assert lab.chains["vda"][0] == "/img/vm.vda.s1.qcow2"
+    assert lab.domain.live["vda"].job is None
+    lab.domain.ticks_until_ready = 1
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+
+
+def test_overlays_are_kept_unless_deletion_was_asked_for(lab: Lab) -> None:
+    lab.run(snapshot="s1")
+    assert lab.images.exists("/img/vm.vda.s1.qcow2")
+    assert lab.domain.journal is None
+
+
+@pytest.mark.parametrize("why", ["open", "other"])
+def test_an_overlay_that_somebody_needs_is_kept(lab: Lab, why: str) -> None:
+    overlay = "/img/vm.vda.s1.qcow2"
+    real = lab.domain.pivot
+
+    def pivot(disk: str) -> None:
+        real(disk)
+        if why == "open":
+            lab.images.open_by[overlay] = (42,)
+        else:
+            lab.domain.others = OtherImages(frozenset(), (Layer(overlay, "qcow2"),))
+
+    lab.domain.pivot = pivot  # type: ignore[method-assign]
+    outcome = lab.run(snapshot="s1", delete_merged=True)
+    assert lab.images.exists(overlay)
+    assert overlay in outcome.warnings[0]
+
+
+def test_a_base_that_another_domain_stands_on_is_refused(lab: Lab) -> None:
+    lab.images.backing["/img/other.qcow2"] = ("qcow2", "/img/a.raw")
+    lab.domain.others = OtherImages(frozenset(), (Layer("/img/other.qcow2", "qcow2"),))
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1")
+    assert caught.value.code == "base_shared"
+    assert lab.domain.calls == []
+
+
+def test_by_path_the_golden_image_of_others_is_refused(lab: Lab) -> None:
+    lab.domain.others = OtherImages(frozenset({"/img/golden.raw"}))
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(disks=("vdb",), base="/img/golden.raw")
+    assert caught.value.code == "base_shared"
+
+
+def test_by_path_several_layers(lab: Lab) -> None:
+    lab.snapshot("s2")
+    outcome = lab.run(disks=("vda",), base="/img/a.raw", delete_merged=True)
+    assert lab.chains["vda"] == ["/img/a.raw"]
+    assert not lab.images.exists("/img/vm.vda.s1.qcow2")
+    assert not lab.images.exists("/img/vm.vda.s2.qcow2")
+    assert len(outcome.warnings) == 2  # both records name layers that are gone
+    assert [[d.target for d in op.disks] for op in parse_journal(lab.domain.journal).operations] == [["vdb"], ["vdb"]]
+    assert not lab.run(disks=("vda",), base="/img/a.raw", delete_merged=True).changed
+
+
+def test_an_inner_snapshot_leaves_the_ones_above(lab: Lab) -> None:
+    lab.snapshot("s2")
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.chains["vda"] == ["/img/vm.vda.s2.qcow2", "/img/a.raw"]
+    assert list(lab.domain.records) == ["s2"]
+    (operation,) = parse_journal(lab.domain.journal).operations
+    assert operation.name == "s2"
+    assert operation.disks[0].base == "/img/a.raw"
+    lab.run(snapshot="s2", delete_merged=True)
+    assert lab.whole()
+
+
+def test_base_that_is_not_in_the_chain(lab: Lab) -> None:
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(disks=("vda",), base="/img/b.qcow2")
+    assert caught.value.code == "base_not_in_chain"
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(base="/img/nowhere")
+    assert caught.value.code == "base_not_in_chain"
+
+
+def test_top_below_base(lab: Lab) -> None:
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(disks=("vda",), base="/img/vm.vda.s1.qcow2", top="/img/a.raw")
+    assert caught.value.code == "top_below_base"
+
+
+def test_a_chain_that_somebody_changed_is_not_ours(lab: Lab) -> None:
+    disk = lab.domain.live["vda"]
+    lab.domain.live["vda"] = replace(disk, chain=(disk.chain[0], Layer("/img/b.qcow2", "qcow2")))
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1")
+    assert caught.value.code == "chain_changed"
+
+
+def test_an_operation_under_way_blocks_other_merges(lab: Lab) -> None:
+    lab.snapshot("s2", kind="live_backup")
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1")
+    assert caught.value.code == "operation_open"
+    lab.run(snapshot="s2", delete_merged=True)
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+
+
+def test_some_disks_of_a_snapshot_keep_it_on_record(lab: Lab) -> None:
+    lab.run(snapshot="s1", disks=("vda",), delete_merged=True)
+    assert lab.chains["vda"] == ["/img/a.raw"]
+    assert list(lab.domain.records) == ["s1"]
+    assert parse_journal(lab.domain.journal).operations[0].phase == COMMITTING
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+
+
+def test_without_waiting_the_job_goes_on_and_a_later_run_ends_it(lab: Lab) -> None:
+    outcome = lab.run(snapshot="s1", wait=False, delete_merged=True)
+    assert outcome.changed
+    assert outcome.values["disks"][0]["job"]["type"] == "active-commit"  # type: ignore[index]
+    assert not lab.run(snapshot="s1", wait=False, delete_merged=True).changed
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+
+
+def test_without_pivot_the_job_stays_ready(lab: Lab) -> None:
+    lab.run(snapshot="s1", pivot=False)
+    job = lab.domain.live["vda"].job
+    assert job is not None
+    assert job.ready
+    assert not lab.run(snapshot="s1", pivot=False).changed
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+
+
+def test_bandwidth_is_mib_per_second(lab: Lab) -> None:
+    lab.run(snapshot="s1", bandwidth=3)
+    assert "start_commit vda /img/vm.vda.s1.qcow2 /img/a.raw 3145728" in lab.domain.calls
+
+
+def test_a_domain_that_is_off_is_committed_by_qemu_img(lab: Lab) -> None:
+    lab.domain.state = "shut off"
+    lab.run(snapshot="s1", delete_merged=True)
+    assert "commit /img/vm.vda.s1.qcow2 /img/a.raw" in lab.images.calls
+    assert lab.whole()
+
+
+def test_off_and_in_the_middle_of_a_chain(lab: Lab) -> None:
+    lab.snapshot("s2")
+    lab.domain.state = "shut off"
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.images.backing["/img/vm.vda.s2.qcow2"] == ("qcow2", "/img/a.raw")
+    lab.run(snapshot="s2", delete_merged=True)
+    assert lab.whole()
+
+
+def test_the_guest_stops_mid_commit(lab: Lab) -> None:
+    real = lab.domain.wait_event
+
+    def stop(_seconds: float) -> None:
+        lab.domain.state = "shut off"
+        for name, disk in lab.domain.live.items():
+            lab.domain.live[name] = replace(disk, job=None)
+        lab.domain.wait_event = real  # type: ignore[method-assign]
+
+    lab.domain.wait_event = stop  # type: ignore[method-assign]
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+
+
+def test_the_pivot_reached_the_guest_but_not_the_persistent_xml(lab: Lab) -> None:
+    lab.domain.die_after = "pivot"
+    with pytest.raises(Died):
+        lab.run(snapshot="s1")
+    lab.domain.die_after = None
+    lab.domain.config["vda"] = Layer("/img/vm.vda.s1.qcow2", "qcow2")
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+
+
+def test_nothing_is_known_of_the_snapshot(lab: Lab) -> None:
+    assert not lab.run(snapshot="never-was").changed
+    assert lab.domain.calls == []

@@ -1,0 +1,307 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The snapshot flow: the end state it leaves, what it refuses, and every place where it may be killed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING, CREATED
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import build_journal, parse_journal
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
+
+from .fakes import Died, FakeDomain, running_guest
+
+OVERLAY_A = "/img/vm.vda.s1.qcow2"
+OVERLAY_B = "/img/vm.vdb.s1.qcow2"
+
+
+class Lab:
+    def __init__(self) -> None:
+        self.domain, self.images, self.clock, self.watchdog = running_guest()
+
+    def run(self, check: bool = False, **wish: object) -> Outcome:
+        flow = ExternalSnapshot(
+            SnapshotWish("s1", **wish),  # type: ignore[arg-type]
+            self.domain,
+            self.images,
+            self.watchdog,
+            self.clock,
+        )
+        return flow.run(check)
+
+    @property
+    def tops(self) -> dict[str, str]:
+        return {name: disk.chain[0].path for name, disk in self.domain.live.items() if disk.chain}
+
+    def untouched(self) -> bool:
+        return (
+            self.tops == {"vda": "/img/a.raw", "vdb": "/img/b.qcow2"}
+            and self.domain.journal is None
+            and not self.domain.records
+            and set(self.images.backing) == {"/img/a.raw", "/img/b.qcow2", "/img/golden.raw"}
+            and not self.domain.frozen
+        )
+
+
+@pytest.fixture
+def lab() -> Lab:
+    return Lab()
+
+
+def test_every_disk_is_switched_or_named_as_skipped(lab: Lab) -> None:
+    outcome = lab.run(quiesce="required")
+    assert lab.tops == {"vda": OVERLAY_A, "vdb": OVERLAY_B}
+    assert outcome.values["skipped_disks"] == [{"disk": "sda", "reason": "it is a cdrom drive"}]
+    assert outcome.values["consistency"] == "filesystem"
+    assert not lab.domain.frozen
+    assert not lab.watchdog.armed
+
+
+def test_the_order_of_effects(lab: Lab) -> None:
+    lab.run(quiesce="required")
+    assert lab.domain.calls == ["agent_ping", "write_journal", "freeze", "create_snapshot", "thaw", "write_journal"]
+    assert lab.images.calls == ["create_overlay " + OVERLAY_A, "create_overlay " + OVERLAY_B]
+    assert lab.watchdog.calls[0] == "arm"
+
+
+def test_the_journal_ends_with_the_identity_of_each_base(lab: Lab) -> None:
+    lab.run()
+    (operation,) = parse_journal(lab.domain.journal).operations
+    assert operation.phase == CREATED
+    assert not operation.open
+    assert [disk.identity for disk in operation.disks] == [
+        lab.images.identity("/img/a.raw"),
+        lab.images.identity("/img/b.qcow2"),
+    ]
+
+
+def test_check_run_again_check(lab: Lab) -> None:
+    foreseen = lab.run(check=True, quiesce="required")
+    assert lab.untouched()
+    done = lab.run(quiesce="required")
+    assert (foreseen.changed, foreseen.steps, foreseen.after) == (done.changed, done.steps, done.after)
+    assert set(foreseen.values) == set(done.values)
+    calls = list(lab.domain.calls)
+    for check in (False, True):
+        again = lab.run(check=check, quiesce="required")
+        assert not again.changed
+        assert again.values["overlays"] == done.values["overlays"]
+        assert again.values["consistency"] == "filesystem"
+    assert lab.domain.calls == calls
+
+
+def test_a_snapshot_without_record_is_idempotent_too(lab: Lab) -> None:
+    assert lab.run(metadata=False).changed
+    assert not lab.domain.records
+    assert not lab.run(metadata=False).changed
+
+
+def test_a_recorded_snapshot_that_the_journal_does_not_know(lab: Lab) -> None:
+    lab.run()
+    lab.domain.journal = None
+    outcome = lab.run()
+    assert not outcome.changed
+    assert outcome.values["overlays"][0]["base"] == "/img/a.raw"  # type: ignore[index]
+
+
+def test_excluded_disk(lab: Lab) -> None:
+    outcome = lab.run(disks=(DiskWish("vda", snapshot="no"),))
+    assert lab.tops == {"vda": "/img/a.raw", "vdb": OVERLAY_B}
+    assert {"disk": "vda", "reason": "excluded by the request"} in outcome.values["skipped_disks"]  # type: ignore[operator]
+
+
+def test_overlay_paths_of_the_user(lab: Lab) -> None:
+    lab.images.folders.add("/fast, ünd gut")
+    lab.run(overlay_dir="/fast, ünd gut", disks=(DiskWish("vdb", file="/img/mine.qcow2"),))
+    assert lab.tops == {"vda": "/fast, ünd gut/vm.vda.s1.qcow2", "vdb": "/img/mine.qcow2"}
+
+
+@pytest.mark.parametrize(
+    ("wish", "code"),
+    [
+        ({"disks": (DiskWish("vdz"),)}, "no_such_disk"),
+        ({"disks": (DiskWish("sda"),)}, "disk_unsuitable"),
+        ({"overlay_dir": "/nowhere"}, "no_directory"),
+        ({"overlay_dir": "img"}, "bad_path"),
+        ({"overlay_dir": "/img/../etc"}, "bad_path"),
+        ({"disks": (DiskWish("vda", file="/img/b.qcow2"),)}, "overlay_exists"),
+        ({"disks": (DiskWish("vda", file="/img/x"), DiskWish("vdb", file="/img/x"))}, "overlay_exists"),
+        ({"disks": (DiskWish("vda", "no"), DiskWish("vdb", "no"))}, "nothing_to_snapshot"),
+    ],
+)
+@pytest.mark.parametrize("check", [True, False])
+def test_bad_input_is_refused_before_the_first_effect(
+    lab: Lab, wish: dict[str, object], code: str, check: bool
+) -> None:
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(check=check, **wish)
+    assert caught.value.code == code
+    assert lab.untouched()
+    assert lab.domain.calls == []
+
+
+def test_a_folder_without_write_permission(lab: Lab) -> None:
+    lab.images.read_only.add("/img")
+    with pytest.raises(VirtopsError, match="cannot be written"):
+        lab.run()
+    assert lab.untouched()
+
+
+def test_a_running_job_is_refused(lab: Lab) -> None:
+    lab.domain.live["vda"] = replace(lab.domain.live["vda"], job=BlockJob("backup"))
+    with pytest.raises(VirtopsError) as caught:
+        lab.run()
+    assert caught.value.code == "job_running"
+    assert lab.untouched()
+
+
+def test_another_operation_under_way_is_refused(lab: Lab) -> None:
+    lab.run(kind="live_backup")
+    journal = parse_journal(lab.domain.journal)
+    (operation,) = journal.operations
+    lab.domain.journal = build_journal(journal.put(replace(operation, name="other")))
+    with pytest.raises(VirtopsError) as caught:
+        lab.run()
+    assert caught.value.code == "operation_open"
+    assert "'other'" in str(caught.value)
+
+
+def test_a_snapshot_whose_merge_began_is_no_snapshot_any_more(lab: Lab) -> None:
+    lab.run()
+    journal = parse_journal(lab.domain.journal)
+    lab.domain.journal = build_journal(journal.put(journal.operations[0].at(COMMITTING)))
+    with pytest.raises(VirtopsError, match="block_commit"):
+        lab.run()
+
+
+def test_same_name_other_disks(lab: Lab) -> None:
+    lab.run()
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(disks=(DiskWish("vda", snapshot="no"),))
+    assert caught.value.code == "snapshot_differs"
+    assert "vda, vdb" in caught.value.cause
+
+
+def test_same_name_other_kind(lab: Lab) -> None:
+    lab.run()
+    lab.domain.journal = None
+    record = lab.domain.records["s1"]
+    lab.domain.records["s1"] = replace(
+        record, memory="internal", disks=tuple(replace(disk, mode="internal", file=None) for disk in record.disks)
+    )
+    with pytest.raises(VirtopsError) as caught:
+        lab.run()
+    assert caught.value.code == "snapshot_differs"
+
+
+@pytest.mark.parametrize(("code", "state"), [("agent_unresponsive", "running"), ("guest_paused", "paused")])
+def test_no_agent(lab: Lab, code: str, state: str) -> None:
+    lab.domain.state = state
+    lab.domain.fail["agent_ping"] = VirtopsError("agent_unresponsive", "No answer.", "Start it.")
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(quiesce="required")
+    assert caught.value.code == code
+    assert lab.untouched()
+    outcome = lab.run(quiesce="preferred")
+    assert outcome.values["consistency"] == "crash"
+    assert "crash-consistent" in outcome.warnings[0]
+
+
+def test_a_freeze_that_fails_is_thawed(lab: Lab) -> None:
+    lab.domain.fail["freeze"] = VirtopsError("agent_unresponsive", "Too late.", "Look at the agent.")
+    with pytest.raises(VirtopsError, match="Too late"):
+        lab.run(quiesce="required")
+    assert lab.untouched()
+    assert "thaw" in lab.domain.calls
+    assert not lab.watchdog.armed
+    assert lab.run(quiesce="preferred").values["consistency"] == "crash"
+
+
+def test_a_guest_without_file_systems_is_not_called_consistent(lab: Lab) -> None:
+    lab.domain.filesystems = 0
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(quiesce="required")
+    assert caught.value.code == "nothing_frozen"
+    assert lab.untouched()
+
+
+def test_a_guest_that_thawed_by_itself_is_not_called_consistent(lab: Lab) -> None:
+    original = lab.domain.create_snapshot
+
+    def slow(xml: str, metadata: bool) -> None:
+        original(xml, metadata)
+        lab.domain.frozen = False
+
+    lab.domain.create_snapshot = slow  # type: ignore[method-assign]
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(quiesce="required")
+    assert caught.value.code == "freeze_lost"
+
+
+def test_creation_fails_no_stray_file_no_frozen_guest(lab: Lab) -> None:
+    lab.domain.fail["create_snapshot"] = VirtopsError("libvirt_error", "No.", "Look.")
+    with pytest.raises(VirtopsError):
+        lab.run(quiesce="required")
+    assert lab.untouched()
+
+
+def test_the_second_overlay_cannot_be_made(lab: Lab) -> None:
+    real = lab.images.create_overlay
+
+    def second_fails(path: str, base: object, size: int) -> None:
+        if path == OVERLAY_B:
+            raise VirtopsError("no_space", "Full.", "Make room.")
+        real(path, base, size)  # type: ignore[arg-type]
+
+    lab.images.create_overlay = second_fails  # type: ignore[method-assign, assignment]
+    with pytest.raises(VirtopsError, match="Full"):
+        lab.run()
+    assert lab.untouched()
+
+
+def test_thaw_fails_the_watchdog_stays_armed(lab: Lab) -> None:
+    lab.domain.fail["thaw"] = VirtopsError("connection_lost", "Gone.", "Start libvirtd.")
+    with pytest.raises(VirtopsError):
+        lab.run(quiesce="required")
+    assert lab.watchdog.armed
+
+
+def _kill(domain: FakeDomain, when: str, call: str) -> None:
+    setattr(domain, "die_" + when, call)
+
+
+@pytest.mark.parametrize(
+    ("when", "call"),
+    [
+        ("after", "write_journal"),
+        ("before", "freeze"),
+        ("after", "freeze"),
+        ("before", "create_snapshot"),
+        ("after", "create_snapshot"),
+    ],
+)
+def test_killed_anywhere_the_next_run_ends_the_same(lab: Lab, when: str, call: str) -> None:
+    _kill(lab.domain, when, call)
+    with pytest.raises(Died):
+        lab.run(quiesce="preferred", kind="live_backup")
+    lab.domain.die_before = lab.domain.die_after = None
+    lab.domain.frozen = False  # the watchdog's work
+    lab.run(quiesce="preferred", kind="live_backup")
+    assert lab.tops == {"vda": OVERLAY_A, "vdb": OVERLAY_B}
+    (operation,) = parse_journal(lab.domain.journal).operations
+    assert operation.phase == CREATED
+    assert not lab.run(quiesce="preferred", kind="live_backup").changed
+
+
+def test_a_domain_that_is_off(lab: Lab) -> None:
+    lab.domain.state = "shut off"
+    outcome = lab.run(quiesce="required")
+    assert outcome.values["consistency"] == "offline"
+    assert "freeze" not in lab.domain.calls
