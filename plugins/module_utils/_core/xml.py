@@ -18,7 +18,7 @@ from typing import Union
 
 from .errors import VirtopsError
 from .journal import JOURNAL_URI, Journal, JournalDisk, Operation
-from .model import BlockJob, Disk, FileIdentity, Layer, SnapshotDisk, SnapshotRecord
+from .model import BlockJob, Disk, FileIdentity, Layer, OtherImages, SnapshotDisk, SnapshotRecord
 
 LXML_IMPORT_ERROR: str | None
 try:
@@ -72,21 +72,27 @@ def parse_domain(live_xml: str, config_xml: str | None, volume_path: VolumePath 
         disks=_disks(live, volume_path),
         config_disks=config_disks,
         agent=_agent(live),
-        journal_xml=_journal_of(live if config is None else config),
+        # Both hold it, unless somebody defined the domain anew from an older XML
+        journal_xml=_journal_of(live) or (None if config is None else _journal_of(config)),
         machine=next((kind.get("machine", "") for kind in live.iterfind("os/type")), ""),
         nvram=_nvram(live),
         tpm=live.find("devices/tpm") is not None,
     )
 
 
-def image_paths(domain_xml: str, volume_path: VolumePath = _unknown_volume) -> frozenset[str]:
-    """Every image that this XML of a domain names: active layers, backing layers, mirrors."""
-    paths: set[str] = set()
-    for disk in _disks(_parse(domain_xml), volume_path):
-        paths.update(layer.path for layer in disk.chain)
-        if disk.job is not None and disk.job.target is not None:
-            paths.add(disk.job.target)
-    return frozenset(paths)
+def images(live_xml: str, config_xml: str | None, volume_path: VolumePath = _unknown_volume) -> OtherImages:
+    """Every image that a domain's XML names: layers and mirrors. `tips`: those whose backing files it does not tell.
+
+    Only a running domain's XML shows whole chains.
+    """
+    parsed = parse_domain(live_xml, config_xml, volume_path)
+    active = _parse(live_xml).get("id") is not None
+    shown = {layer.path for disk in parsed.disks for layer in disk.chain} if active else set()
+    mirrors = {disk.job.target for disk in parsed.disks if disk.job is not None and disk.job.target is not None}
+    named = [layer for disk in parsed.disks + parsed.config_disks for layer in disk.chain]
+    tips = {layer for layer in named if layer.path not in shown}
+    known = frozenset(layer.path for layer in named) | mirrors
+    return OtherImages(known, tuple(sorted(tips, key=lambda layer: layer.path)))
 
 
 def _disks(domain: etree._Element, volume_path: VolumePath) -> tuple[Disk, ...]:

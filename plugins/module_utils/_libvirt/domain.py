@@ -1,0 +1,260 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: one domain, as the flows' ports see it (SnapshotPort and MergePort)."""
+
+from __future__ import annotations
+
+import uuid as uuid_module
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from .._core import xml
+from .._core.errors import VirtopsError
+from .._core.journal import JOURNAL_PREFIX, JOURNAL_URI
+from .._core.model import BlockJob, Disk, DomainView, Layer, OtherImages, SnapshotRecord
+from . import agent
+from .connection import Connection, EventWait
+from .errors import LIBVIRT_IMPORT_ERROR, failure, is_connection_lost, is_number, mapped
+
+if LIBVIRT_IMPORT_ERROR is None:
+    import libvirt
+
+#: virDomainState by number, in the words of `virsh domstate`.
+STATES = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended")
+#: virDomainBlockJobType by number, in the words of the XML's <mirror job=''>.
+JOB_KINDS = ("unknown", "pull", "copy", "commit", "active-commit", "backup")
+
+
+class Domain:
+    """A domain, found by UUID or name, in this order as virsh does."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
+        self._domain = _lookup(connection, name)
+        self.name: str = self._domain.name()
+        self.uuid: str = self._domain.UUIDString()
+        self._events = EventWait(connection.uri, self.uuid)
+
+    def close(self) -> None:
+        self._events.close()
+
+    # ViewPort
+
+    def state(self) -> str:
+        """virDomainGetState."""
+        with mapped(f"Reading the state of {self.name}"):
+            return STATES[self._domain.state()[0]]
+
+    def view(self) -> DomainView:
+        """One reading; where libvirtd was restarted since the last call, over a new connection."""
+        try:
+            return read_view(self._connection, self._domain)
+        except libvirt.libvirtError as problem:
+            if not is_connection_lost(problem):
+                raise failure(problem, f"Reading the domain {self.name}") from problem
+        self._connection.reopen()
+        self._domain = _lookup(self._connection, self.uuid)
+        with mapped(f"Reading the domain {self.name}"):
+            return read_view(self._connection, self._domain)
+
+    def snapshot(self, name: str) -> SnapshotRecord | None:
+        try:
+            found = self._domain.snapshotLookupByName(name)
+            return xml.parse_snapshot(found.getXMLDesc())
+        except libvirt.libvirtError as problem:
+            if is_number(problem, "VIR_ERR_NO_DOMAIN_SNAPSHOT"):
+                return None
+            raise failure(problem, f"Reading the snapshot {name} of {self.name}") from problem
+
+    def snapshots(self) -> tuple[SnapshotRecord, ...]:
+        with mapped(f"Listing the snapshots of {self.name}"):
+            found = self._domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
+            return tuple(xml.parse_snapshot(snapshot.getXMLDesc()) for snapshot in found)
+
+    def domain_xml(self) -> str:
+        flags = libvirt.VIR_DOMAIN_XML_SECURE
+        with mapped(f"Reading the definition of {self.name}"):
+            if self._domain.isPersistent():
+                flags |= libvirt.VIR_DOMAIN_XML_INACTIVE
+            return str(self._domain.XMLDesc(flags))
+
+    # JournalPort
+
+    def write_journal(self, xml: str | None) -> None:
+        """libvirt has the definition (and a running domain's status) on disk when this returns."""
+        with mapped(f"Writing the journal into the metadata of {self.name}"):
+            flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if self._domain.isActive() else 0
+            if self._domain.isPersistent():
+                flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
+            prefix = None if xml is None else JOURNAL_PREFIX
+            self._domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, prefix, JOURNAL_URI, flags)
+
+    # SnapshotPort
+
+    def agent_ping(self, seconds: int) -> None:
+        agent.ping(self._domain, self.view().agent, seconds)
+
+    def freeze(self, seconds: int) -> int:
+        return agent.freeze(self._domain, seconds)
+
+    def thaw(self, seconds: int) -> int:
+        return agent.thaw(self._domain, seconds)
+
+    def create_snapshot(self, xml: str, metadata: bool) -> None:
+        flags = (
+            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+        )
+        if not metadata:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        with mapped(f"Creating the snapshot of {self.name}"):
+            self._domain.snapshotCreateXML(xml, flags)
+
+    def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
+        flags = (
+            libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
+            | {
+                "keep": 0,
+                "delete": libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN,
+                "only": libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN_ONLY,
+            }[children]
+        )
+        with mapped(f"Deleting the record of the snapshot {name} of {self.name}"):
+            self._domain.snapshotLookupByName(name).delete(flags)
+
+    # MergePort
+
+    def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int) -> None:
+        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+        if active:
+            flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
+        self._events.start()
+        with mapped(f"Starting the commit of {disk} of {self.name} into {base}"):
+            self._domain.blockCommit(disk, base, top, bandwidth, flags)
+
+    def pivot(self, disk: str) -> None:
+        """Code `not_ready` where the job has not caught up: guest writes may race with a reading of `ready`."""
+        try:
+            self._domain.blockJobAbort(disk, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+        except libvirt.libvirtError as problem:
+            lost = failure(problem, f"Pivoting {disk} of {self.name}")
+            if is_number(problem, "VIR_ERR_BLOCK_COPY_ACTIVE"):
+                lost.code, lost.remedy = "not_ready", "Wait until the block job is ready, and repeat"
+            raise lost from problem
+
+    def cancel_job(self, disk: str) -> None:
+        with mapped(f"Cancelling the block job of {disk} of {self.name}"):
+            self._domain.blockJobAbort(disk, 0)
+
+    def wait_event(self, seconds: float) -> None:
+        self._events.wait(seconds)
+
+    def set_config_disks(self, layers: dict[str, Layer]) -> None:
+        with mapped(f"Defining {self.name} on its merged images"):
+            flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+            definition = xml.with_disk_layers(self._domain.XMLDesc(flags), layers)
+            self._connection.handle.defineXMLFlags(definition, 0)
+
+    def other_images(self) -> OtherImages:
+        known: set[str] = set()
+        tips: set[Layer] = set()
+        for live, config in self._other_definitions():
+            found = xml.images(live, config, self._connection.volume_path)
+            known |= found.known
+            tips |= set(found.tips)
+        return OtherImages(frozenset(known), tuple(sorted(tips, key=lambda layer: layer.path)))
+
+    def _other_definitions(self) -> Iterator[tuple[str, str | None]]:
+        """Live and persistent XML of each other domain; one that is undefined meanwhile is left out."""
+        doing = "Reading the definitions of the host's other domains"
+        with mapped(doing):
+            domains = self._connection.handle.listAllDomains()
+        for domain in domains:
+            if domain.UUIDString() == self.uuid:
+                continue
+            try:
+                yield definitions(domain)
+            except libvirt.libvirtError as problem:
+                if not is_number(problem, "VIR_ERR_NO_DOMAIN"):
+                    raise failure(problem, doing) from problem
+
+
+def _lookup(connection: Connection, name: str) -> Any:
+    """virDomainLookupByUUIDString where it is a UUID, virDomainLookupByName otherwise or after that."""
+    with mapped(f"Looking for the domain {name}"):
+        if _is_uuid(name):
+            try:
+                return connection.handle.lookupByUUIDString(name)
+            except libvirt.libvirtError as problem:
+                if not is_number(problem, "VIR_ERR_NO_DOMAIN"):
+                    raise
+        try:
+            return connection.handle.lookupByName(name)
+        except libvirt.libvirtError as problem:
+            if not is_number(problem, "VIR_ERR_NO_DOMAIN"):
+                raise
+    raise VirtopsError(
+        "no_such_domain",
+        f"There is no domain {name} at {connection.uri}",
+        "Give the name or the UUID of one that virsh list --all shows there",
+    )
+
+
+def _is_uuid(name: str) -> bool:
+    with suppress(ValueError):
+        return bool(uuid_module.UUID(name))
+    return False
+
+
+def definitions(domain: Any) -> tuple[str, str | None]:
+    """virDomainGetXMLDesc, live and INACTIVE; the latter is None of a transient domain."""
+    live = domain.XMLDesc(0)
+    config = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else None
+    return live, config
+
+
+def read_view(connection: Connection, domain: Any) -> DomainView:
+    """Read a domain; libvirt errors are the caller's to map."""
+    live, config = definitions(domain)
+    parsed = xml.parse_domain(live, config, connection.volume_path)
+    persistent = config is not None
+    state = STATES[domain.state()[0]]
+    view = DomainView(
+        name=parsed.name,
+        uuid=parsed.uuid,
+        state=state,
+        persistent=persistent,
+        disks=parsed.disks,
+        config_disks=parsed.config_disks,
+        agent=parsed.agent,
+        autostart=bool(persistent and domain.autostart()),
+        journal_xml=parsed.journal_xml,
+        machine=parsed.machine,
+        nvram=parsed.nvram,
+        tpm=parsed.tpm,
+    )
+    if not view.active:
+        return replace(view, disks=view.config_disks or view.disks)
+    return replace(view, disks=tuple(_with_job(domain, disk) for disk in view.disks))
+
+
+def _with_job(domain: Any, disk: Disk) -> Disk:
+    """virDomainGetBlockJobInfo joined with the <mirror>: only the XML knows whether it is ready."""
+    if disk.active is None:
+        return disk
+    try:
+        info = domain.blockJobInfo(disk.target, libvirt.VIR_DOMAIN_BLOCK_JOB_INFO_BANDWIDTH_BYTES)
+    except libvirt.libvirtError as problem:
+        # The guest went off since its XML was read, or the driver has no block jobs
+        if is_number(problem, "VIR_ERR_OPERATION_INVALID", "VIR_ERR_NO_SUPPORT"):
+            return disk
+        raise
+    if not info:
+        return disk
+    seen = disk.job or BlockJob(kind=JOB_KINDS[info["type"]] if info["type"] < len(JOB_KINDS) else "unknown")
+    return replace(disk, job=replace(seen, cur=info["cur"], end=info["end"], bandwidth=info["bandwidth"]))

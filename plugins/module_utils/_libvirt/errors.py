@@ -1,0 +1,100 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: libvirt's error numbers to our codes and remedies, in one table.
+
+libvirt's own message goes into the cause: it names the file, the lock or the command.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .._core.errors import LibvirtFailure
+
+LIBVIRT_IMPORT_ERROR: str | None
+try:
+    import libvirt
+except ImportError:
+    LIBVIRT_IMPORT_ERROR = traceback.format_exc()
+else:
+    LIBVIRT_IMPORT_ERROR = None
+
+_CONNECTION_REMEDY = (
+    "See on the hypervisor whether libvirtd (or virtqemud) runs, then run the same task again: it continues from "
+    "what it finds"
+)
+_AGENT_REMEDY = (
+    "See whether qemu-guest-agent runs in the guest and the guest is responsive, or do without it (quiesce: never "
+    "or preferred)"
+)
+
+#: The constant of libvirt (some are newer than the oldest libvirt that we support) -> (code, remedy).
+_TABLE = {
+    "VIR_ERR_NO_DOMAIN": ("no_such_domain", "List the domains of this connection with virsh list --all"),
+    "VIR_ERR_NO_DOMAIN_SNAPSHOT": ("no_such_snapshot", "List the domain's snapshots with virsh snapshot-list"),
+    "VIR_ERR_OPERATION_INVALID": ("operation_invalid", "Bring the domain into a state that allows it, and repeat"),
+    "VIR_ERR_OPERATION_TIMEOUT": ("libvirt_busy", "Another job holds the domain: wait for it to end, and repeat"),
+    "VIR_ERR_OPERATION_DENIED": ("permission_denied", "Use become, or a user who may manage this libvirt"),
+    "VIR_ERR_AUTH_FAILED": ("permission_denied", "Use become, or a user who may manage this libvirt"),
+    "VIR_ERR_AUTH_DENIED": ("permission_denied", "Use become, or a user who may manage this libvirt"),
+    "VIR_ERR_AUTH_CANCELLED": ("permission_denied", "Use become, or a user who may manage this libvirt"),
+    "VIR_ERR_AUTH_UNAVAILABLE": ("permission_denied", "Use become, or a user who may manage this libvirt"),
+    "VIR_ERR_ACCESS_DENIED": ("permission_denied", "Ask for a policy that allows it to this user"),
+    "VIR_ERR_OPERATION_UNSUPPORTED": ("unsupported", "See what this hypervisor's libvirt and QEMU can do"),
+    "VIR_ERR_CONFIG_UNSUPPORTED": ("unsupported", "See what this hypervisor's libvirt and QEMU can do"),
+    "VIR_ERR_ARGUMENT_UNSUPPORTED": ("unsupported", "See what this hypervisor's libvirt and QEMU can do"),
+    "VIR_ERR_NO_SUPPORT": ("unsupported", "See what this hypervisor's libvirt and QEMU can do"),
+    "VIR_ERR_BLOCK_COPY_ACTIVE": ("block_job_running", "Wait for the disk's block job, or end it, and repeat"),
+    "VIR_ERR_AGENT_UNRESPONSIVE": ("agent_unresponsive", _AGENT_REMEDY),
+    "VIR_ERR_AGENT_COMMAND_TIMEOUT": ("agent_unresponsive", _AGENT_REMEDY),
+    "VIR_ERR_AGENT_COMMAND_FAILED": ("agent_failed", _AGENT_REMEDY),
+    "VIR_ERR_AGENT_UNSYNCED": ("agent_unresponsive", _AGENT_REMEDY),
+    "VIR_ERR_RESOURCE_BUSY": ("libvirt_busy", "Wait for the operation that holds it, and repeat"),
+}
+_OTHER = ("libvirt_error", "Look for the reason in libvirt's log and in QEMU's (/var/log/libvirt/qemu)")
+
+#: What a guest agent answers to all but fsfreeze commands while its file systems are frozen.
+FROZEN_ANSWERS = ("has been disabled", "frozen state")
+#: What it answers to a command that its administrator blocked, frozen or not.
+BLOCKED_ANSWER = "not allowed"
+
+
+def failure(problem: libvirt.libvirtError, doing: str) -> LibvirtFailure:
+    """`doing` says what was tried, as in "Freezing the guest's file systems"."""
+    code, remedy = _known(problem)
+    return LibvirtFailure(code, f"{doing} failed: {problem}", remedy)
+
+
+@contextmanager
+def mapped(doing: str) -> Iterator[None]:
+    """Turn a libvirt failure in the body into ours."""
+    try:
+        yield
+    except libvirt.libvirtError as problem:
+        raise failure(problem, doing) from problem
+
+
+def is_number(problem: libvirt.libvirtError, *names: str) -> bool:
+    """Is it one of these VIR_ERR_ constants, as far as this libvirt has them?"""
+    return problem.get_error_code() in {getattr(libvirt, name, None) for name in names}
+
+
+def _known(problem: libvirt.libvirtError) -> tuple[str, str]:
+    if is_connection_lost(problem):
+        return ("connection_lost", _CONNECTION_REMEDY)
+    if "already in active block job" in str(problem):
+        return _TABLE["VIR_ERR_BLOCK_COPY_ACTIVE"]
+    return next((entry for name, entry in _TABLE.items() if is_number(problem, name)), _OTHER)
+
+
+def is_connection_lost(problem: libvirt.libvirtError) -> bool:
+    """The daemon went away before or during the call: libvirt's own RPC layer reports it."""
+    if is_number(problem, "VIR_ERR_INVALID_CONN", "VIR_ERR_NO_CONNECT"):
+        return True
+    return bool(problem.get_error_domain() == libvirt.VIR_FROM_RPC) and is_number(
+        problem, "VIR_ERR_SYSTEM_ERROR", "VIR_ERR_INTERNAL_ERROR", "VIR_ERR_RPC"
+    )

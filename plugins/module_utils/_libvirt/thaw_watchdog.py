@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: a process that thaws a guest when the module that froze it dies.
+
+    python -m ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.thaw_watchdog URI UUID SECONDS
+
+It says "armed" once it is connected. The line "done" on its stdin ends it; the end of stdin, or SECONDS without
+"done", makes it thaw. It imports nothing of the collection: the zip it came from is gone when it has to act.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from typing import Any
+
+try:
+    import libvirt
+except ImportError:
+    libvirt = None
+
+#: How long a thaw is tried: libvirtd may be restarting, the agent may be slow.
+TRY_SECONDS = 120
+#: What the agent gets for one answer.
+ANSWER_SECONDS = 10
+
+
+class Thawer:
+    """One guest, found by its UUID over a connection that may have to be opened again."""
+
+    def __init__(self, uri: str, uuid: str) -> None:
+        self._uri = uri
+        self._uuid = uuid
+        self._connection: Any = None
+
+    def connect(self) -> Any:
+        if self._connection is None:
+            self._connection = libvirt.open(self._uri)
+        return self._connection.lookupByUUIDString(self._uuid)
+
+    def thaw(self) -> bool:
+        """Try once: is there nothing left to do?"""
+        try:
+            domain = self.connect()
+            if not domain.isActive():
+                return True
+            _answer_within(domain, ANSWER_SECONDS)
+            domain.fsThaw()
+        except libvirt.libvirtError as problem:
+            self._connection = None
+            return bool(problem.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)
+        # There is no call to read it, so the default is put back
+        _answer_within(domain, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
+        return True
+
+
+def _answer_within(domain: Any, seconds: int) -> None:
+    """virDomainAgentSetResponseTimeout; without it an agent that hangs would hang us."""
+    try:
+        domain.agentSetResponseTimeout(seconds, 0)
+    except libvirt.libvirtError as problem:
+        if problem.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
+
+
+def dismissed(seconds: float) -> bool:
+    """Wait on stdin: True for "done", False for its end or when `seconds` have passed."""
+    deadline = time.monotonic() + seconds
+    said = b""
+    while not said.endswith(b"done\n"):
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([0], [], [], left)[0]:
+            return False
+        read = os.read(0, 64)
+        if not read:
+            return False
+        said += read
+    return True
+
+
+def thaw_within(thawer: Thawer, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not thawer.thaw():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def main(uri: str, uuid: str, seconds: str) -> int:
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if libvirt is None:
+        sys.stdout.write(f"libvirt-python is missing for {sys.executable}\n")
+        return 1
+    libvirt.registerErrorHandler(lambda *_: None, None)
+    thawer = Thawer(uri, uuid)
+    try:
+        thawer.connect()
+    except libvirt.libvirtError as problem:
+        sys.stdout.write(f"{problem}\n")
+        return 1
+    sys.stdout.write("armed\n")
+    sys.stdout.flush()
+    if dismissed(float(seconds)):
+        return 0
+    return 0 if thaw_within(thawer, TRY_SECONDS) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
