@@ -48,7 +48,7 @@ _TABLE = {
     "VIR_ERR_CONFIG_UNSUPPORTED": ("unsupported", "See what this hypervisor's libvirt and QEMU can do"),
     "VIR_ERR_ARGUMENT_UNSUPPORTED": ("unsupported", "See what this hypervisor's libvirt and QEMU can do"),
     "VIR_ERR_NO_SUPPORT": ("unsupported", "See what this hypervisor's libvirt and QEMU can do"),
-    "VIR_ERR_BLOCK_COPY_ACTIVE": ("block_job_running", "Wait for the disk's block job, or end it, and repeat"),
+    "VIR_ERR_BLOCK_COPY_ACTIVE": ("job_running", "Wait for the disk's block job, or end it, and repeat"),
     "VIR_ERR_AGENT_UNRESPONSIVE": ("agent_unresponsive", _AGENT_REMEDY),
     "VIR_ERR_AGENT_COMMAND_TIMEOUT": ("agent_unresponsive", _AGENT_REMEDY),
     "VIR_ERR_AGENT_COMMAND_FAILED": ("agent_failed", _AGENT_REMEDY),

@@ -1,0 +1,154 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: what a module's main() calls; the only code that knows AnsibleModule.
+
+It joins the adapters with a flow, and turns the flow's Outcome, or the one VirtopsError that it catches,
+into a result. Everything else that is raised is a bug and stays a traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from .._core.errors import VirtopsError
+from .._core.model import Outcome
+from .._core.ports import Clock, Watchdog
+from .._core.xml import LXML_IMPORT_ERROR
+from .._host.clock import SystemClock
+from .._host.images import Images
+from .._host.locks import DomainLock
+from .._host.watchdog import PythonWatchdog
+from .._libvirt import thaw_watchdog
+from .._libvirt.connection import Connection
+from .._libvirt.domain import Domain
+from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
+from .._libvirt.host import Host
+from .specs import COMMON, DOMAIN, ArgumentSpec, merged
+
+
+@dataclass(frozen=True)
+class DomainContext:
+    """What a flow on one domain gets. `check`: plan, and stop before the first effect."""
+
+    params: Mapping[str, Any]
+    check: bool
+    uri: str
+    domain: Domain
+    images: Images
+    clock: Clock
+    watchdog: Watchdog
+
+
+@dataclass(frozen=True)
+class HostContext:
+    """What a flow that reads all domains gets."""
+
+    params: Mapping[str, Any]
+    check: bool
+    uri: str
+    host: Host
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A module's result, and what it warns of."""
+
+    result: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def run_domain_module(
+    argument_spec: ArgumentSpec, flow: Callable[[DomainContext], Outcome], *, changes: bool, **options: Any
+) -> None:
+    """Run a module on one domain. `options` go to AnsibleModule; `argument_spec` is without COMMON and DOMAIN.
+
+    A module that only reads opens a read-only connection; one that changes holds the domain's lock meanwhile.
+    """
+    module = _new_module(merged(COMMON, DOMAIN, argument_spec), options)
+    _finish(module, lambda: _on_domain(module, flow, changes))
+
+
+def run_host_module(argument_spec: ArgumentSpec, flow: Callable[[HostContext], Outcome], **options: Any) -> None:
+    """Run a module that reads the whole host, over a read-only connection."""
+    module = _new_module(merged(COMMON, argument_spec), options)
+    _finish(module, lambda: _on_host(module, flow))
+
+
+def _on_domain(module: AnsibleModule, flow: Callable[[DomainContext], Outcome], changes: bool) -> _Ended:
+    uri = module.params["uri"]
+    with Connection(uri, readonly=not changes) as connection:
+        domain = Domain(connection, module.params["domain"])
+        context = DomainContext(
+            params=module.params,
+            check=module.check_mode,
+            uri=uri,
+            domain=domain,
+            images=Images(),
+            clock=SystemClock(),
+            watchdog=PythonWatchdog(uri, thaw_watchdog.__name__),
+        )
+        try:
+            with _lock(domain.uuid, changes and not module.check_mode):
+                outcome = flow(context)
+            found = {"name": domain.name, "uuid": domain.uuid, "state": domain.state()}
+        finally:
+            domain.close()
+    return _Ended(_result(outcome, changes) | {"domain": found}, outcome.warnings)
+
+
+def _on_host(module: AnsibleModule, flow: Callable[[HostContext], Outcome]) -> _Ended:
+    uri = module.params["uri"]
+    with Connection(uri, readonly=True) as connection:
+        outcome = flow(HostContext(module.params, module.check_mode, uri, Host(connection)))
+    return _Ended(_result(outcome, changes=False), outcome.warnings)
+
+
+def _lock(uuid: str, needed: bool) -> AbstractContextManager[object]:
+    return DomainLock(uuid) if needed else nullcontext()
+
+
+def _result(outcome: Outcome, changes: bool) -> dict[str, Any]:
+    if not changes:
+        return {"changed": False, **outcome.values}
+    return {
+        "changed": outcome.changed,
+        "actions": list(outcome.steps),
+        "diff": {"before": outcome.before, "after": outcome.after},
+        **outcome.values,
+    }
+
+
+def _new_module(argument_spec: ArgumentSpec, options: dict[str, Any]) -> AnsibleModule:
+    module = AnsibleModule(argument_spec=argument_spec, supports_check_mode=True, **options)
+    for library, package, problem in (
+        ("libvirt-python", "python3-libvirt (SUSE: python3-libvirt-python)", LIBVIRT_IMPORT_ERROR),
+        ("lxml", "python3-lxml", LXML_IMPORT_ERROR),
+    ):
+        if problem is not None:
+            module.fail_json(
+                msg=f"The Python library {library} is missing for {sys.executable}. Install the package {package} "
+                "for that Python, or set ansible_python_interpreter to one that has it, as /usr/bin/python3 has.",
+                error_code="missing_library",
+                exception=problem,
+            )
+    return module
+
+
+def _finish(module: AnsibleModule, run: Callable[[], _Ended]) -> None:
+    try:
+        ended = run()
+    except VirtopsError as error:
+        partial = {} if error.partial is None else {"partial": error.partial}
+        module.fail_json(msg=str(error), error_code=error.code, **partial)
+    else:
+        for warning in ended.warnings:
+            module.warn(warning)
+        module.exit_json(**ended.result)

@@ -1,0 +1,27 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: argument specs as values that merge, each with its doc fragment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ArgumentSpec = dict[str, dict[str, Any]]
+
+#: Doc fragment virtops.libvirt.connection.
+COMMON: ArgumentSpec = {"uri": {"type": "str", "default": "qemu:///system"}}
+#: Doc fragment virtops.libvirt.domain.
+DOMAIN: ArgumentSpec = {"domain": {"type": "str", "required": True}}
+
+
+def merged(*specs: ArgumentSpec) -> ArgumentSpec:
+    """One spec of several; an option that two of them define is a bug."""
+    result: ArgumentSpec = {}
+    for spec in specs:
+        twice = result.keys() & spec.keys()
+        if twice:
+            raise ValueError(f"options defined twice: {sorted(twice)}")
+        result.update(spec)
+    return result
