@@ -1,0 +1,40 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the options of block_commit, and how they reach the flow."""
+
+from __future__ import annotations
+
+from .._core.model import Outcome
+from .._service.merge import Merge, MergeWish
+from .entry import DomainContext, run_domain_module
+from .specs import ArgumentSpec
+
+SPEC: ArgumentSpec = {
+    "disks": {"type": "list", "elements": "str", "default": []},
+    "snapshot": {"type": "str"},
+    "base": {"type": "path"},
+    "top": {"type": "path"},
+    "bandwidth": {"type": "int", "default": 0},
+    "wait": {"type": "bool", "default": True},
+    "timeout": {"type": "int", "default": 3600},
+    "pivot": {"type": "bool", "default": True},
+    "delete_merged": {"type": "bool", "default": False},
+}
+
+
+def main() -> None:
+    run_domain_module(
+        SPEC,
+        _flow,
+        changes=True,
+        required_one_of=[("snapshot", "base")],
+        mutually_exclusive=[("snapshot", "base"), ("snapshot", "top")],
+        required_by={"top": "base"},
+    )
+
+
+def _flow(context: DomainContext) -> Outcome:
+    wish = MergeWish(**{**{name: context.params[name] for name in SPEC}, "disks": tuple(context.params["disks"])})
+    return Merge(wish, context.domain, context.images, context.clock).run(context.check)

@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the options of snapshot_external, and how they reach the flows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .._core.journal import KEPT
+from .._core.model import Outcome
+from .._core.snapshot import DiskWish, SnapshotWish
+from .._service.merge import Merge, MergeWish
+from .._service.snapshot import ExternalSnapshot
+from .entry import DomainContext, run_domain_module
+from .specs import ArgumentSpec
+
+SPEC: ArgumentSpec = {
+    "name": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "description": {"type": "str"},
+    "disks": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "snapshot": {"type": "str", "choices": ["external", "no"], "default": "external"},
+            "file": {"type": "path"},
+            "format": {"type": "str", "choices": ["qcow2"], "default": "qcow2"},
+        },
+    },
+    "overlay_dir": {"type": "path"},
+    "quiesce": {"type": "str", "choices": ["required", "preferred", "never"], "default": "never"},
+    "freeze_timeout": {"type": "int", "default": 10},
+    "metadata": {"type": "bool", "default": True},
+    "operation": {"type": "str", "default": KEPT},
+    "timeout": {"type": "int", "default": 3600},
+}
+
+
+def main() -> None:
+    run_domain_module(SPEC, _flow, changes=True)
+
+
+def _flow(context: DomainContext) -> Outcome:
+    return _absent(context) if context.params["state"] == "absent" else _present(context)
+
+
+def _present(context: DomainContext) -> Outcome:
+    given = context.params
+    wish = SnapshotWish(
+        name=given["name"],
+        description=given["description"],
+        disks=tuple(DiskWish(disk["name"], disk["snapshot"], disk["file"]) for disk in given["disks"]),
+        overlay_dir=given["overlay_dir"],
+        quiesce=given["quiesce"],
+        freeze_timeout=given["freeze_timeout"],
+        metadata=given["metadata"],
+        kind=given["operation"],
+    )
+    flow = ExternalSnapshot(wish, context.domain, context.images, context.watchdog, context.clock)
+    return flow.run(context.check)
+
+
+def _absent(context: DomainContext) -> Outcome:
+    """A snapshot is given up by merging what it added: the guest keeps all its data."""
+    given = context.params
+    wish = MergeWish(snapshot=given["name"], timeout=given["timeout"], delete_merged=True)
+    outcome = Merge(wish, context.domain, context.images, context.clock).run(context.check)
+    values = {"snapshot": {"name": given["name"], "kind": "external"}, **outcome.values}
+    return replace(outcome, values=values)

@@ -1,0 +1,179 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: block_commit
+short_description: Merge layers of a libvirt domain's disks into the images below them
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Commits overlays into their bases while the guest runs, and pivots the guest to the base at the end. Layers in the
+    middle of a chain are committed without a pivot. A domain that is off is merged with C(qemu-img commit).
+  - The goal is absolute, that is, "what snapshot X added" or "all above this base". So a second run finds nothing to
+    do, and a run after an interruption goes on from what it finds. It adopts a commit that runs already, pivots one
+    that is ready, and starts one that vanished anew.
+  - The merge has succeeded only when the running domain and its persistent definition both show the base.
+  - From the start of a commit the base is no longer the snapshot's point in time. The journal in the domain's metadata
+    says so before it is true, and M(virtops.libvirt.image_backup) then refuses to copy it.
+  - An aborted or failed merge is safe for the guest, which goes on, on its overlay. Run the task again.
+  - An image that another domain of this hypervisor stands on (a golden image) is never written to.
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.domain
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.changes
+  - virtops.libvirt.attributes.actiongroup_all
+options:
+  disks:
+    description:
+      - The disks to merge, by their targets.
+      - Unset, all disks of the O(snapshot), or all whose chain has the O(base) in it.
+    type: list
+    elements: str
+    default: []
+  snapshot:
+    description:
+      - Merge the layers that this external snapshot added, each into the image below it. Then the snapshot's record is
+        deleted, as it would describe nothing that exists.
+      - A snapshot that neither libvirt nor the journal knows has nothing to merge, and nothing is changed.
+    type: str
+  base:
+    description: Merge everything above this image (an absolute path in the disk's chain) into it.
+    type: path
+  top:
+    description:
+      - With O(base), the topmost layer that is merged. Unset, the layer that the guest writes to.
+    type: path
+  bandwidth:
+    description: The limit for each disk's job in MiB/s. V(0) is no limit. A merge offline knows no limit.
+    type: int
+    default: 0
+  wait:
+    description:
+      - Whether to wait for the end. Without waiting the job is left running, and a later run of this module adopts it.
+    type: bool
+    default: true
+  timeout:
+    description:
+      - After so many seconds the jobs that have not ended are cancelled, and the module fails. The guest goes on, on
+        its overlay.
+    type: int
+    default: 3600
+  pivot:
+    description:
+      - Whether the guest is switched to the base when the commit of its active layer is ready. V(false) leaves the job
+        mirroring the guest's writes into both images until a later run pivots.
+    type: bool
+    default: true
+  delete_merged:
+    description:
+      - Whether overlays are deleted once they are merged. One is deleted only if it is in the journal, no chain of any
+        domain of this hypervisor has it, and no process has it open. Otherwise it is kept, and a warning says why.
+    type: bool
+    default: false
+seealso:
+  - module: virtops.libvirt.snapshot_external
+  - module: virtops.libvirt.block_info
+  - name: virsh manual, blockcommit
+    description: The command and the flags that this module stands for.
+    link: https://www.libvirt.org/manpages/virsh.html#blockcommit
+"""
+
+EXAMPLES = r"""
+- name: Merge what a snapshot added, on all its disks, and delete the overlays
+  virtops.libvirt.block_commit:
+    domain: web1
+    snapshot: before-update
+    delete_merged: true
+
+- name: Merge a whole chain of one disk into its base, at most at 100 MiB/s
+  virtops.libvirt.block_commit:
+    domain: web1
+    disks: [vda]
+    base: /var/lib/libvirt/images/web1.qcow2
+    bandwidth: 100
+
+- name: Start merging now
+  virtops.libvirt.block_commit:
+    domain: db1
+    snapshot: nightly
+    wait: false
+
+- name: Finish later
+  virtops.libvirt.block_commit:
+    domain: db1
+    snapshot: nightly
+"""
+
+RETURN = r"""
+actions:
+  description: The steps that were taken, or in check mode those that would be.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - commit /var/lib/libvirt/images/web1.vda.s1.qcow2 into /var/lib/libvirt/images/web1.qcow2 (vda)
+    - pivot vda to /var/lib/libvirt/images/web1.qcow2
+domain:
+  description: The domain.
+  returned: success
+  type: dict
+  sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
+disks:
+  description: What was done per disk.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    disk:
+      description: The disk's target.
+      type: str
+    before:
+      description: Its chain before, the layer that the guest writes to first.
+      type: list
+      elements: str
+    after:
+      description: Its chain afterwards.
+      type: list
+      elements: str
+    merged:
+      description: The layers that this run took out of the chain.
+      type: list
+      elements: str
+    job:
+      description:
+        - The job that still runs, if there is one, with its type, cur and end (bytes), bandwidth (bytes/s), ready and
+          progress (percent).
+      type: dict
+  sample:
+    - disk: vda
+      before: [/var/lib/libvirt/images/web1.vda.s1.qcow2, /var/lib/libvirt/images/web1.qcow2]
+      after: [/var/lib/libvirt/images/web1.qcow2]
+      merged: [/var/lib/libvirt/images/web1.vda.s1.qcow2]
+      job:
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: commit_failed
+partial:
+  description: What had been done before the failure, per disk, as RV(disks).
+  returned: failure, if something had been done
+  type: list
+  elements: dict
+  sample: []
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import block_commit
+
+
+def main() -> None:
+    block_commit.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: snapshot_external
+short_description: Take an external, disk-only snapshot of a libvirt domain
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Puts a new qcow2 overlay on each disk of a domain, all of them at one moment. From then on the guest writes to the
+    overlays, and the images below them stay as they were at that moment, so that they can be copied.
+  - Every disk of the domain is named in the request to libvirt. Disks that have no state to keep (CD-ROM and floppy
+    drives, empty, read-only, shareable and transient disks, LUNs, vhost-user) are left alone, and RV(skipped_disks)
+    says why.
+  - The snapshot is atomic, over all disks or not at all. If it fails, no disk was switched and no overlay is left.
+  - With O(quiesce) the guest's file systems are frozen for the moment of the switch (RV(freeze_ms) tells for how
+    long). A watchdog process on the hypervisor thaws them if the module is killed meanwhile.
+  - What the module is about to do is first written into the domain's own metadata (the journal). If the module, the
+    controller or libvirtd dies, run the same task again, which finishes or undoes what was begun.
+  - While the guest runs on an overlay, all that it writes grows the overlay. Merge it back with
+    M(virtops.libvirt.block_commit). Never delete an overlay by hand, and never start the guest from an older XML
+    whose disks are the bases.
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.domain
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.changes
+  - virtops.libvirt.attributes.actiongroup_all
+options:
+  name:
+    description:
+      - The snapshot's name.
+      - If a snapshot of this name exists with the same kind and disks, nothing is changed. If it differs, the module
+        fails and says how.
+    type: str
+    required: true
+  state:
+    description:
+      - With V(present) the snapshot is taken unless it is there.
+      - With V(absent) the layers that the snapshot added are merged into the images below them, the merged overlays
+        are deleted, and then the snapshot's record. The guest keeps all its data, only the point in time is given up.
+    type: str
+    choices: [present, absent]
+    default: present
+  description:
+    description: A text that libvirt keeps with the snapshot.
+    type: str
+  disks:
+    description:
+      - What to do otherwise than usual with single disks. Disks that are not named here are treated as usual, that is,
+        each disk that can be snapshotted is.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The disk's target in the guest's definition, for example V(vda).
+        type: str
+        required: true
+      snapshot:
+        description: Whether this disk takes part (V(external)) or is left alone (V(no)).
+        type: str
+        choices: [external, 'no']
+        default: external
+      file:
+        description:
+          - The absolute path of the overlay, which must not exist.
+          - Unset, it is C(<domain>.<disk>.<snapshot>.qcow2) in O(overlay_dir).
+        type: path
+      format:
+        description: The overlay's format.
+        type: str
+        choices: [qcow2]
+        default: qcow2
+  overlay_dir:
+    description:
+      - An existing directory for the overlays.
+      - Unset, each overlay lies beside its disk's image. For a disk on a block device it must be set, or the disk's
+        O(disks[].file).
+    type: path
+  quiesce:
+    description:
+      - Whether the guest's file systems are frozen by its agent for the moment of the snapshot.
+      - With V(required) the module fails, and nothing is changed, if they cannot be frozen.
+      - With V(preferred) it goes on without, and RV(consistency) and a warning say so.
+      - With V(never) the snapshot is what a power loss would leave.
+    type: str
+    choices: [required, preferred, never]
+    default: never
+  freeze_timeout:
+    description:
+      - For how many seconds the guest agent may take to answer. The guest stays frozen for no longer than this
+        plus 5 seconds, whatever happens.
+    type: int
+    default: 10
+  metadata:
+    description:
+      - Whether libvirt keeps a record of the snapshot (as C(virsh snapshot-list) shows it). Without one only the
+        journal knows of it.
+    type: bool
+    default: true
+  operation:
+    description:
+      - The name of the workflow that this snapshot is a step of, for example V(live_backup).
+      - Such a snapshot stays open in the journal until M(virtops.libvirt.block_commit) has merged it, and until then
+        no other operation is allowed on this domain.
+    type: str
+    default: snapshot
+  timeout:
+    description: With O(state=absent), for how many seconds the merge may take.
+    type: int
+    default: 3600
+seealso:
+  - module: virtops.libvirt.block_commit
+  - module: virtops.libvirt.image_backup
+  - name: virsh manual, snapshot-create
+    description: The command and the flags that this module stands for.
+    link: https://www.libvirt.org/manpages/virsh.html#snapshot-create
+"""
+
+EXAMPLES = r"""
+- name: Take a snapshot of all disks while the guest's file systems are frozen
+  virtops.libvirt.snapshot_external:
+    domain: web1
+    name: before-update
+    quiesce: required
+
+- name: Leave one disk out, and put the overlay of another on faster storage
+  virtops.libvirt.snapshot_external:
+    domain: db1
+    name: nightly
+    quiesce: preferred
+    disks:
+      - name: vdb
+        file: /fast/db1-vdb.nightly.qcow2
+      - name: vdc
+        snapshot: 'no'
+
+- name: Give the snapshot up, keep the guest's data
+  virtops.libvirt.snapshot_external:
+    domain: web1
+    name: before-update
+    state: absent
+"""
+
+RETURN = r"""
+actions:
+  description: The steps that were taken, or in check mode those that would be.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - create the overlay /var/lib/libvirt/images/web1.vda.s1.qcow2 on /var/lib/libvirt/images/web1.qcow2 (vda)
+    - take the external snapshot s1 of vda
+domain:
+  description: The domain.
+  returned: success
+  type: dict
+  sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
+snapshot:
+  description: The snapshot.
+  returned: success
+  type: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+    kind:
+      description: Always V(external).
+      type: str
+    metadata:
+      description: Whether libvirt has a record of it.
+      type: bool
+    operation:
+      description: The id of its entry in the journal, if there is one.
+      type: str
+    xml:
+      description: The request that libvirt was given, or would be.
+      type: str
+  sample:
+    name: s1
+    kind: external
+    metadata: true
+    operation: 2f1c0d6e-8a53-4d8e-9a55-0c9f2b8f7d11
+    xml: <domainsnapshot/>
+overlays:
+  description: The disks that were switched.
+  returned: success and O(state=present)
+  type: list
+  elements: dict
+  contains:
+    disk:
+      description: The disk's target.
+      type: str
+    base:
+      description: The image that now stays as it is.
+      type: str
+    base_format:
+      description: Its format.
+      type: str
+    overlay:
+      description: The image that the guest now writes to.
+      type: str
+  sample:
+    - disk: vda
+      base: /var/lib/libvirt/images/web1.qcow2
+      base_format: qcow2
+      overlay: /var/lib/libvirt/images/web1.vda.s1.qcow2
+skipped_disks:
+  description: The disks that were left alone, and why.
+  returned: success and O(state=present)
+  type: list
+  elements: dict
+  contains:
+    disk:
+      description: The disk's target.
+      type: str
+    reason:
+      description: Why it was left alone.
+      type: str
+  sample:
+    - disk: sda
+      reason: it is a cdrom drive
+consistency:
+  description:
+    - What was really obtained, V(filesystem) (frozen throughout), V(crash) (as after a power loss) or V(offline).
+  returned: success and O(state=present)
+  type: str
+  sample: filesystem
+freeze_ms:
+  description: For how many milliseconds the guest was frozen. 0 if it was not.
+  returned: success and O(state=present)
+  type: int
+  sample: 34
+disks:
+  description: What was merged per disk, as RV(virtops.libvirt.block_commit#module:disks).
+  returned: success and O(state=absent)
+  type: list
+  elements: dict
+  sample: []
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: overlay_exists
+partial:
+  description: What had been done before the failure, per disk.
+  returned: failure, if something had been done
+  type: list
+  elements: dict
+  sample: []
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import snapshot_external
+
+
+def main() -> None:
+    snapshot_external.main()
+
+
+if __name__ == "__main__":
+    main()
