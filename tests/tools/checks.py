@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import subprocess
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
+from xml.etree import ElementTree
 
 from .envs import STATE
 

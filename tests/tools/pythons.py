@@ -36,20 +36,21 @@ def _folders() -> Iterator[Path]:
     yield from sorted(pyenv.glob("versions/*/bin"))
 
 
-def _works(python: Path, version: str) -> bool:
-    """Return whether this is that Python, outside of any venv, and can make one.
+def _real(python: Path, version: str) -> Path | None:
+    """Return the interpreter behind a path, None if it is not that Python, is one of a venv, or cannot make one.
 
-    A pyenv shim is a file that may say "command not found"; Debian's Python may lack ensurepip.
+    A pyenv shim either starts another file or says "command not found"; Debian's Python may lack ensurepip.
     """
     code = (
-        "import ensurepip, sys, venv; sys.exit('%d.%d' % sys.version_info[:2] != sys.argv[1]"
-        " or sys.prefix != sys.base_prefix)"
+        "import ensurepip, sys, venv;"
+        "print('%d.%d' % sys.version_info[:2], sys.prefix == sys.base_prefix, sys.executable)"
     )
     try:
-        done = subprocess.run([python, "-c", code, version], capture_output=True, timeout=60, check=False)
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+        return None
+    said, _, executable = done.stdout.strip().partition(" True ")
+    return Path(executable) if done.returncode == 0 and said == version else None
 
 
 @functools.cache
@@ -59,8 +60,9 @@ def available() -> dict[str, Path]:
     for folder in dict.fromkeys(_folders()):
         for version in ALL:
             python = folder / f"python{version}"
-            if version not in found and python.exists() and _works(python, version):
-                found[version] = python
+            real = _real(python, version) if version not in found and python.exists() else None
+            if real:
+                found[version] = real
     return {version: found[version] for version in ALL if version in found}
 
 
