@@ -43,6 +43,13 @@ class ViewPort(Protocol):
         """The persistent XML (of a transient domain: the live one), secrets included."""
 
 
+class BlockInfoPort(ViewPort, Protocol):
+    """What block_info needs."""
+
+    def sizes(self, disk: str) -> tuple[int, int, int] | None:
+        """virDomainGetBlockInfo: capacity, allocation and physical size in bytes; None where libvirt cannot tell."""
+
+
 class JournalPort(Protocol):
     """virDomainSetMetadata(ELEMENT, JOURNAL_URI), LIVE where it runs and CONFIG where it is persistent."""
 
@@ -64,6 +71,13 @@ class SnapshotPort(ViewPort, JournalPort, Protocol):
 
     def create_snapshot(self, xml: str, metadata: bool) -> None:
         """virDomainSnapshotCreateXML, DISK_ONLY | ATOMIC | REUSE_EXT, NO_METADATA where not `metadata`."""
+
+    def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
+        """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
+
+
+class RecordPort(ViewPort, JournalPort, Protocol):
+    """What work on snapshot records needs, which touches no image."""
 
     def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Private to virtops.libvirt: one domain, as the flows' ports see it (SnapshotPort and MergePort)."""
+"""Private to virtops.libvirt: one domain, as the flows' ports see it."""
 
 from __future__ import annotations
 
@@ -81,6 +81,17 @@ class Domain:
             if self._domain.isPersistent():
                 flags |= libvirt.VIR_DOMAIN_XML_INACTIVE
             return str(self._domain.XMLDesc(flags))
+
+    # BlockInfoPort
+
+    def sizes(self, disk: str) -> tuple[int, int, int] | None:
+        try:
+            capacity, allocation, physical = self._domain.blockInfo(disk)
+        except libvirt.libvirtError as problem:
+            if is_connection_lost(problem):
+                raise failure(problem, f"Reading the sizes of {disk} of {self.name}") from problem
+            return None  # an empty drive, a missing image, a driver without the call
+        return capacity, allocation, physical
 
     # JournalPort
 

@@ -1,0 +1,95 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the flow of snapshot_metadata, which changes records and never an image.
+
+observe -> plan -> (check mode stops here) -> journal written -> records deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .._core import xml
+from .._core.journal import Journal, Operation
+from .._core.model import DomainView, Outcome, SnapshotRecord
+from .._core.ports import ImagePort, RecordPort
+from .._core.snapshot import is_in_chain, operation_open
+from .observe import observe
+
+#: What becomes of a record's descendants: virsh's plain delete, --children and --children-only.
+CHILDREN = ("keep", "delete", "only")
+
+
+def delete_record(domain: RecordPort, images: ImagePort, name: str, children: str, check: bool) -> Outcome:
+    """Delete the snapshot's record (and its descendants', as `children` says); its layers and data stay.
+
+    Refused while an operation is open: the record and the layers are then in motion together.
+    """
+    records = domain.snapshots()
+    doomed = _doomed(records, name, children)
+    before = tuple(record.name for record in records)
+    after = tuple(left for left in before if left not in {record.name for record in doomed})
+    if doomed:
+        view = observe(domain, images)
+        journal = xml.parse_journal(view.journal_xml)
+        stuck = next((operation for operation in journal.operations if operation.open), None)
+        if stuck is not None:
+            raise operation_open(view.name, stuck)
+        if not check:
+            _apply(domain, view, journal, name, children, doomed)
+    found = next((record for record in records if record.name == name), None)
+    return Outcome(
+        steps=tuple(f"delete the record of snapshot {record.name}, not its data" for record in doomed),
+        before={"snapshots": list(before)},
+        after={"snapshots": list(after)},
+        values={"snapshot": None if found is None else _told(found)},
+    )
+
+
+def _doomed(records: Sequence[SnapshotRecord], name: str, children: str) -> tuple[SnapshotRecord, ...]:
+    """`records` are in topological order, so a parent is met before its children."""
+    family = {name}
+    for record in records:
+        if record.parent in family:
+            family.add(record.name)
+    doomed = {"keep": {name}, "delete": family, "only": family - {name}}[children]
+    return tuple(record for record in records if record.name in doomed)
+
+
+def _apply(
+    domain: RecordPort,
+    view: DomainView,
+    journal: Journal,
+    name: str,
+    children: str,
+    doomed: Sequence[SnapshotRecord],
+) -> None:
+    """The journal first: without its operation a record is an ordinary one; the other way round it would dangle."""
+    left = journal
+    for record in doomed:
+        operation = journal.find(record.name)
+        if operation is not None and not _has_layers(operation, view):
+            left = left.drop(operation)
+    if left != journal:
+        domain.write_journal(xml.build_journal(left))
+    domain.delete_snapshot_record(name, children)
+
+
+def _has_layers(operation: Operation, view: DomainView) -> bool:
+    """Is a layer of it still in use? Then it stays in the journal, as a snapshot without metadata does."""
+    return any(is_in_chain(view, disk.target, disk.overlay) for disk in operation.disks)
+
+
+def _told(record: SnapshotRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "description": record.description,
+        "parent": record.parent,
+        "state": record.state,
+        "kind": "external" if record.external else "internal",
+        "creation_time": record.creation_time,
+        "disks": [{"name": disk.target, "snapshot": disk.mode, "file": disk.file} for disk in record.disks],
+    }
