@@ -17,7 +17,6 @@ from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome
 from .._core.ports import BlockInfoPort, ImagePort
 from .observe import observe
 
-
 # guests_info
 
 

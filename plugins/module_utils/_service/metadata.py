@@ -33,13 +33,11 @@ def delete_record(domain: RecordPort, images: ImagePort, name: str, children: st
     before = tuple(record.name for record in records)
     after = tuple(left for left in before if left not in {record.name for record in doomed})
     if doomed:
-        view = observe(domain, images)
-        journal = xml.parse_journal(view.journal_xml)
-        stuck = next((operation for operation in journal.operations if operation.open), None)
-        if stuck is not None:
-            raise operation_open(view.name, stuck)
+        left = _journal_without(domain, images, doomed)
         if not check:
-            _apply(domain, view, journal, name, children, doomed)
+            if left is not None:
+                domain.write_journal(xml.build_journal(left))
+            domain.delete_snapshot_record(name, children)
     found = next((record for record in records if record.name == name), None)
     return Outcome(
         steps=tuple(f"delete the record of snapshot {record.name}, not its data" for record in doomed),
@@ -59,23 +57,25 @@ def _doomed(records: Sequence[SnapshotRecord], name: str, children: str) -> tupl
     return tuple(record for record in records if record.name in doomed)
 
 
-def _apply(
-    domain: RecordPort,
-    view: DomainView,
-    journal: Journal,
-    name: str,
-    children: str,
-    doomed: Sequence[SnapshotRecord],
-) -> None:
-    """The journal first: without its operation a record is an ordinary one; the other way round it would dangle."""
+def _journal_without(domain: RecordPort, images: ImagePort, doomed: Sequence[SnapshotRecord]) -> Journal | None:
+    """The journal to write before the records go; None where it stays as it is.
+
+    Before them: a record without its operation is an ordinary snapshot's, an operation without its layers is a lie.
+    """
+    view = domain.view()
+    journal = xml.parse_journal(view.journal_xml)
+    stuck = next((operation for operation in journal.operations if operation.open), None)
+    if stuck is not None:
+        raise operation_open(view.name, stuck)
+    ours = [found for found in (journal.find(record.name) for record in doomed) if found is not None]
+    if not ours:
+        return None
+    seen = observe(domain, images)
     left = journal
-    for record in doomed:
-        operation = journal.find(record.name)
-        if operation is not None and not _has_layers(operation, view):
+    for operation in ours:
+        if not _has_layers(operation, seen):
             left = left.drop(operation)
-    if left != journal:
-        domain.write_journal(xml.build_journal(left))
-    domain.delete_snapshot_record(name, children)
+    return None if left == journal else left
 
 
 def _has_layers(operation: Operation, view: DomainView) -> bool:

@@ -1,0 +1,210 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: guests_info
+short_description: List the guests of a hypervisor, their disks and the operations that they know of
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Lists the domains of one libvirt connection, chosen by name, UUID and state.
+  - It also reads the journal that this collection keeps in a domain's metadata. So it finds snapshots that are kept,
+    and operations that were interrupted and wait for the next run.
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.info
+  - virtops.libvirt.attributes.actiongroup_all
+options:
+  guests:
+    description:
+      - Patterns for names, as in a shell (V(*), V(?), V([seq]), V([!seq])), or whole UUIDs.
+      - A guest is listed if one of them matches.
+    type: list
+    elements: str
+    default: ["*"]
+  exclude:
+    description: Patterns, as for O(guests), of guests that are left out.
+    type: list
+    elements: str
+    default: []
+  states:
+    description: List only guests in one of these states. Unset, guests in any state.
+    type: list
+    elements: str
+    choices: [running, idle, paused, in shutdown, shut off, crashed, pmsuspended]
+    default: []
+seealso:
+  - module: virtops.libvirt.block_info
+  - name: virsh manual, list
+    description: The command that this module stands for.
+    link: https://www.libvirt.org/manpages/virsh.html#list
+"""
+
+EXAMPLES = r"""
+- name: List all guests of this hypervisor
+  virtops.libvirt.guests_info:
+  register: hypervisor
+
+- name: List the running web servers but one
+  virtops.libvirt.guests_info:
+    guests: ["web*"]
+    exclude: [web-old]
+    states: [running]
+
+- name: Show the guests on which an operation was interrupted
+  ansible.builtin.debug:
+    msg: "{{ item.name }}"
+  loop: "{{ hypervisor.guests }}"
+  when: item.journal | selectattr('open') | length > 0
+"""
+
+RETURN = r"""
+guests:
+  description: The guests that were chosen, sorted by name.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The domain's name.
+      type: str
+    uuid:
+      description: The domain's UUID.
+      type: str
+    state:
+      description: The state, in the words of O(states).
+      type: str
+    persistent:
+      description: Whether it has a definition that stays when it is shut off.
+      type: bool
+    autostart:
+      description: Whether it starts with the hypervisor.
+      type: bool
+    agent:
+      description:
+        - The guest agent's channel, V(connected), V(disconnected) (there is one, but nobody answers) or V(absent).
+      type: str
+    disks:
+      description: Its disks, in the order of the definition.
+      type: list
+      elements: dict
+      contains:
+        name:
+          description: The target, as V(vda).
+          type: str
+        bus:
+          description: The bus, as V(virtio).
+          type: str
+        device:
+          description: The kind of device, V(disk), V(cdrom), V(floppy) or V(lun).
+          type: str
+        type:
+          description: The kind of source, as V(file), V(block), V(volume) or V(network).
+          type: str
+        file:
+          description: The image that the guest writes to. V(null) for an empty drive and for what is no local image.
+          type: str
+        format:
+          description: The format of that image.
+          type: str
+        readonly:
+          description: Whether the guest may only read it.
+          type: bool
+        shareable:
+          description: Whether other guests may write to it too.
+          type: bool
+        transient:
+          description: Whether it forgets all writes when the guest stops.
+          type: bool
+    journal:
+      description: The operations of this collection that the domain knows of.
+      type: list
+      elements: dict
+      contains:
+        id:
+          description: The operation's own identifier.
+          type: str
+        kind:
+          description: The workflow, V(snapshot), V(commit), or the name that a role gave.
+          type: str
+        name:
+          description: The snapshot's name.
+          type: str
+        phase:
+          description: What was intended last, V(prepared), V(created) or V(committing).
+          type: str
+        started:
+          description: When it began, in UTC.
+          type: str
+        open:
+          description: Whether it is under way, or was interrupted. No other operation may start on this domain then.
+          type: bool
+        consistency:
+          description: What the snapshot holds, V(filesystem), V(crash) or V(offline). Empty before it is known.
+          type: str
+        disks:
+          description:
+            - Its disks, each with RV(ignore:name), RV(ignore:base), RV(ignore:base_format) and RV(ignore:overlay).
+          type: list
+          elements: dict
+    journal_error:
+      description: Why the journal cannot be read. V(null) where it can be.
+      type: str
+  sample:
+    - name: web1
+      uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427
+      state: running
+      persistent: true
+      autostart: true
+      agent: connected
+      disks:
+        - name: vda
+          bus: virtio
+          device: disk
+          type: file
+          file: /var/lib/libvirt/images/web1.nightly.qcow2
+          format: qcow2
+          readonly: false
+          shareable: false
+          transient: false
+      journal:
+        - id: 5d0b7a52-3a7c-4f0e-9c39-0a4f3b1f6a60
+          kind: live_backup
+          name: nightly
+          phase: created
+          started: 20261120T120000Z
+          open: true
+          consistency: filesystem
+          disks:
+            - name: vda
+              base: /var/lib/libvirt/images/web1.qcow2
+              base_format: qcow2
+              overlay: /var/lib/libvirt/images/web1.nightly.qcow2
+      journal_error:
+unmatched:
+  description: The patterns of O(guests) that match no domain of this connection, in whatever state.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: uri_unreachable
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import guests_info
+
+
+def main() -> None:
+    guests_info.main()
+
+
+if __name__ == "__main__":
+    main()
