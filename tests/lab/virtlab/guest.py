@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -16,7 +17,7 @@ from . import disks as images
 from ._sys import LabError, wait_for
 from .disks import Disk
 from .hypervisor import IMAGES, Hypervisor
-from .records import ImageReport, Mark, Record, read_image
+from .records import BlankImage, ImageReport, Mark, Record, read_image
 
 KERNEL_ARGS = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check random.trust_cpu=on"
 DEFAULT_DISKS = (Disk("vda"),)
@@ -83,10 +84,12 @@ class Guest:
             self.hypervisor.virsh("undefine", self.name, "--snapshots-metadata", "--checkpoints-metadata", check=True)
 
     def cleanup(self) -> None:
-        """Destroy and undefine it, and remove the folder of its images."""
+        """Destroy and undefine it, and remove its folder and the images that were made for it elsewhere."""
         self.destroy()
         self.undefine()
-        self.hypervisor.exec(["rm", "-rf", f"{IMAGES}/{self.name}"])
+        made = self._made.read_text(encoding="utf-8").splitlines() if self._made.exists() else []
+        self.hypervisor.exec(["rm", "-rf", f"{IMAGES}/{self.name}", *made])
+        self._made.unlink(missing_ok=True)
 
     def state(self) -> str:
         """virsh's word (running, paused, shut off, …); empty if there is no such domain."""
@@ -99,6 +102,11 @@ class Guest:
 
     # -- definition ----------------------------------------------------------------------------------------------
 
+    @property
+    def _made(self) -> Path:
+        """A list of the images that `define` made, kept outside of the hypervisor."""
+        return self.hypervisor.dir / "made" / self.name
+
     def path_of(self, disk: Disk) -> str:
         return disk.path or f"{IMAGES}/{self.name}/{disk.target}.{disk.format}"
 
@@ -108,6 +116,9 @@ class Guest:
         hypervisor = self.hypervisor
         path = self.path_of(disk)
         hypervisor.exec(["mkdir", "-p", "-m", "711", str(Path(path).parent)])
+        self._made.parent.mkdir(exist_ok=True)
+        with self._made.open("a", encoding="utf-8") as made:
+            made.write(f"{path}\n")
         if disk.golden is None:
             images.make(hypervisor.lab.cache, disk, hypervisor.outside(path))
             return
@@ -250,6 +261,9 @@ class Guest:
         return {row[2]: row[3].strip() for row in rows if len(row) == 4 and row[1] == "disk" and row[3].strip() != "-"}
 
     def read_all(self) -> dict[str, ImageReport]:
-        """The records of each of its disks as they lie; the guest has to be off."""
-        reports = {target: self.read(path) for target, path in self.disk_paths().items()}
+        """The records of each of its disks that has any, as they lie; the guest has to be off."""
+        reports = {}
+        for target, path in self.disk_paths().items():
+            with suppress(BlankImage):
+                reports[target] = self.read(path)
         return {target: report for target, report in reports.items() if report.journal.records}

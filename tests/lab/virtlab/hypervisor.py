@@ -8,7 +8,9 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,6 +106,12 @@ class Config:
         partial = path.with_suffix(".new")
         partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         partial.rename(path)
+
+
+def _boot_record(now: float) -> bytes:
+    """A utmp file (utmp(5)) that says when this host booted."""
+    boot_time = 2
+    return struct.pack("<h2xi32s4s32s256shhiii16s20x", boot_time, 0, b"~", b"~~", b"reboot", b"", 0, 0, 0, int(now), 0, b"")
 
 
 class Hypervisor:
@@ -241,6 +249,7 @@ class Hypervisor:
     def _power_on(self, config: Config) -> None:
         lower = self.lab.root_of(config.generation)
         (self.dir / "init").unlink(missing_ok=True)
+        (self.dir / "utmp").write_bytes(_boot_record(time.time()))
         with (self.dir / "boot.log").open("w") as log:
             boot = subprocess.Popen(
                 ["unshare", "--mount", "--pid", "--uts", "--fork", BOOT, self.dir, self.name, lower],

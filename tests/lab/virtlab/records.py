@@ -124,6 +124,10 @@ class Journal:
         }
 
 
+class BlankImage(LabError):
+    """The image carries no file system, and was made so."""
+
+
 @dataclass(frozen=True)
 class ImageReport:
     """What an image holds, found without mounting it.
@@ -146,6 +150,9 @@ def read_image(image: Path, scratch: Path, convert: Callable[[Path, Path], None]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         raw = Path(folder) / "image.raw"
         (convert or to_raw)(image, raw)
+        with raw.open("rb") as handle:
+            if not handle.read(65536).strip(b"\0"):
+                raise BlankImage(f"{image} is blank")
         head = run(["dumpe2fs", "-h", raw]).stdout
         needs_recovery = re.search(r"^Filesystem features:.*\bneeds_recovery\b", head, re.MULTILINE) is not None
         if needs_recovery:
