@@ -12,12 +12,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import nox
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -33,6 +35,8 @@ nox.options.default_venv_backend = "none"
 
 # The user's PATH may hold pyenv's shims, that is Pythons that are none; ansible-test would take them.
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Where ./dev put nox itself, ansible-core and pytest
+BIN = Path(sys.executable).parent
 # What a user of the collection gets: galaxy.yml's build_ignore leaves out the rest.
 SHIPPED = {
     *("CHANGELOG.rst", "CODE_OF_CONDUCT.md", "COPYING", "FILES.json", "LICENSES", "MANIFEST.json", "README.md"),
@@ -213,11 +217,68 @@ def broken_references(output: str) -> str | None:
 
 @nox.session
 def integration(session: nox.Session) -> None:
-    """ansible-test integration inside a lab hypervisor, against real libvirt and QEMU."""
-    session.error("not there yet")
+    """ansible-test integration over SSH on a lab hypervisor: real libvirt and QEMU, and the distribution's own Python.
+
+    On the newest ansible-core that the machine has a Python for, with --long on each.
+    """
+    sync()
+    lab = [TREE / "tests" / "lab" / "lab"]
+    name = "integration"
+    env = environment()
+    with Checks("integration", session.error) as checks:
+        cores = list(each_core(checks))
+        try:
+            subprocess.run([*lab, "up", name], env=env, check=True)
+            target = ssh_target(lab, name, env)
+            for core, bin_ in cores if os.environ.get("DEV_LONG") else cores[-1:]:
+                python = f"origin:python={pythons.controller_for(core)}"
+                command = [bin_ / "ansible-test", "integration", "--color", "no", "--controller", python]
+                command += ["--target", target, "--allow-root", "--allow-destructive"]
+                for test in session.posargs or integration_targets(command, environment(bin_)):
+                    checks.run(f"ansible-core {core}: {test}", [*command, test], cwd=TREE, env=environment(bin_))
+        finally:
+            subprocess.run([*lab, "down", name], env=env, check=True)
+        if not checks.passed + checks.failed:
+            checks.report("targets", "there are none")
+
+
+def ssh_target(lab: list[Path], name: str, env: dict[str, str]) -> str:
+    """Return ansible-test's words for a lab hypervisor, and give ansible-test the key to it."""
+    inventory = subprocess.run([*lab, "inventory"], env=env, check=True, stdout=subprocess.PIPE).stdout
+    hypervisors = yaml.safe_load(inventory)["hypervisors"]
+    keys = TREE / "tests" / "output" / ".tmp"  # ansible-test looks here before it makes a key of its own
+    keys.mkdir(parents=True, exist_ok=True)
+    key = Path(hypervisors["vars"]["ansible_ssh_private_key_file"])
+    for source, copy, mode in ((key, "id_rsa", 0o600), (key.with_suffix(".pub"), "id_rsa.pub", 0o644)):
+        shutil.copyfile(source, keys / copy)
+        (keys / copy).chmod(mode)
+    version = subprocess.run(
+        [*lab, "exec", name, "--", "/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+        env=env,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout.strip()
+    port = hypervisors["hosts"][name]["ansible_port"]
+    return f"ssh:root@127.0.0.1:{port},python={version}@/usr/bin/python3"
+
+
+def integration_targets(command: list[str | Path], env: dict[str, str]) -> list[str]:
+    """Return the names of the integration tests."""
+    listing = [str(word) for word in [*command, "--list-targets"]]
+    done = subprocess.run(listing, cwd=TREE, env=env, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.split()
 
 
 @nox.session
 def e2e(session: nox.Session) -> None:
-    """The playbooks over SSH on lab hypervisors with running guests."""
-    session.error("not there yet")
+    """The playbooks over SSH on lab hypervisors with running guests; with --long also the tests marked `long`."""
+    sync()
+    junit = STATE / "results" / "e2e.xml"
+    junit.unlink(missing_ok=True)
+    marks = [] if os.environ.get("DEV_LONG") else ["-m", "not long"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml", junit, *marks]
+    with Checks("e2e", session.error) as checks:
+        checks.run("pytest", [*command, *(session.posargs or ["tests/e2e"])], cwd=TREE, env=environment(BIN))
+        if not checks.add_junit([junit] if junit.exists() else []):
+            checks.report("pytest", "no test was run")

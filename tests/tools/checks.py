@@ -40,17 +40,21 @@ class Checks:
         started = time.monotonic()
         print(f"--- {self.name}: {label}", flush=True)
         capture = subprocess.PIPE if verdict else None
-        done = subprocess.run(
-            [str(word) for word in command],
-            cwd=cwd,
-            env=dict(env),
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=capture,
-            stderr=subprocess.STDOUT if verdict else None,
-            encoding="utf-8",
-            errors="replace",
-        )
+        try:
+            done = subprocess.run(
+                [str(word) for word in command],
+                cwd=cwd,
+                env=dict(env),
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=capture,
+                stderr=subprocess.STDOUT if verdict else None,
+                encoding="utf-8",
+                errors="replace",
+            )
+        except OSError as error:  # an earlier check did not make the command
+            self.report(label, str(error))
+            return
         problem = f"exit status {done.returncode}" if done.returncode else None
         if verdict:
             print(done.stdout, end="", flush=True)
