@@ -1,0 +1,370 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""The files beside were recorded from libvirt 9.0 and QEMU 7.2, but every_disk (by hand) and *.golden (our output)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import (
+    CREATED,
+    JOURNAL_URI,
+    Journal,
+    JournalDisk,
+    Operation,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
+    BlockJob,
+    FileIdentity,
+    Layer,
+    SnapshotDisk,
+)
+
+pytestmark = pytest.mark.skipif(xml.LXML_IMPORT_ERROR is not None, reason="needs lxml")
+
+FILES = Path(__file__).parent / "xml"
+IMAGES = "/var/lib/libvirt/images/web"
+NASTY = "a\"b'<c>&d;,é ü\u2028\n\t]]> -- {%s}"
+
+
+def recorded(name: str) -> str:
+    return (FILES / f"{name}.xml").read_text(encoding="utf-8")
+
+
+def overlay(target: str) -> Layer:
+    return Layer(f"{IMAGES}/{target} é, 1.qcow2", "qcow2")
+
+
+# Domains
+
+
+def test_a_running_domain_shows_its_whole_chains() -> None:
+    seen = xml.parse_domain(recorded("overlays.live"), recorded("overlays.config"))
+    assert (seen.name, seen.uuid) == ("web", "5d300c17-f26b-4ae9-8281-dc9ecd06eb1c")
+    assert (seen.agent, seen.machine, seen.nvram, seen.tpm) == ("connected", "pc-i440fx-7.2", None, False)
+    assert {disk.target: disk.chain for disk in seen.disks} == {
+        "vda": (overlay("vda"), Layer(f"{IMAGES}/vda.raw", "raw")),
+        "vdb": (
+            overlay("vdb"),
+            Layer(f"{IMAGES}/vdb.qcow2", "qcow2"),
+            Layer("/var/lib/libvirt/images/golden/base.qcow2", "qcow2"),
+        ),
+        "vdc": (overlay("vdc"), Layer(f"{IMAGES}/vdc.qcow2", "qcow2")),
+    }
+    assert {disk.target: disk.chain for disk in seen.config_disks} == {
+        target: (overlay(target),) for target in ("vda", "vdb", "vdc")
+    }
+
+
+@pytest.mark.parametrize(("name", "ready"), [("commit_copying", False), ("commit_ready", True)])
+def test_only_the_mirror_tells_that_a_commit_is_ready(name: str, ready: bool) -> None:
+    seen = xml.parse_domain(recorded(f"{name}.live"), None)
+    assert seen.disks[0].job == BlockJob("active-commit", ready=ready, target=f"{IMAGES}/vda.raw")
+    assert seen.disks[0].chain == (overlay("vda"), Layer(f"{IMAGES}/vda.raw", "raw"))
+    assert [disk.job for disk in seen.disks[1:]] == [None, None]
+
+
+def test_a_transient_domain_has_no_persistent_disks() -> None:
+    assert xml.parse_domain(recorded("overlays.live"), None).config_disks == ()
+
+
+def test_a_chain_that_somebody_wrote_into_the_definition_counts_for_nothing() -> None:
+    seen = xml.parse_domain(recorded("overlays.live"), recorded("commit_ready.live"))
+    assert seen.config_disks[0].chain == (overlay("vda"),)
+    assert seen.config_disks[0].job is None
+
+
+def test_every_kind_of_disk_is_told_apart() -> None:
+    seen = xml.parse_domain(
+        recorded("every_disk.live"), None, lambda pool, volume: f"/{pool}/{volume}" if volume[0] == "k" else None
+    )
+    assert (seen.agent, seen.machine, seen.tpm) == ("disconnected", "pc-q35-7.2", True)
+    assert seen.nvram == "/var/lib/libvirt/qemu/nvram/every_VARS.fd"
+    disks = {disk.target: disk for disk in seen.disks}
+    assert {name: (disk.device, disk.source_type) for name, disk in disks.items()} == {
+        "vda": ("disk", "block"),
+        "vdb": ("disk", "file"),
+        "vdc": ("disk", "network"),
+        "vdd": ("disk", "volume"),
+        "vde": ("disk", "volume"),
+        "vdf": ("disk", "vhostuser"),
+        "vdg": ("disk", "nvme"),
+        "fda": ("floppy", "dir"),
+        "sda": ("cdrom", "file"),
+        "sdb": ("lun", "block"),
+        "vdh": ("disk", "file"),
+        "vdi": ("disk", "file"),
+        "vdj": ("disk", "file"),
+    }
+    assert {name: disk.chain for name, disk in disks.items() if disk.chain} == {
+        "vda": (Layer("/dev/vg0/top", "qcow2"), Layer("/dev/vg0/base", "raw")),
+        "vdb": (Layer("/img/over-the-net.qcow2", "qcow2"), Layer("nbd://storage.example.com/export", "raw")),
+        "vdd": (Layer("/default/known.qcow2", "qcow2"),),
+        "sdb": (Layer("/dev/sdx", "raw"),),
+        "vdh": (Layer("/img/shared.raw", "raw"),),
+        "vdi": (Layer("/img/forgets.qcow2", "qcow2"),),
+        "vdj": (Layer("/img/copied.qcow2", "qcow2"),),
+    }
+    assert [name for name, disk in disks.items() if disk.readonly] == ["fda", "sda"]
+    assert [name for name, disk in disks.items() if disk.shareable] == ["vdh"]
+    assert [name for name, disk in disks.items() if disk.transient] == ["vdi"]
+    assert disks["vdj"].job == BlockJob("copy", target="/img/copy.qcow2")
+    assert (disks["fda"].bus, disks["sdb"].bus, disks["vda"].bus) == ("fdc", "scsi", "virtio")
+
+
+def test_nvram_in_the_newer_notation() -> None:
+    text = recorded("every_disk.live").replace(
+        ">/var/lib/libvirt/qemu/nvram/every_VARS.fd</nvram>", " type='file'><source file='/vars.qcow2'/></nvram>"
+    )
+    assert xml.parse_domain(text, None).nvram == "/vars.qcow2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<domain>",
+        '<!DOCTYPE d [<!ENTITY e SYSTEM "file:///etc/passwd">]><domain><name>&e;</name></domain>',
+        "<!DOCTYPE d [<!ENTITY e 'x'>]><domain><name>n</name></domain>",
+        "<domain><devices><disk/></devices></domain>",
+    ],
+)
+def test_what_is_no_domain_is_refused(text: str) -> None:
+    with pytest.raises(VirtopsError) as caught:
+        xml.parse_domain(text, None)
+    assert caught.value.code == "invalid_xml"
+
+
+# The images of others
+
+
+def test_all_images_of_a_running_domain_are_known() -> None:
+    found = xml.images(recorded("commit_ready.live"), recorded("overlays.config"))
+    assert found.known == {
+        *(overlay(target).path for target in ("vda", "vdb", "vdc")),
+        *(f"{IMAGES}/{name}" for name in ("vda.raw", "vdb.qcow2", "vdc.qcow2")),
+        "/var/lib/libvirt/images/golden/base.qcow2",
+    }
+    assert found.tips == ()
+
+
+def test_a_domain_that_is_off_names_only_the_tips_of_its_chains() -> None:
+    found = xml.images(recorded("plain.config"), recorded("plain.config"))
+    assert found.tips == (
+        Layer(f"{IMAGES}/vda.raw", "raw"),
+        Layer(f"{IMAGES}/vdb.qcow2", "qcow2"),
+        Layer(f"{IMAGES}/vdc.qcow2", "qcow2"),
+    )
+    assert found.known == {layer.path for layer in found.tips}
+
+
+def test_a_running_domain_with_another_definition_has_tips_of_that_one() -> None:
+    found = xml.images(recorded("overlays.live"), recorded("overlays.config").replace("vda é, 1", "other"))
+    assert found.tips == (Layer(f"{IMAGES}/other.qcow2", "qcow2"),)
+
+
+def test_the_target_of_a_mirror_is_in_use_too() -> None:
+    assert "/img/copy.qcow2" in xml.images(recorded("every_disk.live"), None).known
+
+
+# Other layers
+
+
+def test_a_domain_on_other_layers() -> None:
+    written = xml.with_disk_layers(
+        recorded("overlays.config"),
+        {"vda": Layer(f"{IMAGES}/vda.raw", "raw"), "vdb": Layer(f"{IMAGES}/{NASTY}.qcow2", "qcow2")},
+    )
+    assert_golden("other_layers", written)
+    seen = xml.parse_domain(written, written)
+    assert [disk.chain for disk in seen.disks] == [
+        (Layer(f"{IMAGES}/vda.raw", "raw"),),
+        (Layer(f"{IMAGES}/{NASTY}.qcow2", "qcow2"),),
+        (overlay("vdc"),),
+    ]
+    assert seen.journal_xml is not None
+
+
+def test_what_belonged_to_the_old_chain_goes() -> None:
+    written = xml.with_disk_layers(
+        recorded("commit_ready.live"), {"vda": Layer(f"{IMAGES}/vda.raw", "raw")}, drop_journal=True
+    )
+    vda = written[: written.index('<target dev="vda"')]
+    assert "backingStore" not in vda
+    assert "mirror" not in vda
+    assert "index=" not in vda
+    seen = xml.parse_domain(written, None)
+    assert seen.disks[0].chain == (Layer(f"{IMAGES}/vda.raw", "raw"),)
+    assert len(seen.disks[1].chain) == 3
+    assert seen.journal_xml is None
+    assert "<metadata" not in written
+
+
+def test_metadata_of_others_stays_when_the_journal_goes() -> None:
+    text = recorded("overlays.config").replace("<metadata>", "<metadata><o:o xmlns:o='urn:other'>mine</o:o>")
+    assert ">mine</" in xml.with_disk_layers(text, {}, drop_journal=True)
+    assert JOURNAL_URI not in xml.with_disk_layers(text, {}, drop_journal=True)
+
+
+def test_a_layer_keeps_the_type_that_the_chain_gives_it() -> None:
+    domain = recorded("every_disk.live")
+    base = xml.with_disk_layers(domain, {"vda": Layer("/dev/vg0/base", "raw"), "vdd": Layer("/img/x.qcow2", "qcow2")})
+    disks = {disk.target: disk for disk in xml.parse_domain(base, None).disks}
+    assert (disks["vda"].source_type, disks["vda"].chain) == ("block", (Layer("/dev/vg0/base", "raw"),))
+    assert (disks["vdd"].source_type, disks["vdd"].chain) == ("file", (Layer("/img/x.qcow2", "qcow2"),))
+    assert "pool=" not in base[: base.index('<target dev="vdd"')]
+
+
+def test_a_device_that_no_chain_describes_is_a_block_source() -> None:
+    written = xml.with_disk_layers(recorded("plain.config"), {"vda": Layer("/dev/vg0/new", "raw")})
+    assert '<disk type="block" device="disk">' in written
+    assert '<source dev="/dev/vg0/new"/>' in written
+
+
+def test_a_disk_that_is_not_there_cannot_get_a_layer() -> None:
+    with pytest.raises(VirtopsError) as caught:
+        xml.with_disk_layers(recorded("plain.config"), {"vdz": Layer("/x", "raw")})
+    assert caught.value.code == "no_such_disk"
+    assert "vda, vdb, vdc" in str(caught.value)
+
+
+# Snapshots
+
+
+def test_a_snapshot_names_each_disk() -> None:
+    written = xml.build_snapshot(
+        'before <update> & "more" é',
+        "why, 'so'",
+        [
+            SnapshotDisk("vda", "external", '/img/a, b\'s "é" <1>.qcow2', "qcow2"),
+            SnapshotDisk("vdb", "no"),
+            SnapshotDisk("sda", "no"),
+        ],
+    )
+    assert_golden("snapshot_request", written)
+
+
+def test_what_is_written_is_read_back() -> None:
+    disks = (SnapshotDisk("vda", "external", f"/img/{NASTY}", "qcow2"), SnapshotDisk("vdb", "no"))
+    record = xml.parse_snapshot(xml.build_snapshot(NASTY, NASTY, disks))
+    assert (record.name, record.description, record.disks) == (NASTY, NASTY, disks)
+
+
+@pytest.mark.parametrize("name", ["bell\x07", "null\x00", "bytes\udcff"])
+def test_what_xml_cannot_hold_is_refused(name: str) -> None:
+    for disks in ((), (SnapshotDisk("vda", "external", name, "qcow2"),)):
+        with pytest.raises(VirtopsError) as caught:
+            xml.build_snapshot("good" if disks else name, None, disks)
+        assert caught.value.code == "not_representable"
+    with pytest.raises(VirtopsError) as caught:
+        xml.build_journal(Journal((replace(OPERATION, name=name),)))
+    assert caught.value.code == "not_representable"
+
+
+def test_a_recorded_snapshot() -> None:
+    record = xml.parse_snapshot(recorded("snapshot.recorded"))
+    assert (record.name, record.description, record.parent) == ("s é<1>", 'a <b> & "c"', None)
+    assert (record.state, record.creation_time, record.memory) == ("disk-snapshot", 1795179477, "no")
+    assert record.disks == tuple(
+        SnapshotDisk(target, "external", overlay(target).path, "qcow2") for target in ("vda", "vdb", "vdc")
+    )
+    assert record.external
+
+
+def test_an_internal_snapshot_with_memory_and_a_parent() -> None:
+    record = xml.parse_snapshot(
+        "<domainsnapshot><name>child</name><state>running</state><parent><name>root</name></parent>"
+        "<creationTime>12</creationTime><memory snapshot='internal'/>"
+        "<disks><disk name='vda' snapshot='internal'/></disks></domainsnapshot>"
+    )
+    assert (record.parent, record.memory, record.external) == ("root", "internal", False)
+    full = xml.parse_snapshot(
+        "<domainsnapshot><name>full</name><memory snapshot='external' file='/img/ram'/></domainsnapshot>"
+    )
+    assert (full.memory, full.memory_file, full.external) == ("external", "/img/ram", True)
+
+
+# The journal
+
+OPERATION = Operation(
+    id="5d0b7a52",
+    kind="live_backup",
+    name=NASTY,
+    phase=CREATED,
+    started="20261120T120000Z",
+    disks=(
+        JournalDisk("vda", f"/img/{NASTY}", "raw", f"/img/{NASTY}.qcow2", FileIdentity(1, 2, 3, 4)),
+        JournalDisk("vdb", "/img/b.qcow2", "qcow2", "/img/b.o.qcow2"),
+    ),
+    consistency="filesystem",
+)
+
+
+def test_the_journal_is_read_back_as_it_was_written() -> None:
+    journal = Journal((OPERATION, replace(OPERATION, id="2", kind="snapshot", consistency="")))
+    assert xml.parse_journal(xml.build_journal(journal)) == journal
+
+
+def test_an_empty_journal_is_no_element() -> None:
+    assert xml.build_journal(Journal()) is None
+    assert xml.parse_journal(None) == Journal()
+
+
+def test_the_journal_is_handed_over_without_a_namespace() -> None:
+    """virDomainSetMetadata adds it, and fails where its prefix is declared."""
+    written = xml.build_journal(Journal((OPERATION,)))
+    assert written is not None
+    assert written.startswith('<journal schema="1">')
+    assert "xmlns" not in written
+
+
+def test_the_journal_of_a_recorded_domain() -> None:
+    seen = xml.parse_domain(recorded("overlays.live"), recorded("overlays.config"))
+    (operation,) = xml.parse_journal(seen.journal_xml).operations
+    assert (operation.name, operation.kind, operation.phase) == ("s é<1>", "live_backup", "created")
+    assert operation.disks[0] == JournalDisk(
+        "vda",
+        f"{IMAGES}/vda.raw",
+        "raw",
+        overlay("vda").path,
+        FileIdentity(65024, 15344531, 67108864, 1795179477784637474),
+    )
+
+
+def test_a_journal_in_one_of_the_definitions_is_found() -> None:
+    seen = xml.parse_domain(recorded("plain.config"), recorded("overlays.config"))
+    assert seen.journal_xml is not None
+    assert xml.parse_domain(recorded("overlays.live"), recorded("plain.config")).journal_xml == seen.journal_xml
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<journal schema="2"/>',
+        "<journal/>",
+        '<journal schema="1"><operation id="1"/></journal>',
+        '<journal schema="1"><operation id="1" kind="k" name="n" phase="p" started="s">'
+        '<disk target="t" base="b" base_format="raw" overlay="o"><identity device="x"/></disk></operation></journal>',
+    ],
+)
+def test_a_journal_that_is_not_ours_to_read_is_refused(text: str) -> None:
+    with pytest.raises(VirtopsError) as caught:
+        xml.parse_journal(text)
+    assert caught.value.code == "journal_unreadable"
+    assert f"virsh metadata DOMAIN --uri {JOURNAL_URI}" in caught.value.remedy
+
+
+def assert_golden(name: str, written: str) -> None:
+    """To accept a change, delete the file and run the test twice."""
+    golden = FILES / f"{name}.golden.xml"
+    if not golden.exists():
+        golden.write_text(written + "\n", encoding="utf-8")
+        pytest.fail(f"{golden} was missing and has been written: read it")
+    assert written + "\n" == golden.read_text(encoding="utf-8")
