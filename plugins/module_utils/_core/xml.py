@@ -171,7 +171,7 @@ def _job(disk: etree._Element, volume_path: VolumePath) -> BlockJob | None:
 
 
 def _active_only(disk: Disk) -> Disk:
-    """The persistent XML may carry a chain that someone wrote by hand; only the first layer counts."""
+    """A snapshot leaves the overlay's base in the persistent XML too, but what lies below is for the images to tell."""
     return Disk(
         target=disk.target,
         device=disk.device,
