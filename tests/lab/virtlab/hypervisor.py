@@ -111,7 +111,9 @@ class Config:
 def _boot_record(now: float) -> bytes:
     """A utmp file (utmp(5)) that says when this host booted."""
     boot_time = 2
-    return struct.pack("<h2xi32s4s32s256shhiii16s20x", boot_time, 0, b"~", b"~~", b"reboot", b"", 0, 0, 0, int(now), 0, b"")
+    return struct.pack(
+        "<h2xi32s4s32s256shhiii16s20x", boot_time, 0, b"~", b"~~", b"reboot", b"", 0, 0, 0, int(now), 0, b""
+    )
 
 
 class Hypervisor:
