@@ -130,6 +130,9 @@ class ImagePort(Protocol):
     def create_overlay(self, path: str, base: Layer, virtual_size: int) -> None:
         """`qemu-img create -f qcow2` on `base`, mode 0600; fails where `path` exists."""
 
+    def holds_data(self, path: str) -> bool:
+        """Was anything written to this qcow2 overlay since it was made? Zeros count."""
+
     def commit(self, top: Layer, base: Layer) -> None:
         """`qemu-img commit -d -b BASE TOP`: all layers above base up to top go into base."""
 

@@ -52,6 +52,11 @@ class Images:
                 raise os_failure(subject, error) from error
             raise
 
+    def holds_data(self, path: str) -> bool:
+        """`qemu-img map`: extents at depth 0 are the image's own (QEMU before 6.1 does not say "present")."""
+        found = run(["qemu-img", "map", "--output=json", "-f", "qcow2", _absolute(path)], "Reading the image %s" % path)
+        return any(extent["depth"] == 0 and extent.get("present", True) for extent in json.loads(found))
+
     def commit(self, top: Layer, base: Layer) -> None:
         """`qemu-img commit -d`: the overlays stay as they are, and are still right if we die half-way."""
         run(

@@ -165,11 +165,26 @@ class ExternalSnapshot:
         return operation, taken
 
     def _remove_stale(self, plan: SnapshotPlan, view: DomainView) -> None:
-        """Overlays that an interrupted run of ours made and no disk was switched to."""
+        """Overlays that an interrupted run of ours made, and that no disk was switched to."""
         for path in plan.stale_overlays:
-            in_use = any(disk.index_of(path) is not None for disk in view.disks + view.config_disks)
-            if not in_use and self._images.exists(path) and not self._images.holders(path):
+            if self._is_unused(path, view):
                 self._images.remove(path)
+            elif self._images.exists(path):
+                raise VirtopsError(
+                    "overlay_in_use",
+                    "The overlay %s of an interrupted snapshot is in no chain of domain %s, yet the guest's newest "
+                    "data may be in it." % (path, view.name),
+                    "Do not start the domain from its present definition: see with 'qemu-img map' what is in the "
+                    "overlay, and who has it open, and put it back as the disk's source (virsh edit)",
+                )
+
+    def _is_unused(self, path: str, view: DomainView) -> bool:
+        """May this overlay of ours go? libvirtd or QEMU may have died after QEMU switched to it and wrote."""
+        if not self._images.exists(path) or self._images.holders(path):
+            return False
+        if any(disk.index_of(path) is not None for disk in view.disks + view.config_disks):
+            return False
+        return not self._images.holds_data(path)
 
     def _switch(self, plan: SnapshotPlan, view: DomainView, quiesce: bool) -> _Taken:
         request = xml.build_snapshot(self._wish.name, self._wish.description, snapshot_disks(plan))
@@ -185,9 +200,9 @@ class ExternalSnapshot:
             self._domain.create_snapshot(request, self._wish.metadata)
         finally:
             if frozen:
-                thawed = self._thaw(limit)
-        self._watchdog.disarm()
-        freeze_ms = int((self._clock.monotonic() - began) * 1000)
+                thawed = self._domain.thaw(limit)
+            freeze_ms = int((self._clock.monotonic() - began) * 1000)
+            self._watchdog.disarm()  # only after a thaw that succeeded: it thaws where we could not
         if not frozen:
             return _Taken("crash", 0, warnings)
         if not thawed:
@@ -205,17 +220,12 @@ class ExternalSnapshot:
                     "Mount the guest's file systems, or ask for quiesce: preferred or never",
                 )
         except VirtopsError as error:
-            self._thaw(seconds)  # an agent that answers too late has frozen all the same
+            self._domain.thaw(seconds)  # an agent that answers too late has frozen all the same
+            self._watchdog.disarm()
             if self._wish.quiesce == "required" or error.code == "connection_lost":
                 raise
             return 0, (_not_quiesced(error),)
         return frozen, ()
-
-    def _thaw(self, seconds: int) -> int:
-        """Thaw, and call the watchdog off only once that is done: it thaws where we could not."""
-        thawed = self._domain.thaw(seconds)
-        self._watchdog.disarm()
-        return thawed
 
     def _note_created(self, operation: Operation) -> Operation:
         """Write down what the bases are now: from here on nothing may change them but our merge."""
@@ -243,9 +253,9 @@ class ExternalSnapshot:
         """
         try:
             view = self._domain.view()
-            switched = [disk for disk in operation.disks if is_in_chain(view, disk.target, disk.overlay)]
-            if switched:
-                cause.partial = [{"disk": disk.target, "overlay": disk.overlay} for disk in switched]
+            kept = [disk for disk in made if not self._is_unused(disk.overlay, view)]
+            if kept:
+                cause.partial = [{"disk": disk.target, "overlay": disk.overlay} for disk in kept]
                 return
             for disk in made:
                 self._images.remove(disk.overlay)

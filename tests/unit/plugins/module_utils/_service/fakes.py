@@ -65,6 +65,7 @@ class FakeImages:
         self.backing = dict(backing)
         self.folders = {"/img"}
         self.read_only: set[str] = set()
+        self.dirty: set[str] = set()
         self.open_by: dict[str, tuple[int, ...]] = {}
         self.fail: dict[str, VirtopsError] = {}
         self.written: dict[str, int] = {}
@@ -87,6 +88,9 @@ class FakeImages:
         self._call("create_overlay", path)
         assert path not in self.backing
         self.backing[path] = ("qcow2", base.path)
+
+    def holds_data(self, path: str) -> bool:
+        return path in self.dirty
 
     def commit(self, top: Layer, base: Layer) -> None:
         self._call("commit", top.path, base.path)

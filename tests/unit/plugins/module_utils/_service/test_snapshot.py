@@ -250,6 +250,30 @@ def test_creation_fails_no_stray_file_no_frozen_guest(lab: Lab) -> None:
     with pytest.raises(VirtopsError):
         lab.run(quiesce="required")
     assert lab.untouched()
+    assert not lab.watchdog.armed
+
+
+@pytest.mark.parametrize("sign", ["open", "written"])
+def test_an_overlay_that_qemu_switched_to_unseen_is_never_removed(lab: Lab, sign: str) -> None:
+    """libvirtd or QEMU died in the call: QEMU had switched, libvirt does not know."""
+    lab.domain.fail["create_snapshot"] = VirtopsError("connection_lost", "Gone.", "Start libvirtd.")
+    if sign == "open":
+        lab.images.open_by[OVERLAY_A] = (42,)
+    else:
+        lab.images.dirty.add(OVERLAY_A)
+    with pytest.raises(VirtopsError) as caught:
+        lab.run()
+    assert caught.value.partial == [{"disk": "vda", "overlay": OVERLAY_A}]
+    assert lab.images.exists(OVERLAY_A)
+    assert lab.domain.journal is not None
+    del lab.domain.fail["create_snapshot"]
+    with pytest.raises(VirtopsError) as caught:
+        lab.run()
+    assert caught.value.code == "overlay_in_use"
+    lab.images.open_by.clear()
+    lab.images.dirty.clear()
+    assert lab.run().changed
+    assert lab.tops["vda"] == OVERLAY_A
 
 
 def test_the_second_overlay_cannot_be_made(lab: Lab) -> None:
