@@ -1,0 +1,63 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection
+
+from .conftest import URI
+
+
+def nowhere(tmp_path: Path) -> str:
+    return f"qemu+unix:///system?socket={tmp_path}/none"
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_an_unreachable_uri_is_told(tmp_path: Path, readonly: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    uri = nowhere(tmp_path)
+    with pytest.raises(VirtopsError) as caught:
+        Connection(uri, readonly)
+    assert caught.value.code == "uri_unreachable"
+    assert uri in caught.value.cause
+    assert "libvirtd" in caught.value.remedy
+    assert capfd.readouterr().err == "", "libvirt's own error handler is silent"
+
+
+def test_a_readonly_connection_changes_nothing() -> None:
+    with Connection(URI, readonly=True) as connection:
+        assert connection.handle.lookupByName("test").isActive()
+
+
+def test_a_daemon_gets_time_to_come_back(tmp_path: Path) -> None:
+    naps: list[float] = []
+    with Connection(URI) as connection:
+        connection.uri = nowhere(tmp_path)
+        with pytest.raises(VirtopsError) as caught:
+            connection.reopen(sleep=naps.append)
+        assert caught.value.code == "uri_unreachable"
+        assert sum(naps) >= 10
+
+        def comes_back(_: float) -> None:
+            connection.uri = URI
+
+        connection.uri = nowhere(tmp_path)
+        connection.reopen(sleep=comes_back)
+        assert connection.handle.isAlive()
+
+
+def test_the_path_of_a_volume() -> None:
+    with Connection(URI) as connection:
+        pool = connection.handle.storagePoolLookupByName("default-pool")
+        volume = pool.createXML("<volume><name>v 1</name><capacity>1</capacity></volume>")
+        try:
+            assert connection.volume_path("default-pool", "v 1") == volume.path()
+            assert connection.volume_path("default-pool", "none") is None
+            assert connection.volume_path("none", "v 1") is None
+        finally:
+            volume.delete()

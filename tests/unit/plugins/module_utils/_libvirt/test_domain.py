@@ -1,0 +1,290 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal, JournalDisk, Operation
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Layer, OtherImages
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.host import Host
+
+from .conftest import AGENT, libvirt
+
+Define = Callable[..., Any]
+JOURNAL = Journal(
+    (Operation("1", "snapshot", "s <é>", "created", "now", (JournalDisk("vda", "/a b", "raw", "/c,d"),), "crash"),)
+)
+
+
+# Looking it up
+
+
+def test_a_domain_is_found_by_name_and_by_uuid(connection: Connection, define: Define) -> None:
+    made = define("found")
+    for name in ("found", made.UUIDString(), made.UUIDString().upper()):
+        domain = Domain(connection, name)
+        assert (domain.name, domain.uuid) == ("found", made.UUIDString())
+
+
+def test_a_domain_may_have_the_uuid_of_none_as_its_name(connection: Connection, define: Define) -> None:
+    define("6695eb01-f6a4-8304-79aa-000000000000", off=True)
+    assert Domain(connection, "6695eb01-f6a4-8304-79aa-000000000000").state() == "shut off"
+
+
+@pytest.mark.parametrize("name", ["nobody", "6695eb01-f6a4-8304-79aa-111111111111", ""])
+def test_a_domain_that_is_not_there(connection: Connection, name: str) -> None:
+    with pytest.raises(VirtopsError) as caught:
+        Domain(connection, name)
+    assert caught.value.code == "no_such_domain"
+    assert "test:///default" in str(caught.value)
+
+
+# Reading it
+
+
+def test_a_running_domain(connection: Connection, define: Define) -> None:
+    define("runs", devices=AGENT)
+    view = Domain(connection, "runs").view()
+    assert (view.state, view.active, view.persistent, view.autostart) == ("running", True, True, False)
+    assert view.agent == "disconnected"
+    assert [(disk.target, disk.device, disk.chain) for disk in view.disks] == [
+        ("vda", "disk", (Layer("/img/runs.qcow2", "qcow2"),)),
+        ("hda", "cdrom", ()),
+    ]
+    assert [disk.target for disk in view.config_disks] == ["vda", "hda"]
+
+
+def test_a_domain_that_is_off(connection: Connection, define: Define) -> None:
+    define("off", off=True)
+    view = Domain(connection, "off").view()
+    assert (view.state, view.active) == ("shut off", False)
+    assert view.disks == view.config_disks
+    assert view.disks[0].active == Layer("/img/off.qcow2", "qcow2")
+
+
+def test_a_transient_domain(connection: Connection, define: Define) -> None:
+    define("passing", transient=True)
+    domain = Domain(connection, "passing")
+    assert (domain.view().persistent, domain.view().config_disks) == (False, ())
+    assert "<name>passing</name>" in domain.domain_xml()
+
+
+def test_a_domain_that_goes_away(connection: Connection, define: Define) -> None:
+    made = define("leaving", transient=True)
+    domain = Domain(connection, "leaving")
+    made.destroy()
+    for read in (domain.view, domain.state, domain.snapshots):
+        with pytest.raises(VirtopsError) as caught:
+            read()
+        assert caught.value.code == "no_such_domain"
+
+
+def test_a_lost_connection_is_opened_again(connection: Connection, define: Define) -> None:
+    define("stays")
+    domain = Domain(connection, "stays")
+    connection.handle.close()
+    connection.close()
+    connection.reopen()
+    assert domain.view().name == "stays"
+
+
+def test_the_domains_of_a_host_come_by_name(connection: Connection, define: Define) -> None:
+    define("zz", off=True)
+    define("aa")
+    names = [view.name for view in Host(connection).domains()]
+    assert names == sorted(names)
+    assert {"aa", "zz"} <= set(names)
+
+
+# The journal
+
+
+@pytest.mark.parametrize("kind", [{}, {"off": True}, {"transient": True}])
+def test_the_journal_travels_with_the_domain(connection: Connection, define: Define, kind: dict[str, bool]) -> None:
+    define("writes", **kind)
+    domain = Domain(connection, "writes")
+    assert domain.view().journal_xml is None
+    domain.write_journal(xml.build_journal(JOURNAL))
+    assert xml.parse_journal(domain.view().journal_xml) == JOURNAL
+    domain.write_journal(xml.build_journal(JOURNAL))
+    assert len(xml.parse_journal(domain.view().journal_xml).operations) == 1
+    domain.write_journal(None)
+    domain.write_journal(None)
+    assert domain.view().journal_xml is None
+
+
+def test_the_journal_survives_the_end_of_the_guest(connection: Connection, define: Define) -> None:
+    made = define("survives")
+    domain = Domain(connection, "survives")
+    domain.write_journal(xml.build_journal(JOURNAL))
+    made.destroy()
+    assert xml.parse_journal(domain.view().journal_xml) == JOURNAL
+
+
+def test_metadata_of_others_stays(connection: Connection, define: Define) -> None:
+    made = define("shares")
+    made.setMetadata(2, "<note/>", "o", "urn:other", 3)
+    domain = Domain(connection, "shares")
+    domain.write_journal(xml.build_journal(JOURNAL))
+    domain.write_journal(None)
+    assert made.metadata(2, "urn:other", 1) == "<note/>"
+
+
+# Snapshots
+
+
+def snapshot_tree(made: Any) -> None:
+    """root > child > leaf, and root > other"""
+    for name, current in (("root", None), ("child", "root"), ("leaf", "child"), ("other", "root")):
+        if current is not None:
+            made.revertToSnapshot(made.snapshotLookupByName(current))
+        made.snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>")
+
+
+def test_snapshots_come_parents_first(connection: Connection, define: Define) -> None:
+    snapshot_tree(define("tree"))
+    domain = Domain(connection, "tree")
+    records = domain.snapshots()
+    names = [record.name for record in records]
+    assert set(names) == {"root", "child", "leaf", "other"}
+    assert all(record.parent is None or names.index(record.parent) < names.index(record.name) for record in records)
+    leaf = domain.snapshot("leaf")
+    assert leaf is not None
+    assert (leaf.parent, leaf.external, leaf.state) == ("child", False, "running")
+    assert domain.snapshot("nothing") is None
+
+
+def knows_no_metadata_only(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The test driver deletes records, but refuses the flag that says so: take it off, and tell of it."""
+    real, seen = domain._domain.snapshotLookupByName, []
+
+    class Snapshot:
+        def __init__(self, name: str) -> None:
+            self.snapshot = real(name)
+
+        def delete(self, flags: int) -> None:
+            seen.append(flags & libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+            self.snapshot.delete(flags & ~libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+
+    monkeypatch.setattr(domain._domain, "snapshotLookupByName", Snapshot)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("children", "left"),
+    [("keep", {"root", "leaf", "other"}), ("delete", {"root", "other"}), ("only", {"root", "child", "other"})],
+)
+def test_a_record_goes_with_or_without_its_children(
+    connection: Connection, define: Define, monkeypatch: pytest.MonkeyPatch, children: str, left: set[str]
+) -> None:
+    snapshot_tree(define("pruned"))
+    domain = Domain(connection, "pruned")
+    flags = knows_no_metadata_only(domain, monkeypatch)
+    domain.delete_snapshot_record("child", children)
+    assert flags == [libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY]
+    assert {record.name for record in domain.snapshots()} == left
+
+
+def test_deleting_a_record_that_is_not_there_fails(connection: Connection, define: Define) -> None:
+    define("empty")
+    with pytest.raises(VirtopsError) as caught:
+        Domain(connection, "empty").delete_snapshot_record("nothing")
+    assert caught.value.code == "no_such_snapshot"
+
+
+def test_what_the_driver_cannot_do_is_told(connection: Connection, define: Define) -> None:
+    define("plain")
+    domain = Domain(connection, "plain")
+    for call in (
+        lambda: domain.start_commit("vda", "/a", "/b", True, 0),
+        lambda: domain.pivot("vda"),
+        lambda: domain.cancel_job("vda"),
+    ):
+        with pytest.raises(VirtopsError) as caught:
+            call()
+        assert caught.value.code == "unsupported"
+
+
+# The guest agent
+
+
+def test_freeze_and_thaw(connection: Connection, define: Define) -> None:
+    define("frozen")
+    domain = Domain(connection, "frozen")
+    assert domain.freeze(1) > 0
+    assert domain.thaw(1) > 0
+    assert domain.thaw(1) == 0
+
+
+@pytest.mark.parametrize(("devices", "code"), [("", "no_agent"), (AGENT, "agent_unresponsive")])
+def test_no_agent_is_told_without_asking_it(connection: Connection, define: Define, devices: str, code: str) -> None:
+    define("mute", devices=devices)
+    with pytest.raises(VirtopsError) as caught:
+        Domain(connection, "mute").agent_ping(1)
+    assert caught.value.code == code
+    assert "quiesce" in caught.value.remedy
+
+
+# Definitions
+
+
+def test_the_definition_gets_other_images(connection: Connection, define: Define) -> None:
+    define("merged", off=True)
+    domain = Domain(connection, "merged")
+    domain.set_config_disks({"vda": Layer("/img/a, b.raw", "raw")})
+    assert domain.view().config_disks[0].chain == (Layer("/img/a, b.raw", "raw"),)
+    assert domain.view().uuid == domain.uuid
+
+
+def test_the_definition_of_a_running_domain_changes_apart(connection: Connection, define: Define) -> None:
+    define("split")
+    domain = Domain(connection, "split")
+    domain.set_config_disks({"vda": Layer("/img/next.raw", "raw")})
+    view = domain.view()
+    assert view.disks[0].active == Layer("/img/split.qcow2", "qcow2")
+    assert view.config_disks[0].active == Layer("/img/next.raw", "raw")
+    assert "/img/next.raw" in domain.domain_xml()
+
+
+def test_the_images_of_the_other_domains(connection: Connection, define: Define) -> None:
+    define("mine")
+    define("theirs")
+    define("idle", off=True)
+    found = Domain(connection, "mine").other_images()
+    assert {"/img/theirs.qcow2", "/img/idle.qcow2"} <= found.known
+    assert "/img/mine.qcow2" not in found.known
+    assert Layer("/img/idle.qcow2", "qcow2") in found.tips
+    assert isinstance(found, OtherImages)
+
+
+# Waiting
+
+
+def test_an_event_ends_the_wait(connection: Connection, define: Define) -> None:
+    made = define("wakes")
+    domain = Domain(connection, "wakes")
+    domain.wait_event(0.01)
+    made.suspend()
+    begun = time.monotonic()
+    domain.wait_event(30)
+    assert time.monotonic() - begun < 30
+    domain.close()
+
+
+def test_without_an_event_the_wait_ends_too(connection: Connection, define: Define) -> None:
+    define("sleeps")
+    domain = Domain(connection, "sleeps")
+    domain.wait_event(0.01)
+    domain.wait_event(0)
+    domain.close()
+    domain.wait_event(0.01)
