@@ -50,6 +50,9 @@ def environment(*folders: Path, **variables: str) -> dict[str, str]:
     env["PATH"] = os.pathsep.join([*map(str, folders), SYSTEM_PATH])
     env["LC_ALL"] = "C.UTF-8"  # ansible refuses a locale that is not UTF-8
     env["ANSIBLE_COLLECTIONS_PATH"] = str(COLLECTIONS)
+    env["PYTHONDONTWRITEBYTECODE"] = "1"
+    if not sys.stdout.isatty():
+        env["NO_COLOR"] = "1"
     return {**env, **variables}
 
 
@@ -113,7 +116,9 @@ def lint(session: nox.Session) -> None:
     sync()
     bin_ = ensure("lint", newest_python(), "lint")
     typing = ensure("typing", newest_python(), "typing")
-    env = environment(bin_, MYPYPATH=str(COLLECTIONS), MYPY_CACHE_DIR=str(STATE / "mypy"), ANSIBLE_LINT_NODEPS="1")
+    # virtlab, the lab's package, is found beside the lab's command
+    packages = os.pathsep.join([str(COLLECTIONS), str(TREE / "tests" / "lab")])
+    env = environment(bin_, MYPYPATH=packages, MYPY_CACHE_DIR=str(STATE / "mypy"), ANSIBLE_LINT_NODEPS="1")
     utils = "ansible_collections.virtops.libvirt.plugins.module_utils"
     with Checks("lint", session.error) as checks:
         for label, command in {
@@ -123,7 +128,7 @@ def lint(session: nox.Session) -> None:
             "mypy tests": [typing / "mypy", "--python-version", "3.11", *typed_test_folders()],
             "yamllint": ["yamllint", "--strict", "."],
             "ansible-lint": ["ansible-lint", "--offline", "--profile", "production", "--strict"],
-            "reuse": ["reuse", "lint", "--quiet"],
+            "reuse": ["reuse", "lint", "--lines"],
             "shellcheck": ["shellcheck", *shell_scripts()],
             "antsibull-changelog": ["antsibull-changelog", "lint"],
             "antsibull-docs": ["antsibull-docs", "lint-collection-docs", "--plugin-docs", "."],

@@ -49,7 +49,7 @@ def _real(python: Path, version: str) -> Path | None:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    said, _, executable = done.stdout.strip().partition(" True ")
+    said, _rest, executable = done.stdout.strip().partition(" True ")
     return Path(executable) if done.returncode == 0 and said == version else None
 
 

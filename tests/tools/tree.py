@@ -4,8 +4,8 @@
 """The collection at the path that Ansible's tools ask for, wherever the clone is.
 
 ansible-test resolves links, so `.../ansible_collections/virtops/libvirt` has to be a real folder: a copy, kept equal
-to the clone without what git ignores. It is its own git repository (without a commit), because the tools that ask git
-which files there are would otherwise find the clone's, which ignores the copy.
+to the clone without what git ignores. It is its own git repository (all added, nothing committed), because the tools
+that ask git which files there are would otherwise find the clone's, which ignores the copy.
 """
 
 from __future__ import annotations
@@ -29,4 +29,5 @@ def sync() -> Path:
         # What is excluded is not deleted on the other side either: tests/output stays.
         command = ["rsync", "-a", "--delete", "--exclude=/.git", "--filter=:- .gitignore", f"{ROOT}/", f"{TREE}/"]
         subprocess.run(command, check=True)
+        subprocess.run(["git", "-C", TREE, "add", "--all"], check=True)
     return TREE
