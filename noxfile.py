@@ -28,7 +28,7 @@ from tests.tools.checks import Checks
 from tests.tools.envs import ROOT, STATE, ensure
 from tests.tools.tree import COLLECTIONS, TREE, sync
 
-SETS = ("lint", "sanity", "units", "galaxy", "docs", "integration", "e2e")
+SETS = ("lint", "sanity", "units", "galaxy", "docs", "lab", "integration", "e2e")
 
 nox.options.sessions = SETS
 nox.options.default_venv_backend = "none"
@@ -37,6 +37,7 @@ nox.options.default_venv_backend = "none"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Where ./dev put nox itself, ansible-core and pytest
 BIN = Path(sys.executable).parent
+LAB = TREE / "tests" / "lab" / "lab"
 # What a user of the collection gets: galaxy.yml's build_ignore leaves out the rest.
 SHIPPED = {
     *("CHANGELOG.rst", "CODE_OF_CONDUCT.md", "COPYING", "FILES.json", "LICENSES", "MANIFEST.json", "README.md"),
@@ -164,7 +165,7 @@ def units(session: nox.Session) -> None:
             command = [bin_ / "ansible-test", "units", "--local", "--color", "no", *session.posargs]
             label = f"ansible-core {core} on Python {', '.join(pythons.for_core(core))}"
             checks.run(label, command, cwd=TREE, env=environment(*folders, bin_))
-            if not checks.add_junit(sorted(junit.glob("*.xml"))):
+            if not checks.add_junit(sorted(junit.glob("python*-units.xml"))):
                 checks.report(f"ansible-core {core}", "no test was run")
 
 
@@ -227,14 +228,13 @@ def integration(session: nox.Session) -> None:
     On the newest ansible-core that the machine has a Python for, with --long on each.
     """
     sync()
-    lab = [TREE / "tests" / "lab" / "lab"]
     name = "integration"
     env = environment()
     with Checks("integration", session.error) as checks:
         cores = list(each_core(checks))
         try:
-            subprocess.run([*lab, "up", name], env=env, check=True)
-            target = ssh_target(lab, name, env)
+            subprocess.run([LAB, "up", name], env=env, check=True)
+            target = ssh_target(name, env)
             for core, bin_ in cores if os.environ.get("DEV_LONG") else cores[-1:]:
                 python = f"origin:python={pythons.controller_for(core)}"
                 command = [bin_ / "ansible-test", "integration", "--color", "no", "--controller", python]
@@ -242,14 +242,14 @@ def integration(session: nox.Session) -> None:
                 for test in session.posargs or integration_targets(command, environment(bin_)):
                     checks.run(f"ansible-core {core}: {test}", [*command, test], cwd=TREE, env=environment(bin_))
         finally:
-            subprocess.run([*lab, "down", name], env=env, check=True)
+            subprocess.run([LAB, "down", name], env=env, check=True)
         if not checks.passed + checks.failed:
             checks.report("targets", "there are none")
 
 
-def ssh_target(lab: list[Path], name: str, env: dict[str, str]) -> str:
+def ssh_target(name: str, env: dict[str, str]) -> str:
     """Return ansible-test's words for a lab hypervisor, and give ansible-test the key to it."""
-    inventory = subprocess.run([*lab, "inventory"], env=env, check=True, stdout=subprocess.PIPE).stdout
+    inventory = subprocess.run([LAB, "inventory"], env=env, check=True, stdout=subprocess.PIPE).stdout
     hypervisors = yaml.safe_load(inventory)["hypervisors"]
     keys = TREE / "tests" / "output" / ".tmp"  # ansible-test looks here before it makes a key of its own
     keys.mkdir(parents=True, exist_ok=True)
@@ -258,7 +258,7 @@ def ssh_target(lab: list[Path], name: str, env: dict[str, str]) -> str:
         shutil.copyfile(source, keys / copy)
         (keys / copy).chmod(mode)
     version = subprocess.run(
-        [*lab, "exec", name, "--", "/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+        [LAB, "exec", name, "--", "/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
         env=env,
         check=True,
         stdout=subprocess.PIPE,
@@ -276,14 +276,25 @@ def integration_targets(command: list[str | Path], env: dict[str, str]) -> list[
 
 
 @nox.session
+def lab(session: nox.Session) -> None:
+    """What every test on guests takes for granted about the lab itself."""
+    run_pytest(session, "lab")
+
+
+@nox.session
 def e2e(session: nox.Session) -> None:
-    """The playbooks over SSH on lab hypervisors with running guests; with --long also the tests marked `long`."""
+    """The playbooks over SSH on lab hypervisors with running guests."""
+    run_pytest(session, "e2e")
+
+
+def run_pytest(session: nox.Session, name: str) -> None:
+    """Run tests/NAME in ./dev's own environment, with --long also the tests marked `long`."""
     sync()
-    junit = STATE / "results" / "e2e.xml"
+    junit = STATE / "results" / f"{name}.xml"
     junit.unlink(missing_ok=True)
     marks = [] if os.environ.get("DEV_LONG") else ["-m", "not long"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml", junit, *marks]
-    with Checks("e2e", session.error) as checks:
-        checks.run("pytest", [*command, *(session.posargs or ["tests/e2e"])], cwd=TREE, env=environment(BIN))
+    with Checks(name, session.error) as checks:
+        checks.run("pytest", [*command, *(session.posargs or [f"tests/{name}"])], cwd=TREE, env=environment(BIN))
         if not checks.add_junit([junit] if junit.exists() else []):
             checks.report("pytest", "no test was run")
