@@ -1,0 +1,223 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the read-only modules tell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal, JournalDisk, Operation
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
+    BlockJob,
+    Disk,
+    DomainView,
+    ImageInfo,
+    Layer,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._service import info
+
+from .fakes import FakeDomain, FakeImages, running_guest
+
+VIEW = DomainView(
+    name="web1",
+    uuid="1b4e28ba-2fa1-11d2-883f-0016d3cca427",
+    state="running",
+    persistent=True,
+    disks=(Disk("vda", bus="virtio", chain=(Layer("/o", "qcow2"), Layer("/b", "raw"))), Disk("sda", "cdrom")),
+    config_disks=(),
+    agent="connected",
+)
+VIEWS = (
+    VIEW,
+    replace(VIEW, name="web2", uuid="1b4e28ba-2fa1-11d2-883f-000000000002", state="shut off"),
+    replace(VIEW, name="db[1]", uuid="1b4e28ba-2fa1-11d2-883f-000000000003", state="paused"),
+)
+
+
+def names(patterns: list[str], exclude: list[str] | None = None, states: list[str] | None = None) -> list[str]:
+    found = info.guests(VIEWS, patterns, exclude or [], states or []).values["guests"]
+    return [guest["name"] for guest in found]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "exclude", "states", "found"),
+    [
+        (["*"], [], [], ["web1", "web2", "db[1]"]),
+        (["web*"], [], [], ["web1", "web2"]),
+        (["web?"], ["*2"], [], ["web1"]),
+        (["WEB1"], [], [], []),
+        (["1B4E28BA-2fa1-11d2-883f-000000000003"], [], [], ["db[1]"]),
+        (["*"], ["1b4e28ba-2fa1-11d2-883f-000000000003"], [], ["web1", "web2"]),
+        (["db[[]1]"], [], [], ["db[1]"]),
+        (["*"], [], ["paused", "shut off"], ["web2", "db[1]"]),
+        (["web2"], [], ["running"], []),
+        ([], [], [], []),
+    ],
+)
+def test_guests_are_chosen(patterns: list[str], exclude: list[str], states: list[str], found: list[str]) -> None:
+    assert names(patterns, exclude, states) == found
+
+
+def test_a_pattern_that_matches_nobody_is_told() -> None:
+    outcome = info.guests(VIEWS, ["web1", "wbe2", "web2"], ["web1"], ["running"])
+    assert outcome.values["unmatched"] == ["wbe2"], "those left out by exclusion or state are there"
+    assert not outcome.changed
+
+
+def test_a_guest_with_an_interrupted_operation() -> None:
+    operation = Operation("1", "live_backup", "s", "created", "now", (JournalDisk("vda", "/b", "raw", "/o"),), "crash")
+    view = replace(VIEW, journal_xml=xml.build_journal(Journal((operation,))))
+    (guest,) = info.guests([view], ["*"], [], []).values["guests"]  # type: ignore[misc,attr-defined]
+    assert guest == {
+        "name": "web1",
+        "uuid": VIEW.uuid,
+        "state": "running",
+        "persistent": True,
+        "autostart": False,
+        "agent": "connected",
+        "disks": [
+            {
+                "name": "vda",
+                "bus": "virtio",
+                "device": "disk",
+                "type": "file",
+                "file": "/o",
+                "format": "qcow2",
+                "readonly": False,
+                "shareable": False,
+                "transient": False,
+            },
+            {
+                "name": "sda",
+                "bus": "",
+                "device": "cdrom",
+                "type": "file",
+                "file": None,
+                "format": None,
+                "readonly": False,
+                "shareable": False,
+                "transient": False,
+            },
+        ],
+        "journal": [
+            {
+                "id": "1",
+                "kind": "live_backup",
+                "name": "s",
+                "phase": "created",
+                "started": "now",
+                "open": True,
+                "consistency": "crash",
+                "disks": [{"name": "vda", "base": "/b", "base_format": "raw", "overlay": "/o"}],
+            }
+        ],
+        "journal_error": None,
+    }
+
+
+def test_an_unreadable_journal_hides_no_guest() -> None:
+    broken = replace(VIEWS[1], journal_xml="<journal schema='99'/>")
+    first, second = info.guests([VIEW, broken], ["*"], [], []).values["guests"]  # type: ignore[misc,attr-defined]
+    assert first["journal_error"] is None
+    assert second["journal"] == []
+    assert "its schema is 99" in second["journal_error"]
+
+
+class SizedDomain(FakeDomain):
+    def sizes(self, disk: str) -> tuple[int, int, int] | None:
+        active = self.live[disk].active
+        return (100, 10, 20) if active and self.images.exists(active.path) else None
+
+
+def lab(state: str = "running") -> tuple[SizedDomain, FakeImages]:
+    made, images, _, _ = running_guest()
+    domain = SizedDomain(images, list(made.live.values()), state)
+    return domain, images
+
+
+@pytest.mark.parametrize("state", ["running", "shut off"])
+def test_disks_come_with_their_whole_chains(state: str) -> None:
+    domain, images = lab(state)
+    disks = {disk["name"]: disk for disk in info.block(domain, images, []).values["disks"]}  # type: ignore[attr-defined]
+    assert list(disks) == ["vda", "vdb", "sda"]
+    assert [(x["path"], x["format"], x["depth"], x["exists"], x["size"]) for x in disks["vdb"]["chain"]] == [
+        ("/img/b.qcow2", "qcow2", 0, True, 1 << 30),
+        ("/img/golden.raw", "raw", 1, True, 1 << 30),
+    ]
+    assert (disks["vda"]["capacity"], disks["vda"]["allocation"], disks["vda"]["physical"]) == (100, 10, 20)
+    assert (disks["sda"]["chain"], disks["sda"]["capacity"], disks["sda"]["job"]) == ([], None, None)
+    assert domain.calls == []
+    assert images.calls == []
+
+
+def test_only_the_disks_that_are_asked_for() -> None:
+    domain, images = lab()
+    disks = info.block(domain, images, ["vdb"]).values["disks"]
+    assert [disk["name"] for disk in disks] == ["vdb"]  # type: ignore[attr-defined]
+    with pytest.raises(VirtopsError) as caught:
+        info.block(domain, images, ["vdb", "vdz"])
+    assert caught.value.code == "no_such_disk"
+    assert "vda, vdb, sda" in str(caught.value)
+
+
+def test_a_job_is_told() -> None:
+    domain, images = lab()
+    domain.live["vda"] = replace(domain.live["vda"], job=BlockJob("active-commit", 5, 9, 7, True, "/img/a.raw"))
+    (disk,) = info.block(domain, images, ["vda"]).values["disks"]  # type: ignore[misc,attr-defined]
+    assert disk["job"] == {
+        "type": "active-commit",
+        "cur": 5,
+        "end": 9,
+        "bandwidth": 7,
+        "ready": True,
+        "target": "/img/a.raw",
+    }
+
+
+def test_layers_that_are_missing_or_elsewhere() -> None:
+    domain, images = lab()
+    chain = (Layer("/img/gone.qcow2", "qcow2"), Layer("nbd://host/export", "raw"))
+    domain.live["vda"] = replace(domain.live["vda"], chain=chain)
+    outcome = info.block(domain, images, ["vda"])
+    (disk,) = outcome.values["disks"]  # type: ignore[misc,attr-defined]
+    assert [(layer["exists"], layer["size"]) for layer in disk["chain"]] == [(False, None), (None, None)]
+    assert outcome.warnings == ()
+
+
+class BrokenImages(FakeImages):
+    """qemu-img cannot read any of them."""
+
+    def info(self, path: str, image_format: str | None = None) -> ImageInfo:
+        raise VirtopsError("qemu_img_failed", f"{path} is broken", "Mend it")
+
+    def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:
+        raise VirtopsError("qemu_img_failed", f"the chain of {path} is broken", "Mend it")
+
+
+@pytest.mark.parametrize(("state", "warned"), [("running", 1), ("shut off", 2)])
+def test_an_unreadable_image_is_a_warning(state: str, warned: int) -> None:
+    domain, _ = lab(state)
+    images = BrokenImages({"/img/a.raw": ("raw", None)})
+    domain.live = {"vda": domain.live["vda"]}
+    outcome = info.block(domain, images, [])
+    (disk,) = outcome.values["disks"]  # type: ignore[misc,attr-defined]
+    assert [(layer["path"], layer["exists"], layer["size"]) for layer in disk["chain"]] == [("/img/a.raw", True, None)]
+    assert len(outcome.warnings) == warned
+    assert "/img/a.raw is broken" in outcome.warnings[-1]
+
+
+def test_a_lost_connection_is_no_warning() -> None:
+    domain, images = lab()
+
+    def lost() -> DomainView:
+        raise VirtopsError("connection_lost", "It is gone", "Wait")
+
+    domain.view = lost  # type: ignore[method-assign]
+    with pytest.raises(VirtopsError) as caught:
+        info.block(domain, images, [])
+    assert caught.value.code == "connection_lost"
