@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 
 from .._core.errors import VirtopsError
 
@@ -27,6 +28,9 @@ if os.getppid() != int(sys.argv[1]):
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 
+#: Between two calls of `check`.
+_CHECK_SECONDS = 0.2
+
 _MAKE_SPACE = "Make space on that file system, then try again"
 #: errno(3), what a program says for it in the C locale, and the code and the remedy that this stands for.
 _MEANINGS = (
@@ -40,10 +44,17 @@ _MEANINGS = (
 )
 
 
-def run(argv: list[str], subject: str, tied: bool = False) -> str:
+def run(
+    argv: list[str],
+    subject: str,
+    tied: bool = False,
+    fine: frozenset[int] = frozenset({0}),
+    check: Callable[[], None] | None = None,
+) -> str:
     """Run a program without a shell and return what it printed.
 
-    `subject` is what the error is about, as "The copy of /a.img". `tied`: a long one, that dies with us.
+    `subject` is what the error is about, as "The copy of /a.img". `tied`: a long one, that dies with us. `fine`: the
+    exit codes of success. `check` is called now and then; it raises to stop the program.
     """
     if shutil.which(argv[0]) is None:
         raise VirtopsError(
@@ -54,10 +65,26 @@ def run(argv: list[str], subject: str, tied: bool = False) -> str:
     if tied:
         argv = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *argv]
     env = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, env=env, check=False)
-    if done.returncode:
-        raise failure(subject, _text(done.stderr) or _text(done.stdout) or "exit code %d" % done.returncode)
-    return _text(done.stdout)
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+    ) as process:
+        out, err = _communicate(process, check)
+    if process.returncode not in fine:
+        raise failure(subject, _text(err) or _text(out) or "exit code %d" % process.returncode)
+    return _text(out)
+
+
+def _communicate(process: subprocess.Popen[bytes], check: Callable[[], None] | None) -> tuple[bytes, bytes]:
+    try:
+        while True:
+            try:
+                return process.communicate(timeout=None if check is None else _CHECK_SECONDS)
+            except subprocess.TimeoutExpired:
+                if check is not None:
+                    check()
+    except BaseException:
+        process.kill()
+        raise
 
 
 def failure(subject: str, said: str, code: str = "image_failed") -> VirtopsError:

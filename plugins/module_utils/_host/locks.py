@@ -46,6 +46,10 @@ def lock_directory() -> str:
     return path
 
 
+def _never_stop() -> None:
+    """The default of a check that may raise."""
+
+
 class DomainLock:
     """Held while a module changes a domain. A second one is refused, not queued: it would plan on old ground."""
 
@@ -86,17 +90,18 @@ class CopySlots:
         self._directory = directory
 
     @contextlib.contextmanager
-    def take(self) -> Iterator[None]:
-        """A context in which one slot is ours. Each thread may take its own."""
-        lock = self._acquire()
+    def take(self, check: Callable[[], None] = _never_stop) -> Iterator[None]:
+        """A context in which one slot is ours. Each thread may take its own. `check` raises to end the waiting."""
+        lock = self._acquire(check)
         try:
             yield
         finally:
             lock.release()
 
-    def _acquire(self) -> _FileLock:
+    def _acquire(self, check: Callable[[], None]) -> _FileLock:
         directory = self._directory()
         while True:
+            check()
             for number in range(self._count):
                 lock = _FileLock(os.path.join(directory, "copy-%d.lock" % number))
                 if lock.acquire():

@@ -1,0 +1,488 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: what a backup copies and how, decided from values alone.
+
+Only a base that stands still is copied: its disk writes to an overlay above it, no commit into it was ever attempted,
+and it is byte for byte the file that the snapshot left behind, as far as the file system can tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from .errors import VirtopsError
+from .journal import COMMITTING, PREPARED, Journal, Operation
+from .model import DomainView, FileIdentity, ImageInfo, Layer
+from .ports import ImagePort
+
+#: Of manifest.json. Raised when a reader of the old one would misunderstand a new one.
+SCHEMA_VERSION = 1
+
+MANIFEST = "manifest.json"
+DOMAIN_XML = "domain.xml"
+
+SAME = "same"
+AUTO, REFLINK, COPY, CONVERT = "auto", "reflink", "copy", "convert"
+
+#: What a backup of overlays that no journal knows calls its consistency.
+UNKNOWN = "unknown"
+
+_STAMP = "%Y%m%dT%H%M%SZ"
+
+
+@dataclass(frozen=True)
+class BackupWish:
+    """What the user asked for: `snapshot` or `overlays`. `rate_limit` is MiB/s of each copy, 0: no limit."""
+
+    dest: str
+    snapshot: str | None = None
+    overlays: tuple[str, ...] = ()
+    format: str = SAME
+    compress: bool = False
+    method: str = AUTO
+    verify: bool = True
+    rate_limit: int = 0
+    keep_backing: bool = False
+    parallel: int = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """The base of one disk. `identity` is what the journal says of it, or what it was when we first looked."""
+
+    target: str
+    base: Layer
+    overlay: str
+    identity: FileIdentity | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The point in time that a set holds. `started` is its UTC time, 20261120T120000Z."""
+
+    operation: str
+    snapshot: str | None
+    started: str
+    consistency: str
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What the host says of a source. `allocation` counts each layer that a standalone copy reads, in bytes."""
+
+    source: Source
+    info: ImageInfo
+    layers: tuple[Layer, ...]
+    allocation: int
+    regular: bool
+
+
+@dataclass(frozen=True)
+class CopyOrder:
+    """One image to write. The first of `methods` that the file systems can do is taken.
+
+    `backing` is the reference that the copy keeps; None: it stands alone. `needs` is the space that it may take.
+    """
+
+    target: str
+    source: Layer
+    file: str
+    format: str
+    methods: tuple[str, ...]
+    virtual_size: int
+    needs: int
+    backing: Layer | None = None
+    compress: bool = False
+    verify: bool = True
+    rate_limit: int = 0
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What came of an order; sizes in bytes."""
+
+    method: str
+    bytes: int
+    allocated: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PlainFile:
+    """A file beside the images, as the NVRAM."""
+
+    source: str
+    file: str
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class SetPaths:
+    """Where a set lies: `final` once it is complete, `partial` until then. Both in `parent`."""
+
+    parent: str
+    final: str
+    partial: str
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A set under way that somebody left behind. `owner` is the UUID of its domain, None: it does not say."""
+
+    path: str
+    owner: str | None
+    allocated: int
+
+
+class CopyPort(Protocol):
+    """Copying images on the host."""
+
+    def hold(self, paths: tuple[str, ...]) -> AbstractContextManager[object]:
+        """QEMU's image lock on each: nothing may write to them; `image_locked` where something does."""
+
+    def copy_all(self, orders: tuple[CopyOrder, ...], directory: str, parallel: int) -> dict[str, Copied]:
+        """Write, sync, check and hash each into `directory`; by target. The first failure stops the others."""
+
+
+class StorePort(Protocol):
+    """The backup's target directory and what lies in it."""
+
+    def check_destination(self, dest: str) -> None:
+        """Refuse one that is no plain, writable directory."""
+
+    def hostname(self) -> str: ...
+
+    def is_regular(self, path: str) -> bool:
+        """stat(2): a regular file, and no block device."""
+
+    def manifest(self, directory: str) -> dict[str, Any] | None:
+        """manifest.json of a complete set; None where there is no such set. `set_damaged` where it is unreadable."""
+
+    def file_sizes(self, directory: str) -> dict[str, int]:
+        """The bytes of each file in it."""
+
+    def unfinished(self, parent: str) -> tuple[Unfinished, ...]:
+        """The partial sets in it."""
+
+    def begin(self, paths: SetPaths) -> None:
+        """Make the partial set's directory, mode 0700, and what is missing above it."""
+
+    def write(self, directory: str, name: str, text: str) -> None:
+        """Write a file, mode 0600, and sync it."""
+
+    def copy_plain(self, source: str, directory: str, name: str) -> tuple[int, str]:
+        """Copy a small file, mode 0600, and sync it: its bytes and SHA-256."""
+
+    def finish(self, paths: SetPaths) -> None:
+        """Sync the directory and give the set its final name."""
+
+    def remove(self, directory: str) -> None:
+        """Remove a partial set."""
+
+
+# Which bases
+
+
+def select(wish: BackupWish, view: DomainView, journal: Journal, images: ImagePort) -> Selection:
+    """The operation that the wish names and its bases; they may have been merged meanwhile (see `require_still`)."""
+    if wish.snapshot is not None:
+        operation = journal.find(wish.snapshot)
+        if operation is None:
+            raise VirtopsError(
+                "no_such_snapshot",
+                "The journal of domain %s has no snapshot %r" % (view.name, wish.snapshot),
+                "Take it with virtops.libvirt.snapshot_external; for one that another tool took, use overlays",
+            )
+        return _of_operation(operation)
+    operation = _operation_of_overlays(wish.overlays, journal)
+    if operation is not None:
+        return _of_operation(operation)
+    return _of_overlays(wish, view, images)
+
+
+def _of_operation(operation: Operation) -> Selection:
+    if operation.phase == PREPARED:
+        raise VirtopsError(
+            "snapshot_unfinished",
+            "Snapshot %r was prepared, but not noted as taken" % operation.name,
+            "Run virtops.libvirt.snapshot_external with the same name first: it finishes or undoes that",
+        )
+    sources = tuple(
+        Source(disk.target, Layer(disk.base, disk.base_format), disk.overlay, disk.identity) for disk in operation.disks
+    )
+    return Selection(operation.id, operation.name, operation.started, operation.consistency or UNKNOWN, sources)
+
+
+def _operation_of_overlays(overlays: tuple[str, ...], journal: Journal) -> Operation | None:
+    """The operation that made exactly these."""
+    wanted = set(overlays)
+    return next((op for op in journal.operations if {disk.overlay for disk in op.disks} == wanted), None)
+
+
+def _of_overlays(wish: BackupWish, view: DomainView, images: ImagePort) -> Selection:
+    """Without a journal the bases themselves say when: the last write to them is the point in time that they hold."""
+    sources = tuple(_source_of_overlay(path, view, images) for path in wish.overlays)
+    targets = [source.target for source in sources]
+    twice = next((target for target in targets if targets.count(target) > 1), None)
+    if twice is not None:
+        raise VirtopsError(
+            "overlays_of_one_disk",
+            "More than one of the overlays belongs to disk %s" % twice,
+            "Name one overlay per disk",
+        )
+    identities = [source.identity for source in sources if source.identity is not None]
+    newest = max(identity.mtime_ns for identity in identities) // 1_000_000_000
+    # The same bases, untouched, give the same set: so a second run finds it.
+    words = sorted("%s %s %r" % (source.overlay, source.base.path, source.identity) for source in sources)
+    name = "overlays-" + hashlib.sha256("\n".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return Selection(name, None, time.strftime(_STAMP, time.gmtime(newest)), UNKNOWN, sources)
+
+
+def _source_of_overlay(path: str, view: DomainView, images: ImagePort) -> Source:
+    for disk in view.disks:
+        base = disk.below(path)
+        if base is not None:
+            return Source(disk.target, base, path, images.identity(base.path))
+    raise VirtopsError(
+        "overlay_not_in_chain",
+        "No disk of domain %s has %s in its chain with an image below it" % (view.name, path),
+        "Look at the chains with virtops.libvirt.block_info",
+    )
+
+
+def require_still(selection: Selection, view: DomainView, journal: Journal) -> None:
+    """Refuse bases that something writes to, or ever tried to."""
+    for source in selection.sources:
+        _require_never_committed(source, journal)
+        disk = view.disk(source.target)
+        below = None if disk is None else disk.below(source.overlay)
+        if disk is None or below is None or below.path != source.base.path:
+            raise VirtopsError(
+                "chain_changed",
+                "Disk %s of domain %s no longer has %s right above %s"
+                % (source.target, view.name, source.overlay, source.base.path),
+                "Its base cannot be copied as that point in time: merge what is left of it, and take a new snapshot",
+            )
+        if disk.job is not None:
+            raise VirtopsError(
+                "job_running",
+                "A block job (%s) runs on disk %s of domain %s" % (disk.job.kind, source.target, view.name),
+                "Wait for it or end it (virsh blockjob), then try again",
+            )
+
+
+def _require_never_committed(source: Source, journal: Journal) -> None:
+    for operation in journal.operations:
+        if operation.phase == COMMITTING and any(disk.base == source.base.path for disk in operation.disks):
+            raise modified(source, "a commit into it was begun")
+
+
+def require_identity(source: Source, found: FileIdentity) -> None:
+    """Is it still the file that the snapshot left behind, untouched?"""
+    if source.identity is not None and source.identity != found:
+        raise modified(source, "its inode, size or time of change differs from the journal's")
+
+
+def modified(source: Source, why: str) -> VirtopsError:
+    """The error for a base that is no longer anybody's point in time."""
+    return VirtopsError(
+        "base_modified",
+        "The base %s of disk %s is no longer what it was at the snapshot: %s" % (source.base.path, source.target, why),
+        "It cannot be backed up as that snapshot any more: merge the overlay (block_commit), and take a new snapshot",
+    )
+
+
+# How each is copied
+
+
+def plan_copy(wish: BackupWish, facts: SourceFacts) -> CopyOrder:
+    """The order for one disk; refuses options that do not fit its image."""
+    source = facts.source
+    image_format = source.base.format if wish.format == SAME else wish.format
+    if wish.compress and image_format != "qcow2":
+        raise VirtopsError(
+            "compress_needs_qcow2",
+            "The copy of disk %s would be %s, which cannot be compressed" % (source.target, image_format),
+            "Use format: qcow2, or no compress",
+        )
+    backing = _kept_backing(wish, facts, image_format)
+    methods = _methods(wish, facts, image_format, backing)
+    return CopyOrder(
+        target=source.target,
+        source=source.base,
+        file="%s.%s" % (source.target, image_format),
+        format=image_format,
+        methods=methods,
+        virtual_size=facts.info.virtual_size,
+        needs=0 if methods == (REFLINK,) else (facts.info.allocation if backing else facts.allocation),
+        backing=backing,
+        compress=wish.compress,
+        verify=wish.verify,
+        rate_limit=wish.rate_limit * 1024 * 1024,
+    )
+
+
+def _kept_backing(wish: BackupWish, facts: SourceFacts, image_format: str) -> Layer | None:
+    if not wish.keep_backing or len(facts.layers) < 2:
+        return None
+    if image_format != "qcow2":
+        raise VirtopsError(
+            "backing_needs_qcow2",
+            "The copy of disk %s would be %s, which cannot keep the reference to %s"
+            % (facts.source.target, image_format, facts.layers[1].path),
+            "Use format: qcow2, or keep_backing: false",
+        )
+    return facts.layers[1]
+
+
+def _methods(wish: BackupWish, facts: SourceFacts, image_format: str, backing: Layer | None) -> tuple[str, ...]:
+    """The methods to try, the fastest first."""
+    reason = _needs_convert(wish, facts, image_format, backing)
+    if wish.method == CONVERT or (wish.method == AUTO and reason):
+        return (CONVERT,)
+    if reason:
+        raise VirtopsError(
+            "method_unsuitable",
+            "Disk %s cannot be copied with method %s: %s" % (facts.source.target, wish.method, reason),
+            "Use method: auto or convert",
+        )
+    return (REFLINK, COPY) if wish.method == AUTO else (wish.method,)
+
+
+def _needs_convert(wish: BackupWish, facts: SourceFacts, image_format: str, backing: Layer | None) -> str:
+    """Why the bytes of the base are not the bytes of the copy; "" where they are."""
+    if not facts.regular:
+        return "%s is no regular file" % facts.source.base.path
+    if image_format != facts.source.base.format:
+        return "its format changes from %s to %s" % (facts.source.base.format, image_format)
+    if wish.compress:
+        return "it is to be compressed"
+    if len(facts.layers) > 1 and backing is None:
+        return "its base stands on %s, whose content the copy takes in" % facts.layers[1].path
+    return ""
+
+
+# The set
+
+
+def set_paths(dest: str, view: DomainView, started: str) -> SetPaths:
+    """DEST/<domain name>/<UTC time>."""
+    if view.name in (".", "..") or "/" in view.name:
+        raise VirtopsError(
+            "unsafe_name",
+            "The name of domain %s cannot be the name of a directory" % view.name,
+            "Rename the domain (virsh domrename)",
+        )
+    parent = os.path.join(dest, view.name)
+    return SetPaths(parent, os.path.join(parent, started), os.path.join(parent, ".%s.partial" % started))
+
+
+def require_same_set(
+    found: dict[str, Any], sizes: dict[str, int], selection: Selection, wish: BackupWish, path: str
+) -> None:
+    """A complete set that is there must be the one that is asked for, and whole."""
+    if found.get("operation") != selection.operation:
+        raise VirtopsError(
+            "set_exists",
+            "The backup %s is there already, and holds something else" % path,
+            "Choose another dest, or move that set away",
+        )
+    disks = {disk["target"]: disk for disk in found.get("disks", ())}
+    wanted = {source.target for source in selection.sources}
+    if set(disks) != wanted or any(wish.format not in (SAME, disk["format"]) for disk in disks.values()):
+        raise VirtopsError(
+            "set_exists",
+            "The backup %s of this snapshot is there already, with other disks or in another format" % path,
+            "Move that set away, or ask for what it holds",
+        )
+    damaged = [disk["file"] for disk in disks.values() if sizes.get(disk["file"]) != disk["bytes"]]
+    if damaged:
+        raise VirtopsError(
+            "set_damaged",
+            "The backup %s is damaged: %s is missing or has another length" % (path, ", ".join(sorted(damaged))),
+            "Move that set away, then try again",
+        )
+
+
+def require_space(orders: tuple[CopyOrder, ...], free: int, dest: str) -> None:
+    """`free` includes what the removal of unfinished sets gives back."""
+    needed = sum(order.needs for order in orders)
+    if needed > free:
+        raise VirtopsError(
+            "no_space",
+            "The backup may take %d MiB, and %s has %d MiB free" % (mib(needed), dest, mib(free)),
+            "Make space there, or choose another dest",
+        )
+
+
+def mib(count: int) -> int:
+    """Bytes in MiB, rounded up."""
+    return -(-count // (1024 * 1024))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json and the result's `backup`. What is not known yet (check mode) is None."""
+
+    selection: Selection
+    domain: str
+    uuid: str
+    hypervisor: str
+    orders: tuple[CopyOrder, ...]
+    copied: dict[str, Copied]
+    nvram: PlainFile | None = None
+    begun: str | None = None
+    finished: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "operation": self.selection.operation,
+            "snapshot": self.selection.snapshot,
+            "domain": {"name": self.domain, "uuid": self.uuid},
+            "hypervisor": self.hypervisor,
+            "times": {
+                "snapshot": iso8601(self.selection.started),
+                "started": iso8601(self.begun),
+                "finished": iso8601(self.finished),
+            },
+            "consistency": self.selection.consistency,
+            "domain_xml": DOMAIN_XML,
+            "nvram": None if self.nvram is None else asdict(self.nvram),
+            "disks": [self._disk(order) for order in self.orders],
+        }
+
+    def _disk(self, order: CopyOrder) -> dict[str, Any]:
+        copied = self.copied.get(order.target)
+        return {
+            "target": order.target,
+            "source": order.source.path,
+            "source_format": order.source.format,
+            "format": order.format,
+            "virtual_size": order.virtual_size,
+            "file": order.file,
+            "bytes": None if copied is None else copied.bytes,
+            "allocated": None if copied is None else copied.allocated,
+            "sha256": None if copied is None else copied.sha256,
+            "method": None if copied is None else copied.method,
+            "backing": None if order.backing is None else asdict(order.backing),
+        }
+
+    def complete(self, copied: dict[str, Copied], nvram: PlainFile | None, finished: str) -> Manifest:
+        return replace(self, copied=copied, nvram=nvram, finished=finished)
+
+
+def iso8601(stamp: str | None) -> str | None:
+    """20261120T120000Z as 2026-11-20T12:00:00Z."""
+    if stamp is None:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.strptime(stamp, _STAMP))
