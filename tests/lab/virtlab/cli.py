@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     define = verbs.add_parser("define", help="make the disks and define a guest")
     define.add_argument("guest")
     define.add_argument("--disk", type=_disk, action="append", help=DISK_HELP)
-    define.add_argument("--rate", type=int, default=20, help="records a second and disk; 0: as fast as it can")
+    define.add_argument("--rate", type=int, default=10, help="records a second and disk; 0: as fast as it can")
     define.add_argument("--bulk-kib", type=int, default=0, help="fresh data with each record")
     define.add_argument("--memory-mib", type=int, default=192)
     define.add_argument("--no-agent", action="store_true")

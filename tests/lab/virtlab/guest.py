@@ -37,7 +37,7 @@ class Guest:
         disks: Sequence[Disk] = DEFAULT_DISKS,
         *,
         memory_mib: int = 192,
-        rate: int = 20,
+        rate: int = 10,
         bulk_kib: int = 0,
         span_mib: int = 8,
         agent: bool = True,
@@ -54,7 +54,7 @@ class Guest:
         self.hypervisor.virsh("create" if transient else "define", "/dev/stdin", stdin=xml)
         return self
 
-    def start(self, *, wait: bool = True, timeout: float = 90) -> float:
+    def start(self, *, wait: bool = True, timeout: float = 180) -> float:
         """Start it; returns the seconds until it could be used (its agent answered, or its system was up)."""
         began = time.monotonic()
         self.hypervisor.virsh("start", self.name)
@@ -62,7 +62,7 @@ class Guest:
             self.wait(timeout)
         return time.monotonic() - began
 
-    def wait(self, timeout: float = 90) -> None:
+    def wait(self, timeout: float = 180) -> None:
         """Until the guest's agent answers, or its system where it has no agent."""
         if "org.qemu.guest_agent.0" in self.hypervisor.virsh("dumpxml", self.name):
             wait_for(f"agent of {self.name}", self.agent_answers, timeout, every=0.2)
@@ -130,7 +130,7 @@ class Guest:
             hypervisor.exec(["chmod", "644", golden])
         hypervisor.exec(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", golden, path])
 
-    def xml(self, disks: Sequence[Disk], *, memory_mib: int = 192, writer: str = "20,0,8", agent: bool = True) -> str:
+    def xml(self, disks: Sequence[Disk], *, memory_mib: int = 192, writer: str = "10,0,8", agent: bool = True) -> str:
         channel = """\
     <channel type='unix'>
       <target type='virtio' name='org.qemu.guest_agent.0'/>
@@ -231,7 +231,7 @@ class Guest:
 
     # -- witnesses -----------------------------------------------------------------------------------------------
 
-    def write(self, *, rate: int = 20, bulk_kib: int = 0, span_mib: int = 8, disks: Sequence[str] = ()) -> None:
+    def write(self, *, rate: int = 10, bulk_kib: int = 0, span_mib: int = 8, disks: Sequence[str] = ()) -> None:
         """Set the writers' pace from now on (see `define`); all disks unless some are named."""
         chosen = " ".join(disks) or "$(ls /run/writer | sed -n 's/[.]ack$//p')"
         self.command(f'for disk in {chosen}; do echo "{rate} {bulk_kib} {span_mib}" >/run/writer/$disk.ctl; done')

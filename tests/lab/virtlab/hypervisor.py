@@ -7,12 +7,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import struct
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +89,7 @@ class Config:
 
     generation: str
     port: int
+    is_port_fixed: bool = False
     images: Volume | None = None
     backup: Volume | None = None
 
@@ -181,20 +181,26 @@ class Hypervisor:
         images: Volume | None = None,
         backup: Volume | None = None,
     ) -> Hypervisor:
-        """Make it exist and run: host, sshd and libvirtd. What an earlier call chose stays, unless asked otherwise."""
+        """Make it exist and run: host, sshd and libvirtd. What an earlier call chose stays until `down`."""
         with locked(self.lab.dir / f".{self.name}.lock"):
             known = Config.load(self.dir / "config.json")
-            if known is not None and generation not in (None, known.generation):
-                raise LabError(f"{self.name} is a {known.generation}; take it down before it becomes a {generation}")
-            config = known or Config(generation or "host", port or self.lab.free_port(), images, backup)
+            if known is not None:
+                self._refuse_change(known, {"generation": generation, "port": port, "images": images, "backup": backup})
+            chosen_port = port or self.lab.free_port()
+            config = known or Config(generation or "host", chosen_port, port is not None, images, backup)
             if not self.is_on():
                 self._prepare(config)
                 self._power_on(config)
-            if not self._sshd_answers(config.port):
+            if not self._sshd_is_up():
                 self._start_sshd()
             if not self.libvirtd_is_up():
                 self.libvirtd_start()
         return self
+
+    def _refuse_change(self, known: Config, asked: dict[str, Any]) -> None:
+        for name, value in asked.items():
+            if value is not None and value != getattr(known, name):
+                raise LabError(f"{self.name}: {name} is {getattr(known, name)}; take it down before it becomes {value}")
 
     def powerloss(self) -> None:
         """Everything of this host dies at once, QEMU included; `up` switches it on again."""
@@ -269,11 +275,9 @@ class Hypervisor:
             init = self.init()
             return init is not None and Path(f"/proc/{init.pid}/comm").read_text().strip() == "tini"
 
-        wait_for(f"boot of {self.name}", is_booted, 20, every=0.02)
+        wait_for(f"boot of {self.name}", is_booted, 60, every=0.02)
         # An account without a password is "locked" to sshd where PAM is not asked; with "*" it just has none.
         self.exec(["sed", "-i", "s/^root:[^:]*:/root:*:/", "/etc/shadow"])
-        self._start_sshd()
-        self.libvirtd_start()
 
     def _await_unmounted(self) -> None:
         """The namespace's mounts go when its last process is gone; a loop device may take a moment longer."""
@@ -312,26 +316,41 @@ class Hypervisor:
 
     # -- daemons -------------------------------------------------------------------------------------------------
 
-    def _sshd_answers(self, port: int) -> bool:
+    def _daemon(self, name: str) -> int | None:
+        """The number of a daemon inside this host, if it runs: what its PID file names may be dead or another."""
         try:
-            with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
-                return connection.recv(4).startswith(b"SSH")
-        except OSError:
-            return False
+            pid = int(self.outside(f"/run/{name}.pid").read_text(encoding="utf-8"))
+            comm = self.outside(f"/proc/{pid}/comm").read_text(encoding="utf-8")
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            return None
+        return pid if comm.strip() == name else None
+
+    def _sshd_is_up(self) -> bool:
+        return self._daemon("sshd") is not None
 
     def _start_sshd(self) -> None:
-        self.exec(["/usr/sbin/sshd", "-f", "/etc/virtlab/sshd_config", "-E", "/var/log/virtlab-sshd.log"])
-        port = self.config.port
-        wait_for(f"sshd of {self.name}", lambda: self._sshd_answers(port), 10)
+        """Start it; where another lab was quicker to take the port since it was found free, on the next one."""
+        log = self.outside("/var/log/virtlab-sshd.log")
+
+        def is_refused() -> bool:  # it says so after it has become a daemon
+            return log.exists() and "Cannot bind any address" in log.read_text(encoding="utf-8", errors="replace")
+
+        while True:
+            log.unlink(missing_ok=True)
+            self.exec(["/usr/sbin/sshd", "-f", "/etc/virtlab/sshd_config", "-E", "/var/log/virtlab-sshd.log"])
+            wait_for(f"sshd of {self.name}", lambda: self._sshd_is_up() or is_refused(), 30)
+            if self._sshd_is_up():
+                return
+            config = self.config
+            if config.is_port_fixed:
+                raise LabError(f"{self.name}: port {config.port} is taken")
+            config = replace(config, port=self.lab.free_port(config.port + 1))
+            config.save(self.dir / "config.json")
+            self._configure(config, self.dir / "state/etc")
 
     def libvirtd_pid(self) -> int | None:
         """libvirtd's number inside this host."""
-        try:
-            text = self.outside("/run/libvirtd.pid").read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            return None
-        alive = text and self.outside(f"/proc/{text}/comm")
-        return int(text) if alive and alive.exists() and alive.read_text().strip() == "libvirtd" else None
+        return self._daemon("libvirtd")
 
     def libvirtd_is_up(self) -> bool:
         answers = ["virsh", "-q", "-c", "qemu:///system", "uri"]
@@ -341,7 +360,7 @@ class Hypervisor:
         """Start it and wait until it answers; nothing in the lab starts it unasked."""
         if self.libvirtd_pid() is None:
             self.exec(["/usr/sbin/libvirtd", "-d", "--pid-file", "/run/libvirtd.pid"])
-        wait_for(f"libvirtd of {self.name}", self.libvirtd_is_up, 30)
+        wait_for(f"libvirtd of {self.name}", self.libvirtd_is_up, 60)
 
     def libvirtd_kill(self, signal: str = "KILL") -> None:
         pid = self.libvirtd_pid()

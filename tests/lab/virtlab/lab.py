@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-from . import image
+from . import image, roots
 from ._sys import LabError, locked, run
 from .hypervisor import Hypervisor
 
@@ -76,16 +76,14 @@ class Lab:
             if not self.key.exists():
                 run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "virtops-lab", "-f", self.key])
 
-    def root_of(self, generation: str) -> str:
+    def root_of(self, generation: str) -> Path:
         """The root file system that a hypervisor of this generation overlays."""
-        if generation == "host":
-            return "/"
-        raise LabError(f"{generation}: no such generation")
+        return roots.root_of(self.cache, generation)
 
-    def free_port(self) -> int:
+    def free_port(self, first: int = FIRST_PORT) -> int:
         """A loopback port that nothing listens on and that no hypervisor of this lab was given."""
         taken = {hypervisor.port for hypervisor in self.hypervisors() if (hypervisor.dir / "config.json").exists()}
-        for port in range(FIRST_PORT, FIRST_PORT + 500):
+        for port in range(first, FIRST_PORT + 1000):
             if port in taken:
                 continue
             with socket.socket() as probe:
