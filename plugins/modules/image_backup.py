@@ -1,0 +1,286 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_backup
+short_description: Back up the disk images of a libvirt domain below an external snapshot
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Copies the images that hold the point in time of an external snapshot, while the guest runs on, on its overlays.
+    Those images (the bases) are written to by nobody meanwhile, and this module makes sure of it. While it reads, it
+    holds QEMU's own lock on each, so that no block commit into them can start. Afterwards they must be the files that
+    the journal describes, in inode, size and time of change.
+  - A base is never copied once a merge into it was begun.
+  - The result is a set, the directory C(DEST/DOMAIN NAME/UTC TIME), where the time is the snapshot's. It holds one
+    image for each disk, named C(TARGET.FORMAT), the domain's definition as it was without the snapshot
+    (C(domain.xml), with its secrets), the NVRAM where the domain has one, and C(manifest.json).
+  - Until it is complete and on the disk, a set is named C(.TIME.partial). A failure removes it, and so does the next
+    run after a death, as nothing in it was ever checked. Complete sets are never touched.
+  - A complete set of the same snapshot is found again, and nothing is changed. It is not read again for that; only
+    its manifest and the lengths of its files are looked at.
+  - Directories get the mode 0700 and files 0600.
+  - A copy never allocates more than its source does, since holes stay holes. Exceptions are sources whose clusters are
+    compressed, and the few metadata of an image that changes its format.
+  - The NVRAM is copied as it is at the time of the copy. A disk-only snapshot holds neither its state nor a TPM's.
+notes:
+  - To restore a disk to where the domain expects it, shut the domain off, make sure that its definition names no
+    overlay any more, and write the image with C(qemu-img convert -O FORMAT vda.FORMAT PATH), or copy it with
+    C(cp --sparse=always). PATH and FORMAT are C(source) and C(source_format) in the manifest.
+  - To restore the domain, put its disks and its NVRAM in place first, then C(virsh define domain.xml) and
+    C(virsh start). For a copy beside the original remove C(uuid) and the C(mac) elements and change the name and the
+    paths in C(domain.xml) before.
+  - C(sha256sum) of the files must give what the manifest says.
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.domain
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.changes
+  - virtops.libvirt.attributes.actiongroup_all
+options:
+  dest:
+    description:
+      - The directory for the sets. It has to exist, and be writable, and no part of the path may be a symlink or
+        C(..), as whoever may change a symlink could send the images elsewhere.
+      - Hypervisors that share it may not have domains of the same name. Give each one a directory of its own.
+    type: path
+    required: true
+  snapshot:
+    description:
+      - The snapshot whose point in time is copied, as M(virtops.libvirt.snapshot_external) noted it in the domain's
+        journal.
+      - Exactly one of O(snapshot) and O(overlays) is required.
+    type: str
+  overlays:
+    description:
+      - The overlays whose bases are copied, by their absolute paths. This is for snapshots that another tool took.
+      - Where the journal knows none of them, the time of the set is that of the last write to the bases, and its
+        C(consistency) is V(unknown).
+    type: list
+    elements: path
+  format:
+    description: The format of the copies. V(same) is each base's own.
+    type: str
+    choices: [same, qcow2, raw]
+    default: same
+  compress:
+    description: Whether the copies' clusters are compressed. Only with qcow2 as the format of each copy.
+    type: bool
+    default: false
+  method:
+    description:
+      - V(reflink) shares the blocks with the source, which takes neither time nor space. Both have to lie on one XFS or
+        btrfs that can do so.
+      - V(copy) copies the allocated bytes as they are.
+      - V(convert) has C(qemu-img convert) write a new image.
+      - V(auto) takes the first of them that can do what is asked for. Another format, compression, a base with
+        backing files of its own, and a block device need V(convert).
+    type: str
+    choices: [auto, reflink, copy, convert]
+    default: auto
+  verify:
+    description:
+      - Whether each copy is compared with its source, and qcow2 checked with C(qemu-img check). Without it the copies
+        are still read again for their SHA-256.
+    type: bool
+    default: true
+  rate_limit:
+    description:
+      - The limit for the writing of each copy in MiB/s. V(0) is no limit. Verification is not limited.
+      - With V(convert) as the method, it needs QEMU 5.2 or later.
+    type: int
+    default: 0
+  keep_backing:
+    description:
+      - What happens to a base that has backing files of its own, as a golden image. V(false) takes their content into
+        the copy, so that the backup stands alone.
+      - V(true) copies the base alone, and the copy and the manifest refer to the backing file by its absolute path.
+        The backup is then lost with that file.
+    type: bool
+    default: false
+  parallel:
+    description:
+      - So many copies at most are made at a time on the hypervisor, whichever tasks and domains they are for. Further
+        ones wait.
+    type: int
+    default: 4
+seealso:
+  - module: virtops.libvirt.snapshot_external
+  - module: virtops.libvirt.block_commit
+  - name: qemu-img manual
+    description: The tool that converts and checks the images.
+    link: https://www.qemu.org/docs/master/tools/qemu-img.html
+"""
+
+EXAMPLES = r"""
+- name: Take a snapshot
+  virtops.libvirt.snapshot_external:
+    domain: web1
+    name: nightly
+    quiesce: preferred
+
+- name: Back up what it holds
+  virtops.libvirt.image_backup:
+    domain: web1
+    snapshot: nightly
+    dest: /srv/backup
+  register: nightly
+
+- name: Merge the overlays, whatever became of the backup
+  virtops.libvirt.block_commit:
+    domain: web1
+    snapshot: nightly
+    delete_merged: true
+
+- name: Tell where the backup is
+  ansible.builtin.debug:
+    var: nightly.backup.path
+
+- name: A small backup of a snapshot that another tool took, at 50 MiB/s and one disk after the other
+  virtops.libvirt.image_backup:
+    domain: db1
+    overlays:
+      - /var/lib/libvirt/images/db1.vda.before-update
+      - /var/lib/libvirt/images/db1.vdb.before-update
+    dest: /srv/backup
+    format: qcow2
+    compress: true
+    rate_limit: 50
+    parallel: 1
+"""
+
+RETURN = r"""
+actions:
+  description: The steps that were taken, or in check mode those that would be.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - copy /var/lib/libvirt/images/web1.raw (vda, 2048 MiB) as vda.raw by reflink or copy
+    - write the manifest and the domain's XML, and name the set /srv/backup/web1/20261120T120000Z
+domain:
+  description: The domain.
+  returned: success
+  type: dict
+  sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
+backup:
+  description:
+    - The manifest of the set, with its path. In check mode, what is known only after the copy is null.
+  returned: success
+  type: dict
+  contains:
+    path:
+      description: The set's directory. It is not in the file, as sets may be moved.
+      type: str
+      sample: /srv/backup/web1/20261120T120000Z
+    schema_version:
+      description: The version of the manifest's form.
+      type: int
+      sample: 1
+    operation:
+      description: What tells one point in time of the domain from another.
+      type: str
+      sample: 5d2c1b9e-6d5f-4c0a-9d5e-0b4d1f1c7a11
+    snapshot:
+      description: The snapshot's name. Null for overlays that the journal does not know.
+      type: str
+      sample: nightly
+    domain:
+      description: The domain's name and UUID.
+      type: dict
+      sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427}
+    hypervisor:
+      description: The host's name.
+      type: str
+      sample: hv1
+    times:
+      description: The UTC times of the snapshot, and of the backup's start and end.
+      type: dict
+      sample:
+        snapshot: '2026-11-20T12:00:00Z'
+        started: '2026-11-20T12:00:01Z'
+        finished: '2026-11-20T12:00:04Z'
+    consistency:
+      description:
+        - V(filesystem) where the guest's file systems were frozen, V(crash) where not, V(offline) where the guest was
+          off, V(unknown) for overlays that the journal does not know.
+      type: str
+      sample: filesystem
+    domain_xml:
+      description: The file with the domain's definition.
+      type: str
+      sample: domain.xml
+    nvram:
+      description: The copied NVRAM with source, file, bytes and sha256. Null where there is none.
+      type: dict
+      sample:
+    disks:
+      description: The images.
+      type: list
+      elements: dict
+      contains:
+        target:
+          description: The disk's target in the domain.
+          type: str
+        source:
+          description: The path of the base.
+          type: str
+        source_format:
+          description: The format of the base.
+          type: str
+        format:
+          description: The format of the copy.
+          type: str
+        virtual_size:
+          description: The disk's size as the guest sees it, in bytes.
+          type: int
+        file:
+          description: The copy's name in the set.
+          type: str
+        bytes:
+          description: The copy's length.
+          type: int
+        allocated:
+          description: What the copy takes of its file system, in bytes.
+          type: int
+        sha256:
+          description: The SHA-256 of the copy, as it was read again after it was written.
+          type: str
+        method:
+          description: The method that was taken.
+          type: str
+        backing:
+          description: The path and the format of the backing file that the copy needs. Null if it stands alone.
+          type: dict
+      sample:
+        - target: vda
+          source: /var/lib/libvirt/images/web1.raw
+          source_format: raw
+          format: raw
+          virtual_size: 4294967296
+          file: vda.raw
+          bytes: 4294967296
+          allocated: 2147483648
+          sha256: 5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03
+          method: copy
+          backing:
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: base_modified
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import image_backup
+
+
+def main() -> None:
+    image_backup.main()
+
+
+if __name__ == "__main__":
+    main()

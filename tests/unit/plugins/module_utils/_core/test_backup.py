@@ -1,0 +1,236 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is copied and how, decided from values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import (
+    BackupWish,
+    Copied,
+    CopyOrder,
+    Manifest,
+    PlainFile,
+    Selection,
+    Source,
+    SourceFacts,
+    iso8601,
+    mib,
+    plan_copy,
+    require_same_set,
+    require_space,
+    require_still,
+    set_paths,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import (
+    COMMITTING,
+    CREATED,
+    KEPT,
+    Journal,
+    JournalDisk,
+    Operation,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
+    BlockJob,
+    Disk,
+    DomainView,
+    ImageInfo,
+    Layer,
+)
+
+RAW, QCOW2 = Layer("/img/a.raw", "raw"), Layer("/img/a.qcow2", "qcow2")
+GOLDEN = Layer("/img/golden.qcow2", "qcow2")
+MIB = 1024 * 1024
+
+
+def facts(base: Layer, *below: Layer, regular: bool = True) -> SourceFacts:
+    info = ImageInfo(base.path, base.format, 100 * MIB, 10 * MIB, below[0].path if below else None)
+    return SourceFacts(Source("vda", base, "/img/o.qcow2"), info, (base, *below), 30 * MIB, regular)
+
+
+def wish(**options: Any) -> BackupWish:
+    return BackupWish("/backup", "s1", **options)
+
+
+def refused(call: Any, *arguments: Any) -> str:
+    with pytest.raises(VirtopsError) as caught:
+        call(*arguments)
+    assert caught.value.cause
+    assert caught.value.remedy
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("options", "source", "methods", "file"),
+    [
+        ({}, facts(RAW), ("reflink", "copy"), "vda.raw"),
+        ({}, facts(QCOW2), ("reflink", "copy"), "vda.qcow2"),
+        ({"format": "qcow2"}, facts(QCOW2), ("reflink", "copy"), "vda.qcow2"),
+        ({"format": "qcow2"}, facts(RAW), ("convert",), "vda.qcow2"),
+        ({"format": "raw"}, facts(QCOW2), ("convert",), "vda.raw"),
+        ({"compress": True}, facts(QCOW2), ("convert",), "vda.qcow2"),
+        ({}, facts(QCOW2, GOLDEN), ("convert",), "vda.qcow2"),
+        ({"keep_backing": True}, facts(QCOW2, GOLDEN), ("reflink", "copy"), "vda.qcow2"),
+        ({"keep_backing": True}, facts(RAW), ("reflink", "copy"), "vda.raw"),
+        ({}, facts(RAW, regular=False), ("convert",), "vda.raw"),
+        ({"method": "convert"}, facts(RAW), ("convert",), "vda.raw"),
+        ({"method": "copy"}, facts(RAW), ("copy",), "vda.raw"),
+        ({"method": "reflink"}, facts(RAW), ("reflink",), "vda.raw"),
+    ],
+)
+def test_the_fastest_method_that_does_what_is_asked(
+    options: dict[str, Any], source: SourceFacts, methods: tuple[str, ...], file: str
+) -> None:
+    order = plan_copy(wish(**options), source)
+    assert (order.methods, order.file) == (methods, file)
+
+
+@pytest.mark.parametrize(
+    ("options", "source", "code"),
+    [
+        ({"compress": True}, facts(RAW), "compress_needs_qcow2"),
+        ({"compress": True, "format": "raw"}, facts(QCOW2), "compress_needs_qcow2"),
+        ({"keep_backing": True, "format": "raw"}, facts(QCOW2, GOLDEN), "backing_needs_qcow2"),
+        ({"method": "copy", "format": "raw"}, facts(QCOW2), "method_unsuitable"),
+        ({"method": "reflink", "compress": True}, facts(QCOW2), "method_unsuitable"),
+        ({"method": "copy"}, facts(QCOW2, GOLDEN), "method_unsuitable"),
+        ({"method": "reflink"}, facts(RAW, regular=False), "method_unsuitable"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], source: SourceFacts, code: str) -> None:
+    assert refused(plan_copy, wish(**options), source) == code
+
+
+def test_what_an_order_carries() -> None:
+    order = plan_copy(wish(keep_backing=True, rate_limit=2, verify=False), facts(QCOW2, GOLDEN))
+    assert (order.backing, order.rate_limit, order.verify) == (GOLDEN, 2 * MIB, False)
+    assert order.needs == 10 * MIB
+    assert plan_copy(wish(), facts(QCOW2, GOLDEN)).needs == 30 * MIB
+    assert plan_copy(wish(method="reflink"), facts(RAW)).needs == 0
+
+
+DISK = Disk("vda", chain=(Layer("/img/o.qcow2", "qcow2"), RAW))
+SELECTION = Selection("id", "s1", "20261120T120000Z", "crash", (Source("vda", RAW, "/img/o.qcow2"),))
+
+
+def view(*disks: Disk) -> DomainView:
+    return DomainView("web", "uuid", "running", True, disks, ())
+
+
+def operation(phase: str) -> Journal:
+    return Journal((Operation("id", KEPT, "s1", phase, "t", (JournalDisk("vda", RAW.path, "raw", "/img/o.qcow2"),)),))
+
+
+def test_a_base_that_stands_still() -> None:
+    require_still(SELECTION, view(DISK), operation(CREATED))
+    later = replace(DISK, chain=(Layer("/img/later.qcow2", "qcow2"), *DISK.chain))
+    require_still(SELECTION, view(later), operation(CREATED))
+
+
+@pytest.mark.parametrize(
+    ("disks", "phase", "code"),
+    [
+        ((DISK,), COMMITTING, "base_modified"),
+        ((replace(DISK, chain=(RAW,)),), CREATED, "chain_changed"),
+        ((replace(DISK, chain=(DISK.chain[0], QCOW2, RAW)),), CREATED, "chain_changed"),
+        ((), CREATED, "chain_changed"),
+        ((replace(DISK, job=BlockJob("active-commit")),), CREATED, "job_running"),
+    ],
+)
+def test_a_base_that_does_not(disks: tuple[Disk, ...], phase: str, code: str) -> None:
+    assert refused(require_still, SELECTION, view(*disks), operation(phase)) == code
+
+
+def test_a_commit_of_another_operation_counts() -> None:
+    other = replace(operation(COMMITTING).operations[0], id="other", name="s2")
+    assert refused(require_still, SELECTION, view(DISK), operation(CREATED).put(other)) == "base_modified"
+
+
+def test_where_a_set_lies() -> None:
+    paths = set_paths("/b", view(), "20261120T120000Z")
+    assert paths.final == "/b/web/20261120T120000Z"
+    assert paths.partial == "/b/web/.20261120T120000Z.partial"
+    for name in ("..", ".", "a/b"):
+        assert refused(set_paths, "/b", replace(view(), name=name), "t") == "unsafe_name"
+
+
+FOUND = {"operation": "id", "disks": [{"target": "vda", "file": "vda.raw", "format": "raw", "bytes": 5}]}
+
+
+def test_a_complete_set_is_found_again() -> None:
+    require_same_set(FOUND, {"vda.raw": 5}, SELECTION, wish(), "/b")
+    require_same_set(FOUND, {"vda.raw": 5}, SELECTION, wish(format="raw"), "/b")
+
+
+@pytest.mark.parametrize(
+    ("found", "sizes", "options", "code"),
+    [
+        ({**FOUND, "operation": "other"}, {"vda.raw": 5}, {}, "set_exists"),
+        (FOUND, {"vda.raw": 5}, {"format": "qcow2"}, "set_exists"),
+        ({**FOUND, "disks": []}, {}, {}, "set_exists"),
+        (FOUND, {"vda.raw": 4}, {}, "set_damaged"),
+        (FOUND, {}, {}, "set_damaged"),
+    ],
+)
+def test_one_that_is_another_or_damaged_is_not(
+    found: dict[str, Any], sizes: dict[str, int], options: dict[str, Any], code: str
+) -> None:
+    assert refused(require_same_set, found, sizes, SELECTION, wish(**options), "/b") == code
+
+
+def test_space() -> None:
+    orders = (plan_copy(wish(), facts(RAW)),) * 2
+    require_space(orders, 60 * MIB, "/b")
+    assert refused(require_space, orders, 60 * MIB - 1, "/b") == "no_space"
+    assert [mib(0), mib(1), mib(MIB), mib(MIB + 1)] == [0, 1, 1, 2]
+
+
+def test_the_manifest_before_and_after() -> None:
+    order = CopyOrder("vda", RAW, "vda.raw", "raw", ("copy",), 100, 10, backing=GOLDEN)
+    nvram = PlainFile("/nvram/web.fd", "nvram.fd")
+    planned = Manifest(SELECTION, "web", "uuid", "hv", (order,), {}, nvram, "20261120T120001Z")
+    done = planned.complete(
+        {"vda": Copied("copy", 100, 10, "abc")}, replace(nvram, bytes=1, sha256="d"), "20261120T120005Z"
+    )
+    before, after = planned.as_dict(), done.as_dict()
+    assert before.keys() == after.keys()
+    assert before["disks"][0].keys() == after["disks"][0].keys()
+    assert before["disks"][0]["sha256"] is None
+    assert before["times"] == {
+        "snapshot": "2026-11-20T12:00:00Z",
+        "started": "2026-11-20T12:00:01Z",
+        "finished": None,
+    }
+    assert after == {
+        "schema_version": 1,
+        "operation": "id",
+        "snapshot": "s1",
+        "domain": {"name": "web", "uuid": "uuid"},
+        "hypervisor": "hv",
+        "times": {**before["times"], "finished": "2026-11-20T12:00:05Z"},
+        "consistency": "crash",
+        "domain_xml": "domain.xml",
+        "nvram": {"source": "/nvram/web.fd", "file": "nvram.fd", "bytes": 1, "sha256": "d"},
+        "disks": [
+            {
+                "target": "vda",
+                "source": "/img/a.raw",
+                "source_format": "raw",
+                "format": "raw",
+                "virtual_size": 100,
+                "file": "vda.raw",
+                "bytes": 100,
+                "allocated": 10,
+                "sha256": "abc",
+                "method": "copy",
+                "backing": {"path": "/img/golden.qcow2", "format": "qcow2"},
+            }
+        ],
+    }
+    assert iso8601(None) is None

@@ -1,0 +1,209 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The flow of a backup, by the sets that it leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING, PREPARED, Journal
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, Layer, Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.backup import Backup
+
+from .fakes import FakeClock
+from .fakes_backup import TARGETS, UUID, FakeDomain, FakeHost, base, no_space, overlay
+
+FINAL = "/backup/web/20261120T120000Z"
+PARTIAL = "/backup/web/.20261120T120000Z.partial"
+OVERLAYS = tuple(overlay(target).path for target in TARGETS)
+
+
+@pytest.fixture
+def host() -> FakeHost:
+    return FakeHost()
+
+
+@pytest.fixture
+def domain(host: FakeHost) -> FakeDomain:
+    return FakeDomain(host)
+
+
+def run(host: FakeHost, domain: FakeDomain, check: bool = False, **options: Any) -> Outcome:
+    wish = BackupWish(**{"dest": "/backup", "snapshot": None if "overlays" in options else "s1", **options})
+    return Backup(wish, domain, host, host, host, FakeClock()).run(check)
+
+
+def refused(host: FakeHost, domain: FakeDomain, **options: Any) -> str:
+    """It fails, in check mode the same, and leaves everything as it was."""
+    before = json.dumps(host.sets)
+    codes = []
+    for check in (True, False):
+        with pytest.raises(VirtopsError) as caught:
+            run(host, domain, check, **options)
+        codes.append(caught.value.code)
+        assert json.dumps(host.sets) == before
+    assert codes[0] == codes[1]
+    assert not {"begin", "copy_all"} & set(host.calls)
+    return codes[0]
+
+
+def test_a_set_from_check_to_the_second_run(host: FakeHost, domain: FakeDomain) -> None:
+    planned = run(host, domain, check=True)
+    assert planned.changed
+    assert host.sets == {}
+    done = run(host, domain)
+    assert done.steps == planned.steps
+    assert done.values["backup"].keys() == planned.values["backup"].keys()
+    assert list(host.sets) == [FINAL]
+    assert sorted(host.sets[FINAL]) == ["domain.xml", "manifest.json", "vda.raw", "vdb.raw"]
+    assert host.sets[FINAL]["vda.raw"] == base("vda").path
+    manifest = json.loads(host.sets[FINAL]["manifest.json"])
+    assert done.values["backup"] == {**manifest, "path": FINAL}
+    assert manifest["operation"] == "operation-1"
+    assert manifest["consistency"] == "filesystem"
+    assert manifest["domain"] == {"name": "web", "uuid": UUID}
+    for check in (False, True):
+        again = run(host, domain, check)
+        assert not again.changed
+        assert again.values == done.values
+        assert again.before == again.after == done.after
+    assert host.calls.count("copy_all") == 1
+
+
+def test_the_definition_is_the_one_without_the_snapshot(host: FakeHost, domain: FakeDomain) -> None:
+    run(host, domain)
+    text = host.sets[FINAL]["domain.xml"]
+    assert base("vda").path in text
+    assert overlay("vda").path not in text
+    assert "journal" not in text
+
+
+def test_a_disk_that_only_the_live_domain_has(host: FakeHost, domain: FakeDomain) -> None:
+    domain.current = replace(domain.current, config_disks=domain.current.config_disks[:1])
+    run(host, domain)
+    assert "vdb.raw" in host.sets[FINAL]
+
+
+@pytest.mark.parametrize("phase", [COMMITTING, PREPARED])
+def test_a_snapshot_whose_bases_do_not_stand_still(host: FakeHost, domain: FakeDomain, phase: str) -> None:
+    domain.at(phase)
+    assert refused(host, domain) == {COMMITTING: "base_modified", PREPARED: "snapshot_unfinished"}[phase]
+
+
+def test_a_set_that_was_complete_before_the_merge_is_found_during_it(host: FakeHost, domain: FakeDomain) -> None:
+    run(host, domain)
+    domain.at(COMMITTING)
+    assert not run(host, domain).changed
+
+
+def test_refusals(host: FakeHost, domain: FakeDomain) -> None:
+    assert refused(host, domain, snapshot="other") == "no_such_snapshot"
+    assert refused(host, domain, overlays=("/img/none.qcow2",)) == "overlay_not_in_chain"
+    host.free = (2 << 20) - 1
+    assert refused(host, domain) == "no_space"
+    host.free = 1 << 40
+    host.written[base("vdb").path] = 1
+    assert refused(host, domain) == "base_modified"
+    host.written.clear()
+    disks = domain.current.disks
+    domain.current = domain.current.with_disks((replace(disks[0], job=BlockJob("commit")), disks[1]))
+    assert refused(host, domain) == "job_running"
+    host.fail["check_destination"] = VirtopsError("dest_missing", "It is not there", "Create it")
+    assert refused(host, domain) == "dest_missing"
+
+
+def test_a_base_that_changes_under_the_copy(host: FakeHost, domain: FakeDomain) -> None:
+    def write() -> None:
+        host.written[base("vda").path] = 5
+
+    host.while_copying = write
+    with pytest.raises(VirtopsError) as caught:
+        run(host, domain)
+    assert caught.value.code == "base_modified"
+    assert host.sets == {}
+
+
+@pytest.mark.parametrize(
+    "call", ["begin", "copy_all", "write manifest.json", "write domain.xml", "copy_plain nvram.fd", "finish"]
+)
+@pytest.mark.parametrize("error", [no_space(), KeyboardInterrupt()])
+def test_a_failure_leaves_no_partial_set(host: FakeHost, domain: FakeDomain, call: str, error: BaseException) -> None:
+    host.sets["/backup/web/20261119T120000Z"] = {"manifest.json": "{}"}
+    domain.current = replace(domain.current, nvram="/nvram/web.fd")
+    host.fail[call] = error
+    with pytest.raises(type(error)):
+        run(host, domain)
+    assert list(host.sets) == ["/backup/web/20261119T120000Z"]
+    del host.fail[call]
+    assert run(host, domain).changed
+    assert sorted(host.sets[FINAL])[2] == "nvram.fd"
+
+
+def test_what_a_death_left_is_removed_first(host: FakeHost, domain: FakeDomain) -> None:
+    """Ours by its owner, whatever its time; one without a manifest by its name."""
+    earlier, foreign = "/backup/web/.20261119T120000Z.partial", "/backup/web/.20261118T120000Z.partial"
+    host.sets[PARTIAL] = {"vda.raw": "torn"}
+    host.sets[earlier] = {"manifest.json": json.dumps({"domain": {"uuid": UUID}})}
+    host.sets[foreign] = {"manifest.json": json.dumps({"domain": {"uuid": "another"}})}
+    host.free = (2 << 20) - 14  # the removal of two of them makes room
+    planned = run(host, domain, check=True)
+    assert [step.split(":")[0] for step in planned.steps if "unfinished" in step] == [
+        "remove the unfinished set " + earlier,
+        "remove the unfinished set " + PARTIAL,
+    ]
+    assert len(host.sets) == 3
+    assert run(host, domain).steps == planned.steps
+    assert sorted(host.sets) == [foreign, FINAL]
+
+
+def test_another_hypervisors_set_under_way_is_not_touched(host: FakeHost, domain: FakeDomain) -> None:
+    host.sets[PARTIAL] = {"manifest.json": json.dumps({"domain": {"uuid": "another"}})}
+    assert refused(host, domain) == "set_exists"
+
+
+def test_overlays_of_a_journalled_snapshot_are_that_snapshot(host: FakeHost, domain: FakeDomain) -> None:
+    done = run(host, domain, overlays=OVERLAYS)
+    assert done.values["backup"]["operation"] == "operation-1"
+    assert not run(host, domain).changed
+
+
+def test_overlays_without_a_journal(host: FakeHost, domain: FakeDomain) -> None:
+    domain.journal = Journal()
+    done = run(host, domain, overlays=OVERLAYS[:1]).values["backup"]
+    assert done["path"] == "/backup/web/20261120T115900Z"
+    assert (done["snapshot"], done["consistency"]) == (None, "unknown")
+    assert [disk["target"] for disk in done["disks"]] == ["vda"]
+    assert not run(host, domain, overlays=OVERLAYS[:1]).changed
+    host.written[base("vda").path] = 60
+    assert run(host, domain, overlays=OVERLAYS[:1]).values["backup"]["path"] == "/backup/web/20261120T120000Z"
+
+
+def test_two_overlays_of_one_disk(host: FakeHost, domain: FakeDomain) -> None:
+    domain.journal = Journal()
+    later = Layer("/img/vda.s2.qcow2", "qcow2")
+    disk = domain.current.disks[0]
+    domain.current = domain.current.with_disks((replace(disk, chain=(later, *disk.chain)),))
+    assert refused(host, domain, overlays=(later.path, OVERLAYS[0])) == "overlays_of_one_disk"
+
+
+def test_every_local_layer_that_is_read_is_locked(host: FakeHost, domain: FakeDomain) -> None:
+    host.backing["/img/golden.qcow2"] = None
+    for target in TARGETS:
+        host.backing[base(target).path] = "/img/golden.qcow2"
+    seen = []
+    host.while_copying = lambda: seen.extend(sorted(host.held))
+    run(host, domain)
+    assert seen == ["/img/golden.qcow2", base("vda").path, base("vdb").path]
+
+
+def test_an_nvram_that_is_not_there_yet(host: FakeHost, domain: FakeDomain) -> None:
+    domain.current = replace(domain.current, nvram="/nvram/web.fd")
+    host.missing.add("/nvram/web.fd")
+    assert run(host, domain).values["backup"]["nvram"] is None
