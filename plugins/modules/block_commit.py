@@ -24,17 +24,11 @@ description:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.merge
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes
   - virtops.libvirt.attributes.actiongroup_all
 options:
-  disks:
-    description:
-      - The disks to merge, by their targets.
-      - Unset, all disks of the O(snapshot), or all whose chain has the O(base) in it.
-    type: list
-    elements: str
-    default: []
   snapshot:
     description:
       - Merge the layers that this external snapshot added, each into the image below it. Then the snapshot's record is
@@ -48,36 +42,17 @@ options:
     description:
       - With O(base), the topmost layer that is merged. Unset, the layer that the guest writes to.
     type: path
-  bandwidth:
-    description: The limit for each disk's job in MiB/s. V(0) is no limit. A merge offline knows no limit.
-    type: int
-    default: 0
-  wait:
-    description:
-      - Whether to wait for the end. Without waiting the job is left running, and a later run of this module adopts it.
-    type: bool
-    default: true
-  timeout:
-    description:
-      - After so many seconds the jobs that have not ended are cancelled, and the module fails. The guest goes on, on
-        its overlay.
-    type: int
-    default: 3600
   pivot:
     description:
       - Whether the guest is switched to the base when the commit of its active layer is ready. V(false) leaves the job
         mirroring the guest's writes into both images until a later run pivots.
     type: bool
     default: true
-  delete_merged:
-    description:
-      - Whether overlays are deleted once they are merged. One is deleted only if it is in the journal, no chain of any
-        domain of this hypervisor has it, and no process has it open. Otherwise it is kept, and a warning says why.
-    type: bool
-    default: false
 seealso:
   - module: virtops.libvirt.snapshot_external
   - module: virtops.libvirt.block_info
+  - module: virtops.libvirt.block_job
+  - module: virtops.libvirt.block_pull
   - name: virsh manual, blockcommit
     description: The command and the flags that this module stands for.
     link: https://www.libvirt.org/manpages/virsh.html#blockcommit

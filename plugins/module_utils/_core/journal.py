@@ -28,8 +28,10 @@ PHASES = (PREPARED, CREATED, COMMITTING)
 
 #: The operation is a snapshot that the user keeps: at rest once it is CREATED.
 KEPT = "snapshot"
-#: A merge of layers that no snapshot of ours added.
+#: A merge of layers that no snapshot of ours added: down into the base below them, ...
 COMMIT = "commit"
+#: ... or up into the layer that the guest writes to.
+PULL = "pull"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Journal:
     def put(self, operation: Operation) -> Journal:
         """Add the operation, or replace the one with its id."""
         kept = tuple(op for op in self.operations if op.id != operation.id)
-        return Journal(kept + (operation,))
+        return Journal((*kept, operation))
 
     def drop(self, operation: Operation) -> Journal:
         return Journal(tuple(op for op in self.operations if op.id != operation.id))

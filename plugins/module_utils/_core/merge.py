@@ -4,7 +4,7 @@
 
 """Private to virtops.libvirt: where the merge of one disk stands, and what comes next. No effects.
 
-A goal is absolute: "these layers are in that base". So a second run, or one after any crash, reads the
+A goal is absolute: "these layers are in that image". So a second run, or one after any crash, reads the
 chain and goes on from there; a job that vanished tells nothing by itself.
 """
 
@@ -14,29 +14,34 @@ import enum
 from dataclasses import dataclass
 
 from .errors import VirtopsError
+from .journal import COMMIT, PULL
 from .model import BlockJob, Disk, DomainView, Layer
 
 
 @dataclass(frozen=True)
 class MergeGoal:
-    """The layers `merged` (top first) of disk `target` are to go into `base`.
+    """The layers `merged` (top first) of disk `target` are to leave the chain, their data to be in `into`.
 
-    `above` is the layer that stands on the topmost of them, None where the guest writes to it: then
-    the commit is an active one, which ends in a pivot.
+    A COMMIT's `into` is the base below them (virDomainBlockCommit), a PULL's the active layer above them
+    (virDomainBlockRebase). `above` is the layer that stands
+    on the topmost of them, None where the guest writes to it: then a commit is an active one, which ends in a pivot.
+    `below` is the layer that a PULL leaves under the active one, None where it leaves none.
     """
 
     target: str
-    base: Layer
+    into: Layer
     merged: tuple[Layer, ...]
     above: str | None = None
+    kind: str = COMMIT
+    below: Layer | None = None
 
     @property
     def top(self) -> Layer:
         return self.merged[0]
 
     @property
-    def active(self) -> bool:
-        return self.above is None
+    def pivots(self) -> bool:
+        return self.kind == COMMIT and self.above is None
 
 
 class Phase(enum.Enum):
@@ -44,7 +49,7 @@ class Phase(enum.Enum):
 
     #: The layers are in the chain and no job runs: start one.
     IDLE = "idle"
-    #: Our commit runs: wait.
+    #: Our job runs: wait.
     COPYING = "copying"
     #: An active commit has caught up and mirrors each write: it may pivot.
     READY = "ready"
@@ -54,9 +59,9 @@ class Phase(enum.Enum):
     CONFIG_STALE = "config-stale"
     #: Live and persistent XML show the goal.
     MERGED = "merged"
-    #: A job that is not this commit holds the disk.
+    #: A job that is not this merge holds the disk.
     FOREIGN_JOB = "foreign-job"
-    #: Neither the layers nor the base are where they should be: a human has to look.
+    #: The image that the data should be in is not in the chain: a human has to look.
     LOST = "lost"
 
 
@@ -91,11 +96,13 @@ def next_step(phase: Phase, pivot: bool = True) -> Next:
 def phase_of(goal: MergeGoal, view: DomainView) -> Phase:
     """Where the merge stands in this reading."""
     disk = view.disk(goal.target)
-    if disk is None or disk.index_of(goal.base.path) is None:
+    if disk is None or disk.index_of(goal.into.path) is None:
         return Phase.LOST
     layers_left = [layer for layer in goal.merged if disk.index_of(layer.path) is not None]
     if disk.job is not None:
-        return _phase_of_job(goal, disk.job) if layers_left else Phase.FOREIGN_JOB
+        # A job may be seen for a moment after libvirt has changed the chain: it is at its end.
+        phase = _phase_of_job(goal, disk.job)
+        return phase if layers_left or phase is Phase.FOREIGN_JOB else Phase.COPYING
     if layers_left:
         return Phase.IDLE if view.active else Phase.OFFLINE
     if _config_is_stale(goal, view):
@@ -104,9 +111,9 @@ def phase_of(goal: MergeGoal, view: DomainView) -> Phase:
 
 
 def _phase_of_job(goal: MergeGoal, job: BlockJob) -> Phase:
-    if not goal.active:
-        return Phase.COPYING if job.kind == "commit" else Phase.FOREIGN_JOB
-    if job.kind != "active-commit" or job.target not in (None, goal.base.path):
+    if not goal.pivots:
+        return Phase.COPYING if job.kind == goal.kind else Phase.FOREIGN_JOB
+    if job.kind != "active-commit" or job.target not in (None, goal.into.path):
         return Phase.FOREIGN_JOB
     # cur == end comes before ready='yes', and both are 0 at the start; a pivot needs both.
     return Phase.READY if job.ready and job.cur == job.end else Phase.COPYING
@@ -144,6 +151,33 @@ def goal_to_base(disk: Disk, base: str, top: str | None, domain: str) -> MergeGo
         )
     above = disk.chain[first - 1].path if first > 0 else None
     return MergeGoal(disk.target, disk.chain[depth], disk.chain[first:depth], above)
+
+
+def goal_to_pull(disk: Disk, base: str | None, domain: str) -> MergeGoal | None:
+    """Everything between the active layer and `base` (unset: the whole chain below it) comes into the active layer.
+
+    None where that is so already. A base that is not below the active layer is refused.
+    """
+    depth = len(disk.chain) if base is None else disk.index_of(base)
+    if not depth:
+        raise VirtopsError(
+            "base_not_in_chain",
+            "The base %s is not below the active layer of disk %s of domain %s (%s)."
+            % (base, disk.target, domain, " <- ".join(layer.path for layer in disk.chain) or "empty"),
+            "Choose a base from that chain, or none to have it all in one image; virtops.libvirt.block_info shows it",
+        )
+    active, merged = disk.chain[0], disk.chain[1:depth]
+    if not merged:
+        return None
+    if active.format == "raw":
+        raise VirtopsError(
+            "disk_unsuitable",
+            "The active layer %s of disk %s of domain %s is raw and has no backing to pull from."
+            % (active.path, disk.target, domain),
+            "Look at the chain with virtops.libvirt.block_info",
+        )
+    below = None if base is None else disk.chain[depth]
+    return MergeGoal(disk.target, active, merged, active.path, PULL, below)
 
 
 def goal_of_layer(disk: Disk, overlay: str, base: str | None, domain: str) -> MergeGoal | None:

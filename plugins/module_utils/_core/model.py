@@ -150,7 +150,10 @@ class DomainView:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """`qemu-img info`: sizes in bytes. `allocation` is what the file system really holds."""
+    """`qemu-img info`: sizes in bytes. `allocation` is what the file system really holds.
+
+    `backing_path` is absolute; `backing_is_relative` tells that the image itself names it relative to where it lies.
+    """
 
     path: str
     format: str
@@ -158,6 +161,7 @@ class ImageInfo:
     allocation: int
     backing_path: str | None = None
     backing_format: str | None = None
+    backing_is_relative: bool = False
     internal_snapshots: tuple[str, ...] = ()
     corrupt: bool = False
 

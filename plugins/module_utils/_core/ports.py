@@ -86,11 +86,17 @@ class RecordPort(ViewPort, JournalPort, Protocol):
 class MergePort(ViewPort, JournalPort, Protocol):
     """What a live merge needs."""
 
-    def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int) -> None:
-        """virDomainBlockCommit; `bandwidth` in bytes/s, 0: no limit."""
+    def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int, relative: bool) -> None:
+        """virDomainBlockCommit; `bandwidth` in bytes/s, 0: no limit; `relative` keeps relative backing names."""
+
+    def start_pull(self, disk: str, base: str | None, bandwidth: int, relative: bool) -> None:
+        """virDomainBlockRebase; everything above `base` (None: the whole chain) comes into the active layer."""
 
     def pivot(self, disk: str) -> None:
         """virDomainBlockJobAbort, PIVOT."""
+
+    def set_job_speed(self, disk: str, bandwidth: int) -> None:
+        """virDomainBlockJobSetSpeed; bytes/s, 0: no limit."""
 
     def cancel_job(self, disk: str) -> None:
         """virDomainBlockJobAbort."""
@@ -135,6 +141,9 @@ class ImagePort(Protocol):
 
     def commit(self, top: Layer, base: Layer) -> None:
         """`qemu-img commit -d -b BASE TOP`: all layers above base up to top go into base."""
+
+    def rebase(self, path: str, base: Layer | None) -> None:
+        """`qemu-img rebase`: copy into `path` what it needs, so that it stands on `base` (None: on nothing)."""
 
     def rebase_unsafe(self, path: str, base: Layer) -> None:
         """`qemu-img rebase -u`: change only what the header of `path` says of its backing file."""

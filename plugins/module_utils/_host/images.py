@@ -65,6 +65,11 @@ class Images:
             tied=True,
         )
 
+    def rebase(self, path: str, base: Layer | None) -> None:
+        """`qemu-img rebase` copies first and changes the header last: still right if we die half-way."""
+        backing = ["-b", ""] if base is None else ["-F", base.format, "-b", _absolute(base.path)]
+        run(["qemu-img", "rebase", "-q", "-f", "qcow2", *backing, _absolute(path)], "Rebasing %s" % path, tied=True)
+
     def rebase_unsafe(self, path: str, base: Layer) -> None:
         """`qemu-img rebase -u`; `path` is qcow2, as only that holds a backing file here."""
         backing = ["-F", base.format, "-b", _absolute(base.path)]
@@ -130,6 +135,7 @@ def image_info(path: str, entry: dict[str, Any]) -> ImageInfo:
         allocation=entry.get("actual-size", 0),
         backing_path=_backing_path(entry, path),
         backing_format=entry.get("backing-filename-format"),
+        backing_is_relative=_is_relative(entry.get("backing-filename")),
         internal_snapshots=tuple(snapshot["name"] for snapshot in entry.get("snapshots", ())),
         corrupt=bool(specific.get("corrupt", False)),
     )
@@ -144,6 +150,10 @@ def _backing_path(entry: dict[str, Any], owner: str) -> str | None:
         name = name[len("file:") :]
     # Left relative by QEMU only where it could not tell: it means relative to the image that says so.
     return os.path.normpath(os.path.join(os.path.dirname(owner), name))
+
+
+def _is_relative(name: str | None) -> bool:
+    return name is not None and not name.startswith(("/", "json:", "file:")) and "://" not in name
 
 
 def sync_file(path: str) -> None:

@@ -140,13 +140,26 @@ class Domain:
 
     # MergePort
 
-    def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int) -> None:
+    def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int, relative: bool) -> None:
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+        if relative:
+            flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE
         if active:
             flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
         self._events.start()
         with mapped(f"Starting the commit of {disk} of {self.name} into {base}"):
             self._domain.blockCommit(disk, base, top, bandwidth, flags)
+
+    def start_pull(self, disk: str, base: str | None, bandwidth: int, relative: bool) -> None:
+        self._events.start()
+        with mapped(f"Starting the pull of {disk} of {self.name}"):
+            if base is None:
+                self._domain.blockPull(disk, bandwidth, libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)
+                return
+            flags = libvirt.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES
+            if relative:
+                flags |= libvirt.VIR_DOMAIN_BLOCK_REBASE_RELATIVE
+            self._domain.blockRebase(disk, base, bandwidth, flags)
 
     def pivot(self, disk: str) -> None:
         """Code `not_ready` where the job has not caught up: guest writes may race with a reading of `ready`."""
@@ -157,6 +170,11 @@ class Domain:
             if is_number(problem, "VIR_ERR_BLOCK_COPY_ACTIVE"):
                 lost.code, lost.remedy = "not_ready", "Wait until the block job is ready, and repeat"
             raise lost from problem
+
+    def set_job_speed(self, disk: str, bandwidth: int) -> None:
+        with mapped(f"Limiting the block job of {disk} of {self.name}"):
+            flags = libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+            self._domain.blockJobSetSpeed(disk, bandwidth, flags)
 
     def cancel_job(self, disk: str) -> None:
         with mapped(f"Cancelling the block job of {disk} of {self.name}"):

@@ -9,19 +9,17 @@ from __future__ import annotations
 from .._core.model import Outcome
 from .._service.merge import Merge, MergeWish
 from .entry import DomainContext, run_domain_module
-from .specs import ArgumentSpec
+from .specs import MERGE, ArgumentSpec, merged
 
-SPEC: ArgumentSpec = {
-    "disks": {"type": "list", "elements": "str", "default": []},
-    "snapshot": {"type": "str"},
-    "base": {"type": "path"},
-    "top": {"type": "path"},
-    "bandwidth": {"type": "int", "default": 0},
-    "wait": {"type": "bool", "default": True},
-    "timeout": {"type": "int", "default": 3600},
-    "pivot": {"type": "bool", "default": True},
-    "delete_merged": {"type": "bool", "default": False},
-}
+SPEC: ArgumentSpec = merged(
+    MERGE,
+    {
+        "snapshot": {"type": "str"},
+        "base": {"type": "path"},
+        "top": {"type": "path"},
+        "pivot": {"type": "bool", "default": True},
+    },
+)
 
 
 def main() -> None:

@@ -14,6 +14,14 @@ ArgumentSpec = dict[str, dict[str, Any]]
 COMMON: ArgumentSpec = {"uri": {"type": "str", "default": "qemu:///system"}}
 #: Doc fragment virtops.libvirt.domain.
 DOMAIN: ArgumentSpec = {"domain": {"type": "str", "required": True}}
+#: What block_commit and block_pull have in common; doc fragment virtops.libvirt.merge.
+MERGE: ArgumentSpec = {
+    "disks": {"type": "list", "elements": "str", "default": []},
+    "bandwidth": {"type": "int", "default": 0},
+    "wait": {"type": "bool", "default": True},
+    "timeout": {"type": "int", "default": 3600},
+    "delete_merged": {"type": "bool", "default": False},
+}
 
 
 def merged(*specs: ArgumentSpec) -> ArgumentSpec:

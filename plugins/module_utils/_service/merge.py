@@ -16,15 +16,18 @@ from typing import Any
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, COMMITTING, Journal, JournalDisk, Operation
-from .._core.merge import MergeGoal, Next, Phase, goal_of_layer, goal_to_base, next_step, phase_of
-from .._core.model import Disk, DomainView, Outcome, SnapshotRecord
+from .._core.journal import COMMIT, COMMITTING, PULL, Journal, JournalDisk, Operation
+from .._core.merge import MergeGoal, Next, Phase, goal_of_layer, goal_to_base, goal_to_pull, next_step, phase_of
+from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome, SnapshotRecord
 from .._core.ports import Clock, ImagePort, MergePort
 from .._core.snapshot import is_in_chain, operation_open
 from .observe import chains, observe
 
 #: Seconds between two looks while no event comes: libvirtd's restart loses events.
 POLL = 0.25
+#: Seconds that a job may be gone with the chain unchanged before it counts as failed: QEMU forgets a job that ended
+#: before libvirt has written the new chain.
+GONE_SECONDS = 5.0
 #: Pivots that are refused as "not ready" before the disk counts as failed: guest writes race with it.
 PIVOT_TRIES = 20
 
@@ -42,6 +45,7 @@ class MergeWish:
     timeout: int = 3600
     pivot: bool = True
     delete_merged: bool = False
+    pull: bool = False
 
 
 @dataclass
@@ -50,6 +54,7 @@ class _Progress:
 
     goal: MergeGoal
     started: bool = False
+    gone_since: float | None = None
     pivots: int = 0
     error: VirtopsError | None = None
     done: bool = False
@@ -83,7 +88,9 @@ class Merge:
         plan = self._plan(view, journal)
         if check or not plan.steps:
             return self._outcome(plan, view, self._foreseen(plan, view), plan.steps)
-        progress = self._merge(plan, view, journal)
+        if plan.goals:
+            plan = replace(plan, operation=self._write_intent(plan, journal))
+        progress = self._merge(plan, view)
         after = observe(self._domain, self._images)
         failed = [item for item in progress if item.error is not None]
         if failed:
@@ -102,17 +109,16 @@ class Merge:
         operation = journal.find(wish.snapshot) if wish.snapshot else None
         goals = self._goals(view, operation, record)
         if wish.snapshot is None:
-            operation = _interrupted_commit(journal, goals)
+            operation = _interrupted_merge(journal, goals)
         foreign = journal.foreign_to(operation.name if operation else wish.snapshot)
         if foreign is not None:
             raise operation_open(view.name, foreign)
         for goal in goals:
             self._check_goal(goal, view)
-        if goals:
-            self._check_unshared(goals, view)
+        self._check_unshared(goals, view)
         whole = self._ends_whole(goals, view, operation, record)
         goals = tuple(goal for goal in goals if self._is_left(goal, view))
-        deletions = self._deletions(goals, operation, view) if wish.delete_merged and whole else ()
+        deletions = self._deletions(goals, operation, view, journal) if wish.delete_merged and whole else ()
         steps = [text for goal in goals for text in self._words(goal, view)]
         steps += ["delete the merged overlay %s" % path for path in deletions]
         if whole and wish.snapshot is not None and record is not None:
@@ -135,9 +141,14 @@ class Merge:
         if wish.snapshot is not None:
             return self._goals_of_snapshot(view, operation, record)
         disks = [disk for disk in view.disks if disk.target in wish.disks] if wish.disks else list(view.disks)
-        if not wish.disks:
-            disks = [disk for disk in disks if disk.index_of(wish.base or "") is not None] or disks[:1]
-        found = [goal_to_base(disk, wish.base or "", wish.top, view.name) for disk in disks]
+        if not wish.disks and wish.base is not None:
+            disks = [disk for disk in disks if disk.index_of(wish.base) is not None] or disks[:1]
+        elif not wish.disks:
+            disks = [disk for disk in disks if disk.chain]
+        if wish.pull:
+            found = [goal_to_pull(disk, wish.base, view.name) for disk in disks]
+        else:
+            found = [goal_to_base(disk, wish.base or "", wish.top, view.name) for disk in disks]
         return tuple(goal for goal in found if goal is not None)
 
     def _goals_of_snapshot(
@@ -189,16 +200,18 @@ class Merge:
             )
         raise VirtopsError(
             "chain_changed",
-            "The base %s is no longer in the chain of disk %s of domain %s." % (goal.base.path, goal.target, view.name),
+            "The image %s is no longer in the chain of disk %s of domain %s."
+            % (goal.into.path, goal.target, view.name),
             "Look at the chain with virtops.libvirt.block_info before anything else is done to this guest",
         )
 
     def _check_unshared(self, goals: tuple[MergeGoal, ...], view: DomainView) -> None:
         """Writing into an image that another guest stands on would change that guest's disk."""
-        shared = self._images_of_others()
+        goals = tuple(goal for goal in goals if goal.kind != PULL)
+        shared = self._images_of_others() if goals else frozenset()
         for goal in goals:
-            if goal.base.path in shared or any(layer.path in shared for layer in goal.merged):
-                path = goal.base.path if goal.base.path in shared else goal.top.path
+            if goal.into.path in shared or any(layer.path in shared for layer in goal.merged):
+                path = goal.into.path if goal.into.path in shared else goal.top.path
                 raise VirtopsError(
                     "base_shared",
                     "The image %s of disk %s of domain %s also belongs to another domain of this host."
@@ -231,7 +244,7 @@ class Merge:
         record: SnapshotRecord | None,
     ) -> bool:
         """Will no layer of this snapshot or operation be in a chain when this run ends well?"""
-        if goals and not (self._wish.wait and (self._wish.pivot or not any(goal.active for goal in goals))):
+        if goals and not (self._wish.wait and (self._wish.pivot or not any(goal.pivots for goal in goals))):
             return False
         layers = {(disk.target, disk.overlay) for disk in operation.disks} if operation else set()
         if record is not None:
@@ -240,38 +253,41 @@ class Merge:
         return not any(is_in_chain(view, target, path) for target, path in layers - covered)
 
     def _deletions(
-        self, goals: tuple[MergeGoal, ...], operation: Operation | None, view: DomainView
+        self, goals: tuple[MergeGoal, ...], operation: Operation | None, view: DomainView, journal: Journal
     ) -> tuple[str, ...]:
-        paths = [layer.path for goal in goals for layer in goal.merged]
+        """Layers whose data are elsewhere now. What a pull takes out of the chain may be the user's own original
+        image, and still good: of those only the overlays that a snapshot of ours made."""
+        ours = {disk.overlay for op in journal.operations if op.kind != PULL for disk in op.disks}
+        paths = [layer.path for goal in goals for layer in goal.merged if goal.kind != PULL or layer.path in ours]
         left = {layer.path for disk in view.disks for layer in disk.chain} - set(paths)
         if operation is not None:
-            paths += [disk.overlay for disk in operation.disks if disk.overlay not in paths]
+            paths += [disk.overlay for disk in operation.disks if disk.overlay in ours and disk.overlay not in paths]
         return tuple(path for path in paths if path not in left and self._images.exists(path))
 
     def _words(self, goal: MergeGoal, view: DomainView) -> list[str]:
         phase = phase_of(goal, view)
         merged = ", ".join(layer.path for layer in goal.merged)
-        pivot = "pivot %s to %s" % (goal.target, goal.base.path)
-        config = "write %s as disk %s into the persistent XML" % (goal.base.path, goal.target)
+        doing = "%s %s into %s" % (goal.kind, merged, goal.into.path)
+        config = "write %s as disk %s into the persistent XML" % (goal.into.path, goal.target)
         if phase is Phase.OFFLINE:
-            last = config if goal.active else "rebase %s onto %s" % (goal.above, goal.base.path)
-            return ["commit %s into %s offline (%s)" % (merged, goal.base.path, goal.target), last]
+            words = ["%s offline (%s)" % (doing, goal.target)]
+            if goal.kind != PULL:
+                words.append(config if goal.pivots else "rebase %s onto %s" % (goal.above, goal.into.path))
+            return words
         if phase is Phase.CONFIG_STALE:
             return [config]
         words = []
         if phase is Phase.IDLE:
-            words.append("commit %s into %s (%s)" % (merged, goal.base.path, goal.target))
+            words.append("%s (%s)" % (doing, goal.target))
         elif phase is Phase.COPYING:
-            words.append("wait for the commit into %s that runs already (%s)" % (goal.base.path, goal.target))
-        if goal.active and self._wish.pivot and self._wish.wait:
-            words.append(pivot)
+            words.append("wait for the %s into %s that runs already (%s)" % (goal.kind, goal.into.path, goal.target))
+        if goal.pivots and self._wish.pivot and self._wish.wait:
+            words.append("pivot %s to %s" % (goal.target, goal.into.path))
         return words
 
     # -- effects
 
-    def _merge(self, plan: _Plan, view: DomainView, journal: Journal) -> list[_Progress]:
-        if plan.goals:
-            self._write_intent(plan, journal)
+    def _merge(self, plan: _Plan, view: DomainView) -> list[_Progress]:
         progress = [_Progress(goal) for goal in plan.goals]
         deadline = self._clock.monotonic() + self._wish.timeout
         while True:
@@ -285,22 +301,23 @@ class Merge:
                 self._domain.wait_event(POLL)
             view = observe(self._domain, self._images)
 
-    def _write_intent(self, plan: _Plan, journal: Journal) -> None:
+    def _write_intent(self, plan: _Plan, journal: Journal) -> Operation:
         """From here on the bases are nobody's point in time any more; say so before it is true."""
-        operation = plan.operation or Operation(
+        operation = plan.operation or self._new_operation(plan.goals)
+        if operation.phase != COMMITTING or plan.operation is None:
+            operation = operation.at(COMMITTING)
+            self._domain.write_journal(xml.build_journal(journal.put(operation)))
+        return operation
+
+    def _new_operation(self, goals: tuple[MergeGoal, ...]) -> Operation:
+        return Operation(
             id=str(uuid.uuid4()),
-            kind=COMMIT,
-            name=self._wish.snapshot or "merge into %s" % plan.goals[0].base.path,
+            kind=PULL if self._wish.pull else COMMIT,
+            name=self._wish.snapshot or "%s into %s" % (goals[0].kind, goals[0].into.path),
             phase=COMMITTING,
             started=self._clock.utcnow(),
-            disks=tuple(
-                JournalDisk(goal.target, goal.base.path, goal.base.format, layer.path)
-                for goal in plan.goals
-                for layer in goal.merged
-            ),
+            disks=tuple(_journalled(goal, layer) for goal in goals for layer in goal.merged),
         )
-        if operation.phase != COMMITTING or plan.operation is None:
-            self._domain.write_journal(xml.build_journal(journal.put(operation.at(COMMITTING))))
 
     def _act(self, item: _Progress, view: DomainView) -> bool:
         """One step for one disk. True where the next observation may differ at once."""
@@ -315,10 +332,10 @@ class Merge:
             if step is Next.PIVOT:
                 return self._pivot(item)
             if step is Next.COMMIT_OFFLINE:
-                self._commit_offline(item.goal)
+                self._merge_offline(item.goal)
                 return True
             if step is Next.UPDATE_CONFIG:
-                self._domain.set_config_disks({item.goal.target: item.goal.base})
+                self._domain.set_config_disks({item.goal.target: item.goal.into})
                 return True
             if step is Next.REFUSE:
                 self._check_goal(item.goal, view)
@@ -330,19 +347,33 @@ class Merge:
         return True
 
     def _start(self, item: _Progress) -> bool:
+        """Start the job, once. True where the next observation may differ at once."""
         if item.started:
-            raise VirtopsError(
-                "commit_failed",
-                "The commit of %s into %s ended without merging it (disk %s)."
-                % (item.goal.top.path, item.goal.base.path, item.goal.target),
-                "Look for the cause in the domain's QEMU log (most often no space for the base), mend it, and run "
-                "the play again; the guest goes on, on its overlay",
-            )
+            return self._wait_for_trace(item)
         item.started = True
-        bandwidth = self._wish.bandwidth * 1024 * 1024
         goal = item.goal
-        self._domain.start_commit(goal.target, goal.base.path, goal.top.path, goal.active, bandwidth)
+        bandwidth = self._wish.bandwidth * 1024 * 1024
+        relative = goal.above is not None and self._images.info(goal.above).backing_is_relative
+        if goal.kind == PULL:
+            below = goal.below.path if goal.below else None
+            self._domain.start_pull(goal.target, below, bandwidth, relative and below is not None)
+        else:
+            self._domain.start_commit(goal.target, goal.into.path, goal.top.path, goal.pivots, bandwidth, relative)
         return True
+
+    def _wait_for_trace(self, item: _Progress) -> bool:
+        """Our job is gone, and the chain is as before: libvirt is about to change it, or the job failed."""
+        now = self._clock.monotonic()
+        item.gone_since = now if item.gone_since is None else item.gone_since
+        if now - item.gone_since < GONE_SECONDS:
+            return False
+        raise VirtopsError(
+            "commit_failed",
+            "The %s of %s into %s ended without merging it (disk %s)."
+            % (item.goal.kind, item.goal.top.path, item.goal.into.path, item.goal.target),
+            "Look for the cause in the domain's QEMU log (most often no space for the image), mend it, and run "
+            "the play again; the guest goes on, on its overlay",
+        )
 
     def _pivot(self, item: _Progress) -> bool:
         try:
@@ -354,12 +385,15 @@ class Merge:
             return False
         return True
 
-    def _commit_offline(self, goal: MergeGoal) -> None:
-        self._images.commit(goal.top, goal.base)
+    def _merge_offline(self, goal: MergeGoal) -> None:
+        if goal.kind == PULL:
+            self._images.rebase(goal.into.path, goal.below)
+            return
+        self._images.commit(goal.top, goal.into)
         if goal.above is not None:
-            self._images.rebase_unsafe(goal.above, goal.base)
+            self._images.rebase_unsafe(goal.above, goal.into)
         else:
-            self._domain.set_config_disks({goal.target: goal.base})
+            self._domain.set_config_disks({goal.target: goal.into})
 
     def _give_up(self, items: list[_Progress]) -> None:
         """The deadline: end our jobs as `virsh blockcommit --timeout` does. The guest stays on its overlay."""
@@ -369,7 +403,7 @@ class Merge:
             item.error = VirtopsError(
                 "timeout",
                 "The merge of %s into %s did not end within %d seconds (disk %s)."
-                % (item.goal.top.path, item.goal.base.path, self._wish.timeout, item.goal.target),
+                % (item.goal.top.path, item.goal.into.path, self._wish.timeout, item.goal.target),
                 "The guest goes on, on its overlay: run the play again with a longer timeout or more bandwidth",
             )
 
@@ -390,7 +424,7 @@ class Merge:
         return warnings
 
     def _stale_records(self, plan: _Plan) -> tuple[str, ...]:
-        """A merge by path leaves libvirt's records as they are, as virsh does; they say no longer what is."""
+        """A merge by path leaves libvirt's records as they are, as virsh does; they no longer say what is."""
         if self._wish.snapshot is not None:
             return ()
         merged = {layer.path for goal in plan.goals for layer in goal.merged}
@@ -418,22 +452,13 @@ class Merge:
     def _close(self, plan: _Plan) -> None:
         """Remove our operation, and bring the snapshots that are kept above the merge up to date."""
         journal = xml.parse_journal(self._domain.view().journal_xml)
-        bases = {layer.path: goal.base for goal in plan.goals for layer in goal.merged}
-        gone = {op.id for op in journal.operations if plan.operation is not None and op.id == plan.operation.id}
-        gone |= {op.id for op in journal.operations if op.kind == COMMIT and op.phase == COMMITTING}
+        merged = {disk.overlay: disk for disk in plan.operation.disks} if plan.operation else {}
         operations = []
         for op in journal.operations:
-            if op.id in gone:
-                continue
-            disks = tuple(
-                replace(disk, base=bases[disk.base].path, base_format=bases[disk.base].format, identity=None)
-                if disk.base in bases
-                else disk
-                for disk in op.disks
-                if disk.overlay not in bases
-            )
-            if disks:
-                operations.append(replace(op, disks=disks))
+            disks = tuple(_after_merge(disk, merged) for disk in op.disks if disk.overlay not in merged)
+            left = tuple(disk for disk in disks if disk is not None)
+            if left and (plan.operation is None or op.id != plan.operation.id):
+                operations.append(replace(op, disks=left))
         self._domain.write_journal(xml.build_journal(Journal(tuple(operations))))
 
     # -- words
@@ -442,7 +467,7 @@ class Merge:
         """The chains as they will be."""
         after = chains(view)
         for goal in plan.goals:
-            if not goal.active or (self._wish.pivot and self._wish.wait):
+            if not goal.pivots or (self._wish.pivot and self._wish.wait):
                 merged = {layer.path for layer in goal.merged}
                 after[goal.target] = [path for path in after[goal.target] if path not in merged]
         return after
@@ -482,12 +507,27 @@ class Merge:
         return results
 
 
-def _interrupted_commit(journal: Journal, goals: tuple[MergeGoal, ...]) -> Operation | None:
-    """The merge that an earlier run began, where these goals are what is left of it."""
+def _interrupted_merge(journal: Journal, goals: tuple[MergeGoal, ...]) -> Operation | None:
+    """The merge by path that an earlier run began, where these goals are what is left of it."""
+    left = {(goal.target, layer.path, _journalled(goal, layer).base) for goal in goals for layer in goal.merged}
     for op in journal.operations:
-        if op.kind == COMMIT and all((disk := op.disk(g.target)) and disk.base == g.base.path for g in goals):
+        if op.kind in (COMMIT, PULL) and left <= {(disk.target, disk.overlay, disk.base) for disk in op.disks}:
             return op
     return None
+
+
+def _journalled(goal: MergeGoal, layer: Layer) -> JournalDisk:
+    """A merged layer, and what stands in its place in the chain afterwards ("" for nothing)."""
+    base = goal.below if goal.kind == PULL else goal.into
+    return JournalDisk(goal.target, base.path if base else "", base.format if base else "", layer.path)
+
+
+def _after_merge(disk: JournalDisk, merged: dict[str, JournalDisk]) -> JournalDisk | None:
+    """What a kept snapshot's overlay stands on now; None where it stands on nothing any more."""
+    if disk.base not in merged:
+        return disk
+    layer = merged[disk.base]
+    return replace(disk, base=layer.base, base_format=layer.base_format, identity=None) if layer.base else None
 
 
 def _config_names(view: DomainView, target: str, path: str) -> bool:
@@ -505,9 +545,13 @@ def _pivoted_goal(disk: Disk, overlay: str, base: str) -> MergeGoal | None:
 
 def _job(view: DomainView, target: str) -> dict[str, object] | None:
     disk = view.disk(target)
-    if disk is None or disk.job is None:
+    return told_job(disk.job if disk else None)
+
+
+def told_job(job: BlockJob | None) -> dict[str, object] | None:
+    """A job as results show it: bytes, bytes/s, percent."""
+    if job is None:
         return None
-    job = disk.job
     return {
         "type": job.kind,
         "cur": job.cur,

@@ -206,7 +206,7 @@ def test_what_the_driver_cannot_do_is_told(connection: Connection, define: Defin
     define("plain")
     domain = Domain(connection, "plain")
     for call in (
-        lambda: domain.start_commit("vda", "/a", "/b", True, 0),
+        lambda: domain.start_commit("vda", "/a", "/b", True, 0, False),
         lambda: domain.pivot("vda"),
         lambda: domain.cancel_job("vda"),
     ):

@@ -96,6 +96,10 @@ class FakeImages:
         self._call("commit", top.path, base.path)
         self.written[base.path] = self.written.get(base.path, 0) + 1
 
+    def rebase(self, path: str, base: Layer | None) -> None:
+        self._call("rebase", path, base.path if base else "-")
+        self.backing[path] = (self.backing[path][0], base.path if base else None)
+
     def rebase_unsafe(self, path: str, base: Layer) -> None:
         self._call("rebase_unsafe", path, base.path)
         self.backing[path] = (self.backing[path][0], base.path)
@@ -165,7 +169,7 @@ class FakeDomain:
     def view(self) -> DomainView:
         active = self.state != "shut off"
         disks = tuple(
-            disk if active else replace(disk, chain=tuple(x for x in (self.config[name],) if x))
+            disk if active else replace(disk, chain=tuple(x for x in (self.config[name],) if x), job=None)
             for name, disk in self.live.items()
         )
         config = tuple(
@@ -235,7 +239,13 @@ class FakeDomain:
 
     # -- merges
 
-    def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int) -> None:
+    def start_pull(self, disk: str, base: str | None, bandwidth: int, relative: bool) -> None:
+        self._call("start_pull", disk, base, bandwidth)
+        self.live[disk] = replace(self.live[disk], job=BlockJob("pull", 0, 0, bandwidth))
+        self.commits[disk] = (base or "", "")
+        self._done("start_pull")
+
+    def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int, relative: bool) -> None:
         self._call("start_commit", disk, top, base, bandwidth)
         job = BlockJob("active-commit" if active else "commit", 0, 0, bandwidth, False, base if active else None)
         self.live[disk] = replace(self.live[disk], job=job)
@@ -252,6 +262,12 @@ class FakeDomain:
         assert job.ready
         self._merge(disk, job.target or "", None)
         self._done("pivot")
+
+    def set_job_speed(self, disk: str, bandwidth: int) -> None:
+        self._call("set_job_speed", disk, bandwidth)
+        job = self.live[disk].job
+        assert job is not None
+        self.live[disk] = replace(self.live[disk], job=replace(job, bandwidth=bandwidth))
 
     def cancel_job(self, disk: str) -> None:
         self._call("cancel_job", disk)
@@ -276,6 +292,11 @@ class FakeDomain:
                 self.live[target] = replace(disk, job=None)
             elif disk.job.kind == "active-commit":
                 self.live[target] = replace(disk, job=replace(disk.job, cur=10, end=10, ready=True))
+            elif disk.job.kind == "pull":
+                base = disk.index_of(self.commits[target][0])
+                below = () if base is None else disk.chain[base:]
+                self.live[target] = replace(disk, chain=disk.chain[:1] + below, job=None)
+                self.images.rebase(disk.chain[0].path, below[0] if below else None)
             elif disk.job.kind == "commit":
                 self._merge(target, *self.commits[target])
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -132,7 +133,7 @@ def test_killed_anywhere_the_next_run_ends_the_same(lab: Lab, when: str, call: s
 
 
 def test_a_job_of_an_earlier_run_is_adopted(lab: Lab) -> None:
-    lab.domain.start_commit("vda", "/img/a.raw", "/img/vm.vda.s1.qcow2", True, 0)
+    lab.domain.start_commit("vda", "/img/a.raw", "/img/vm.vda.s1.qcow2", True, 0, False)
     lab.domain.calls.clear()
     lab.run(snapshot="s1", delete_merged=True)
     assert lab.whole()
@@ -169,10 +170,10 @@ def test_a_job_that_vanished_did_not_merge(lab: Lab) -> None:
 def test_one_disk_fails_the_other_is_merged_and_both_are_reported(lab: Lab) -> None:
     real = lab.domain.start_commit
 
-    def second_fails(disk: str, base: str, top: str, active: bool, bandwidth: int) -> None:
+    def second_fails(disk: str, *arguments: Any) -> None:
         if disk == "vdb":
             raise VirtopsError("libvirt_error", "No.", "Look.")
-        real(disk, base, top, active, bandwidth)
+        real(disk, *arguments)
 
     lab.domain.start_commit = second_fails  # type: ignore[method-assign]
     with pytest.raises(VirtopsError) as caught:
@@ -371,3 +372,91 @@ def test_the_pivot_reached_the_guest_but_not_the_persistent_xml(lab: Lab) -> Non
 def test_nothing_is_known_of_the_snapshot(lab: Lab) -> None:
     assert not lab.run(snapshot="never-was").changed
     assert lab.domain.calls == []
+
+
+@pytest.mark.parametrize("state", ["running", "shut off"])
+def test_pull_a_part_of_the_chain(lab: Lab, state: str) -> None:
+    lab.domain.state = state
+    wish = {"pull": True, "disks": ("vdb",), "base": "/img/golden.raw", "delete_merged": True}
+    foreseen = lab.run(check=True, **wish)
+    done = lab.run(**wish)
+    assert (foreseen.steps, foreseen.after) == (done.steps, done.after)
+    assert lab.images.backing["/img/vm.vdb.s1.qcow2"] == ("qcow2", "/img/golden.raw")
+    assert done.after["disks"]["vdb"] == ["/img/vm.vdb.s1.qcow2", "/img/golden.raw"]  # type: ignore[index]
+    assert lab.images.exists("/img/b.qcow2")  # no snapshot of ours made it
+    assert not lab.images.written
+    assert not lab.run(**wish).changed
+
+
+def test_pull_the_whole_chain_of_every_disk(lab: Lab) -> None:
+    lab.run(pull=True)
+    assert lab.chains == {"vda": ["/img/vm.vda.s1.qcow2"], "vdb": ["/img/vm.vdb.s1.qcow2"]}
+    assert lab.domain.journal is None
+    assert not lab.run(pull=True).changed
+
+
+def test_pull_deletes_only_overlays_of_our_snapshots(lab: Lab) -> None:
+    lab.snapshot("s2")
+    outcome = lab.run(pull=True, disks=("vda",), delete_merged=True)
+    assert lab.chains["vda"] == ["/img/vm.vda.s2.qcow2"]
+    assert not lab.images.exists("/img/vm.vda.s1.qcow2")
+    assert lab.images.exists("/img/a.raw")
+    assert "snapshot s1" in outcome.warnings[0]
+
+
+def test_pull_killed_and_run_again(lab: Lab) -> None:
+    lab.domain.die_after = "start_pull"
+    with pytest.raises(Died):
+        lab.run(pull=True, disks=("vda",))
+    lab.domain.die_after = None
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1")
+    assert caught.value.code == "operation_open"
+    lab.run(pull=True, disks=("vda",))
+    assert lab.chains["vda"] == ["/img/vm.vda.s1.qcow2"]
+    assert [op.name for op in parse_journal(lab.domain.journal).operations] == ["s1"]
+
+
+def test_a_pull_that_ended_unseen_is_closed_by_the_next_run(lab: Lab) -> None:
+    lab.snapshot("s2")
+    lab.domain.die_after = "start_pull"
+    wish = {"pull": True, "disks": ("vda",), "base": "/img/a.raw", "delete_merged": True}
+    with pytest.raises(Died):
+        lab.run(**wish)
+    lab.domain.die_after = None
+    lab.domain.wait_event(10)
+    lab.domain.wait_event(10)
+    assert lab.run(**wish).changed
+    assert not lab.run(**wish).changed
+    s1, s2 = sorted(parse_journal(lab.domain.journal).operations, key=lambda op: op.name)
+    assert [disk.target for disk in s1.disks] == ["vdb"]
+    assert s2.disk("vda").base == "/img/a.raw"  # type: ignore[union-attr]
+    lab.run(snapshot="s1", delete_merged=True)
+    lab.run(snapshot="s2", delete_merged=True)
+    assert lab.whole()
+
+
+def test_libvirt_changes_the_chain_a_moment_after_the_job_is_gone(lab: Lab) -> None:
+    real = lab.domain.wait_event
+    seen: list[str] = []
+
+    def late(seconds: float) -> None:
+        before = dict(lab.domain.live)
+        real(seconds)
+        if not lab.domain.live["vda"].job and len(seen) < 3:
+            seen.append("gone")
+            lab.domain.ticks_until_ready = 1
+            lab.domain.live["vda"] = replace(before["vda"], job=None)
+            if len(seen) == 3:
+                lab.domain.live["vda"] = replace(before["vda"], chain=(before["vda"].chain[0],))
+
+    lab.domain.wait_event = late  # type: ignore[method-assign]
+    lab.run(pull=True, disks=("vda",))
+    assert len(seen) == 3
+    assert lab.domain.calls.count("start_pull vda None 0") == 1
+
+
+def test_pull_down_to_the_active_layer_itself(lab: Lab) -> None:
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(pull=True, disks=("vda",), base="/img/vm.vda.s1.qcow2")
+    assert caught.value.code == "base_not_in_chain"

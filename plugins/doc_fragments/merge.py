@@ -1,0 +1,41 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""The options of modules that merge layers."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+options:
+  disks:
+    description:
+      - The disks to merge, by their targets.
+      - Unset, all disks that have something to merge.
+    type: list
+    elements: str
+    default: []
+  bandwidth:
+    description: The limit for each disk's job in MiB/s. V(0) is no limit. A merge offline knows no limit.
+    type: int
+    default: 0
+  wait:
+    description:
+      - Whether to wait for the end. Without waiting the job is left running, and a later run of this module adopts it.
+    type: bool
+    default: true
+  timeout:
+    description:
+      - After so many seconds the jobs that have not ended are cancelled, and the module fails. The guest goes on, on
+        the layers that it had.
+    type: int
+    default: 3600
+  delete_merged:
+    description:
+      - Whether overlays are deleted once they are merged. One is deleted only if it is in the journal, no chain of any
+        domain of this hypervisor has it, and no process has it open. Otherwise it is kept, and a warning says why.
+    type: bool
+    default: false
+"""

@@ -1,0 +1,121 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the flow of one disk's block job: its speed, its pivot, its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .._core import xml
+from .._core.errors import VirtopsError
+from .._core.journal import COMMIT
+from .._core.model import BlockJob, DomainView, Outcome
+from .._core.ports import Clock, ImagePort, MergePort
+from .merge import Merge, MergeWish, told_job
+from .observe import observe
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class JobWish:
+    """`state` is present, pivoted or cancelled; `bandwidth` in MiB/s (None: leave it), `timeout` in seconds."""
+
+    disk: str
+    state: str
+    bandwidth: int | None = None
+    timeout: int = 3600
+    delete_merged: bool = False
+
+
+class JobControl:
+    """Bring the block job of one disk into the state that was asked for."""
+
+    def __init__(self, wish: JobWish, domain: MergePort, images: ImagePort, clock: Clock) -> None:
+        self._wish = wish
+        self._domain = domain
+        self._images = images
+        self._clock = clock
+
+    def run(self, check: bool) -> Outcome:
+        """Raises VirtopsError; a job that ended while we looked is no error."""
+        view = observe(self._domain, self._images)
+        job = self._job(view)
+        if self._wish.state == "pivoted" and job is not None:
+            return self._pivot(view, job, check)
+        steps = self._steps(job)
+        after = None if self._wish.state == "cancelled" else self._with_speed(job)
+        if steps and not check:
+            self._apply(job)
+            after = self._job(self._domain.view())
+        return Outcome(
+            steps,
+            {"job": told_job(job)},
+            {"job": told_job(after)},
+            {"job": told_job(after)},
+        )
+
+    def _job(self, view: DomainView) -> BlockJob | None:
+        disk = view.disk(self._wish.disk)
+        if disk is None:
+            raise VirtopsError(
+                "no_such_disk",
+                "Domain %s has no disk %s." % (view.name, self._wish.disk),
+                "Name one of: %s" % ", ".join(disk.target for disk in view.disks),
+            )
+        if disk.job is None and self._wish.state == "present":
+            raise VirtopsError(
+                "no_job",
+                "No block job runs on disk %s of domain %s." % (disk.target, view.name),
+                "Start one with virtops.libvirt.block_commit or virtops.libvirt.block_pull and wait: false",
+            )
+        return disk.job
+
+    def _steps(self, job: BlockJob | None) -> tuple[str, ...]:
+        if job is None:
+            return ()
+        if self._wish.state == "cancelled":
+            return ("cancel the %s job of %s" % (job.kind, self._wish.disk),)
+        return self._speed_steps(job)
+
+    def _speed_steps(self, job: BlockJob) -> tuple[str, ...]:
+        wanted = self._wish.bandwidth
+        if wanted is None or job.bandwidth == wanted * MIB:
+            return ()
+        return ("limit the %s job of %s to %d MiB/s (0 is no limit)" % (job.kind, self._wish.disk, wanted),)
+
+    def _with_speed(self, job: BlockJob | None) -> BlockJob | None:
+        wanted = self._wish.bandwidth
+        return job if job is None or wanted is None else replace(job, bandwidth=wanted * MIB)
+
+    def _apply(self, job: BlockJob | None) -> None:
+        if self._wish.state == "cancelled":
+            self._domain.cancel_job(self._wish.disk)
+        elif job is not None and self._speed_steps(job):
+            self._domain.set_job_speed(self._wish.disk, (self._wish.bandwidth or 0) * MIB)
+
+    def _pivot(self, view: DomainView, job: BlockJob, check: bool) -> Outcome:
+        """The merge flow waits for ready, pivots, and brings persistent XML, record and journal into step."""
+        if job.kind != "active-commit" or job.target is None:
+            raise VirtopsError(
+                "no_pivot",
+                "The %s job on disk %s of domain %s ends by itself: it has no pivot."
+                % (job.kind, self._wish.disk, view.name),
+                "Wait for its end, or cancel it with state: cancelled",
+            )
+        speed = self._speed_steps(job)
+        if speed and not check:
+            self._apply(job)
+        outcome = Merge(self._merge_wish(view, job.target), self._domain, self._images, self._clock).run(check)
+        return replace(outcome, steps=speed + outcome.steps, values={"job": None})
+
+    def _merge_wish(self, view: DomainView, base: str) -> MergeWish:
+        """The merge that began this job, as the journal has it; a job of somebody else's is a merge by path."""
+        wish = MergeWish(disks=(self._wish.disk,), timeout=self._wish.timeout, delete_merged=self._wish.delete_merged)
+        for operation in xml.parse_journal(view.journal_xml).operations:
+            mine = operation.disk(self._wish.disk)
+            if operation.open and operation.kind != COMMIT and mine is not None and mine.base == base:
+                return replace(wish, snapshot=operation.name)
+        return replace(wish, base=base)

@@ -1,0 +1,136 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: block_job
+short_description: Pivot, cancel or limit the block job of a libvirt domain's disk
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Acts on the one block job that a disk can have. M(virtops.libvirt.block_info) shows it.
+  - With O(state=pivoted) a commit of the active layer is brought to its end as M(virtops.libvirt.block_commit) does,
+    with the persistent definition, the snapshot's record and the journal.
+  - With O(state=cancelled) the guest stays on the layers that it has, and loses nothing. After a cancelled commit the
+    base is no longer the snapshot's point in time, and the journal keeps saying so until the merge is done.
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.domain
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.changes
+  - virtops.libvirt.attributes.actiongroup_all
+options:
+  disk:
+    description: The disk's target in the guest's definition, for example V(vda).
+    type: str
+    required: true
+  state:
+    description:
+      - With V(present) a job must run, and gets the O(bandwidth).
+      - With V(pivoted) the guest is switched to the base. A disk without a job is there already.
+      - With V(cancelled) the job is ended. A disk without a job is there already.
+    type: str
+    choices: [present, pivoted, cancelled]
+    default: present
+  bandwidth:
+    description: The job's limit in MiB/s. V(0) is no limit. Unset, it stays as it is.
+    type: int
+  timeout:
+    description: With O(state=pivoted), for how many seconds the job may take to become ready.
+    type: int
+    default: 3600
+  delete_merged:
+    description:
+      - With O(state=pivoted), whether overlays are deleted once the whole snapshot is merged, as
+        O(virtops.libvirt.block_commit#module:delete_merged).
+    type: bool
+    default: false
+seealso:
+  - module: virtops.libvirt.block_commit
+  - name: virsh manual, blockjob
+    description: The command and the flags that this module stands for.
+    link: https://www.libvirt.org/manpages/virsh.html#blockjob
+"""
+
+EXAMPLES = r"""
+- name: Start a merge without waiting
+  virtops.libvirt.block_commit:
+    domain: db1
+    snapshot: nightly
+    wait: false
+
+- name: Slow it down during the day
+  virtops.libvirt.block_job:
+    domain: db1
+    disk: vda
+    bandwidth: 20
+
+- name: Finish it in the evening
+  virtops.libvirt.block_job:
+    domain: db1
+    disk: vda
+    state: pivoted
+"""
+
+RETURN = r"""
+actions:
+  description: The steps that were taken, or in check mode those that would be.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - limit the active-commit job of vda to 20 MiB/s (0 is no limit)
+domain:
+  description: The domain.
+  returned: success
+  type: dict
+  sample: {name: db1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
+job:
+  description: The job that runs afterwards, null if there is none.
+  returned: success
+  type: dict
+  contains:
+    type:
+      description: Its kind, in the words of virsh.
+      type: str
+    cur:
+      description: Bytes done.
+      type: int
+    end:
+      description: Bytes in all.
+      type: int
+    bandwidth:
+      description: Its limit in bytes/s, 0 for none.
+      type: int
+    ready:
+      description: Whether it may pivot.
+      type: bool
+    progress:
+      description: Percent.
+      type: float
+  sample: {type: active-commit, cur: 1048576, end: 4194304, bandwidth: 20971520, ready: false, progress: 25.0}
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: no_job
+partial:
+  description: What had been done before the failure, per disk, as RV(virtops.libvirt.block_commit#module:disks).
+  returned: failure, if something had been done
+  type: list
+  elements: dict
+  sample: []
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import block_job
+
+
+def main() -> None:
+    block_job.main()
+
+
+if __name__ == "__main__":
+    main()

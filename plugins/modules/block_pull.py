@@ -1,0 +1,122 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: block_pull
+short_description: Pull the content of backing layers into a libvirt domain's active images
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Copies what the backing layers of a disk hold into the image that the guest writes to, while the guest runs. Then
+    that image stands on O(base), or on nothing. A domain that is off is merged with C(qemu-img rebase).
+  - No backing layer is written to. So this is the way to make a guest independent of a golden image that others share.
+  - The goal is absolute, that is, "the active image stands on this base". So a second run finds nothing to do, and a
+    run after an interruption goes on from what it finds.
+  - The active image grows by what it takes in. An aborted pull is safe for the guest. Run the task again.
+  - Of the layers that leave the chain, O(delete_merged) deletes only overlays that M(virtops.libvirt.snapshot_external)
+    made. An original or a golden image is never deleted.
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.domain
+  - virtops.libvirt.merge
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.changes
+  - virtops.libvirt.attributes.actiongroup_all
+options:
+  base:
+    description:
+      - Pull everything between the active image and this one (an absolute path in the disk's chain).
+      - Unset, the whole chain is pulled, and the active image then stands on nothing.
+    type: path
+seealso:
+  - module: virtops.libvirt.block_commit
+  - module: virtops.libvirt.block_info
+  - name: virsh manual, blockpull
+    description: The command and the flags that this module stands for.
+    link: https://www.libvirt.org/manpages/virsh.html#blockpull
+"""
+
+EXAMPLES = r"""
+- name: Make a guest independent of its golden image
+  virtops.libvirt.block_pull:
+    domain: web1
+
+- name: Shorten a chain of one disk, at most at 50 MiB/s
+  virtops.libvirt.block_pull:
+    domain: web1
+    disks: [vda]
+    base: /var/lib/libvirt/images/golden.qcow2
+    bandwidth: 50
+"""
+
+RETURN = r"""
+actions:
+  description: The steps that were taken, or in check mode those that would be.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - pull /var/lib/libvirt/images/golden.qcow2 into /var/lib/libvirt/images/web1.qcow2 (vda)
+domain:
+  description: The domain.
+  returned: success
+  type: dict
+  sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
+disks:
+  description: What was done per disk.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    disk:
+      description: The disk's target.
+      type: str
+    before:
+      description: Its chain before, the layer that the guest writes to first.
+      type: list
+      elements: str
+    after:
+      description: Its chain afterwards.
+      type: list
+      elements: str
+    merged:
+      description: The layers that this run took out of the chain.
+      type: list
+      elements: str
+    job:
+      description:
+        - The job that still runs, if there is one, with its type, cur and end (bytes), bandwidth (bytes/s), ready and
+          progress (percent).
+      type: dict
+  sample:
+    - disk: vda
+      before: [/var/lib/libvirt/images/web1.qcow2, /var/lib/libvirt/images/golden.qcow2]
+      after: [/var/lib/libvirt/images/web1.qcow2]
+      merged: [/var/lib/libvirt/images/golden.qcow2]
+      job:
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: commit_failed
+partial:
+  description: What had been done before the failure, per disk, as RV(disks).
+  returned: failure, if something had been done
+  type: list
+  elements: dict
+  sample: []
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import block_pull
+
+
+def main() -> None:
+    block_pull.main()
+
+
+if __name__ == "__main__":
+    main()
