@@ -110,6 +110,35 @@ options:
         no other operation is allowed on this domain.
     type: str
     default: snapshot
+  backup:
+    description:
+      - The backup by M(virtops.libvirt.image_backup) that is going to follow, by its options there.
+      - What would make it fail (a target that is missing, unsafe, not writable or too small, or options that do not fit
+        an image) is then refused before the snapshot is taken. Nothing is copied by this module.
+    type: dict
+    suboptions:
+      dest:
+        description: The directory for the backup.
+        type: path
+        required: true
+      format:
+        description: The format of the copies.
+        type: str
+        choices: [same, qcow2, raw]
+        default: same
+      compress:
+        description: Whether the copies are compressed.
+        type: bool
+        default: false
+      method:
+        description: How the images are copied.
+        type: str
+        choices: [auto, reflink, copy, convert]
+        default: auto
+      keep_backing:
+        description: Whether the copies keep the reference to backing files.
+        type: bool
+        default: false
   timeout:
     description: With O(state=absent), for how many seconds the merge may take.
     type: int

@@ -6,27 +6,25 @@
 
 from __future__ import annotations
 
-from .._core.backup import AUTO, CONVERT, COPY, REFLINK, SAME, BackupWish
+from .._core.backup import BackupWish
 from .._core.errors import VirtopsError
 from .._core.model import Outcome
 from .._host.copy import ImageCopier
 from .._host.store import BackupStore
 from .._service.backup import Backup
 from .entry import DomainContext, run_domain_module
-from .specs import ArgumentSpec
+from .specs import BACKUP, ArgumentSpec, merged
 
-SPEC: ArgumentSpec = {
-    "dest": {"type": "path", "required": True},
-    "snapshot": {"type": "str"},
-    "overlays": {"type": "list", "elements": "path"},
-    "format": {"type": "str", "choices": [SAME, "qcow2", "raw"], "default": SAME},
-    "compress": {"type": "bool", "default": False},
-    "method": {"type": "str", "choices": [AUTO, REFLINK, COPY, CONVERT], "default": AUTO},
-    "verify": {"type": "bool", "default": True},
-    "rate_limit": {"type": "int", "default": 0},
-    "keep_backing": {"type": "bool", "default": False},
-    "parallel": {"type": "int", "default": 4},
-}
+SPEC: ArgumentSpec = merged(
+    BACKUP,
+    {
+        "snapshot": {"type": "str"},
+        "overlays": {"type": "list", "elements": "path"},
+        "verify": {"type": "bool", "default": True},
+        "rate_limit": {"type": "int", "default": 0},
+        "parallel": {"type": "int", "default": 4},
+    },
+)
 
 
 def main() -> None:

@@ -7,14 +7,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
+from .._core.backup import BackupWish, Source
 from .._core.journal import KEPT
-from .._core.model import Outcome
-from .._core.snapshot import DiskWish, SnapshotWish
+from .._core.model import DomainView, Outcome
+from .._core.snapshot import DiskWish, SnapshotPlan, SnapshotWish
+from .._host.store import BackupStore
+from .._service.backup import refuse_early
 from .._service.merge import Merge, MergeWish
 from .._service.snapshot import ExternalSnapshot
 from .entry import DomainContext, run_domain_module
-from .specs import ArgumentSpec
+from .specs import BACKUP, ArgumentSpec
 
 SPEC: ArgumentSpec = {
     "name": {"type": "str", "required": True},
@@ -36,6 +40,10 @@ SPEC: ArgumentSpec = {
     "freeze_timeout": {"type": "int", "default": 10},
     "metadata": {"type": "bool", "default": True},
     "operation": {"type": "str", "default": KEPT},
+    "backup": {
+        "type": "dict",
+        "options": {name: BACKUP[name] for name in ("dest", "format", "compress", "method", "keep_backing")},
+    },
     "timeout": {"type": "int", "default": 3600},
 }
 
@@ -60,8 +68,18 @@ def _present(context: DomainContext) -> Outcome:
         metadata=given["metadata"],
         kind=given["operation"],
     )
-    flow = ExternalSnapshot(wish, context.domain, context.images, context.watchdog, context.clock)
+    flow = ExternalSnapshot(
+        wish, context.domain, context.images, context.watchdog, context.clock, partial(_refuse_backup, context)
+    )
     return flow.run(context.check)
+
+
+def _refuse_backup(context: DomainContext, view: DomainView, plan: SnapshotPlan) -> None:
+    """With the option backup: what image_backup would refuse after the snapshot is refused before it."""
+    given = context.params["backup"]
+    if given is not None:
+        bases = tuple(Source(disk.target, disk.base, disk.overlay) for disk in plan.disks)
+        refuse_early(BackupWish(**given), view, bases, context.images, BackupStore())
 
 
 def _absent(context: DomainContext) -> Outcome:

@@ -22,6 +22,14 @@ MERGE: ArgumentSpec = {
     "timeout": {"type": "int", "default": 3600},
     "delete_merged": {"type": "bool", "default": False},
 }
+#: What image_backup and a snapshot for a backup have in common.
+BACKUP: ArgumentSpec = {
+    "dest": {"type": "path", "required": True},
+    "format": {"type": "str", "choices": ["same", "qcow2", "raw"], "default": "same"},
+    "compress": {"type": "bool", "default": False},
+    "method": {"type": "str", "choices": ["auto", "reflink", "copy", "convert"], "default": "auto"},
+    "keep_backing": {"type": "bool", "default": False},
+}
 
 
 def merged(*specs: ArgumentSpec) -> ArgumentSpec:

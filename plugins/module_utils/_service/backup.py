@@ -59,6 +59,29 @@ class _Plan:
     nvram: PlainFile | None
 
 
+def refuse_early(
+    wish: BackupWish, view: DomainView, bases: tuple[Source, ...], images: ImagePort, store: StorePort
+) -> None:
+    """Refuse, while there is no snapshot yet, a backup of these bases that could not succeed after one."""
+    store.check_destination(wish.dest)
+    parent = set_paths(wish.dest, view, "").parent
+    orders = tuple(plan_copy(wish, _facts(source, images, store)) for source in bases)
+    left_behind = sum(partial.allocated for partial in store.unfinished(parent) if partial.owner == view.uuid)
+    require_space(orders, images.free_bytes(wish.dest) + left_behind, wish.dest)
+
+
+def _facts(source: Source, images: ImagePort, store: StorePort) -> SourceFacts:
+    """A block device holds no allocation that could be asked for: it counts with its whole size."""
+    info = images.info(source.base.path, source.base.format)
+    layers = images.chain(source.base.path, source.base.format) if info.backing_path else (source.base,)
+    regular = store.is_regular(source.base.path)
+    allocation = info.allocation if regular else info.virtual_size
+    for layer in layers[1:]:
+        below = images.info(layer.path, layer.format)
+        allocation += below.allocation if store.is_regular(layer.path) else below.virtual_size
+    return SourceFacts(source, info, layers, allocation, regular)
+
+
 class Backup:
     """Back up the bases of one snapshot, or find that they are backed up."""
 
@@ -111,23 +134,12 @@ class Backup:
         require_still(selection, view, journal)
         for source in selection.sources:
             require_identity(source, self._images.identity(source.base.path))
-        facts = tuple(self._facts(source) for source in selection.sources)
+        facts = tuple(_facts(source, self._images, self._store) for source in selection.sources)
         orders = tuple(plan_copy(self._wish, fact) for fact in facts)
         stale = self._stale(view, paths)
         free = self._images.free_bytes(self._wish.dest) + sum(partial.allocated for partial in stale)
         require_space(orders, free, self._wish.dest)
         return _Plan(selection, paths, orders, _locked(facts), stale, self._nvram(view))
-
-    def _facts(self, source: Source) -> SourceFacts:
-        """A block device holds no allocation that could be asked for: it counts with its whole size."""
-        info = self._images.info(source.base.path, source.base.format)
-        layers = self._images.chain(source.base.path, source.base.format) if info.backing_path else (source.base,)
-        regular = self._store.is_regular(source.base.path)
-        allocation = info.allocation if regular else info.virtual_size
-        for layer in layers[1:]:
-            below = self._images.info(layer.path, layer.format)
-            allocation += below.allocation if self._store.is_regular(layer.path) else below.virtual_size
-        return SourceFacts(source, info, layers, allocation, regular)
 
     def _stale(self, view: DomainView, paths: SetPaths) -> tuple[Unfinished, ...]:
         """What earlier runs for this domain left. Another domain's, of the same name on another host, is not ours."""

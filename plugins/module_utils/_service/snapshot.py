@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import uuid
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Callable
 
 from .._core import xml
 from .._core.errors import VirtopsError
@@ -44,13 +44,28 @@ class _Taken:
     warnings: tuple[str, ...] = ()
 
 
+#: A caller's own look at what is going to be snapshotted; it raises VirtopsError to refuse it.
+Refusal = Callable[[DomainView, SnapshotPlan], None]
+
+
+def _refuse_nothing(_view: DomainView, _plan: SnapshotPlan) -> None:
+    """A snapshot that nothing follows."""
+
+
 class ExternalSnapshot:
     """Create one external snapshot, or find that it is there."""
 
     def __init__(
-        self, wish: SnapshotWish, domain: SnapshotPort, images: ImagePort, watchdog: Watchdog, clock: Clock
+        self,
+        wish: SnapshotWish,
+        domain: SnapshotPort,
+        images: ImagePort,
+        watchdog: Watchdog,
+        clock: Clock,
+        refuse: Refusal = _refuse_nothing,
     ) -> None:
         self._wish = wish
+        self._refuse = refuse
         self._domain = domain
         self._images = images
         self._watchdog = watchdog
@@ -64,6 +79,7 @@ class ExternalSnapshot:
         if plan.found == CREATED:
             return self._present(view, journal, plan, check)
         self._check_host(plan)
+        self._refuse(view, plan)
         quiesce, warnings = self._quiesce_mode(view)
         steps = self._steps(plan, view, quiesce)
         planned = _Taken("filesystem" if quiesce else ("crash" if view.active else "offline"), 0, warnings)

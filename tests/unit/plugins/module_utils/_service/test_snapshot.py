@@ -11,8 +11,12 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING, CREATED
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, Outcome
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, DomainView, Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import (
+    DiskWish,
+    SnapshotPlan,
+    SnapshotWish,
+)
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import build_journal, parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
@@ -145,6 +149,21 @@ def test_bad_input_is_refused_before_the_first_effect(
     assert caught.value.code == code
     assert lab.untouched()
     assert lab.domain.calls == []
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_what_the_caller_refuses_is_refused_before_the_first_effect(lab: Lab, check: bool) -> None:
+    seen = []
+
+    def refuse(view: DomainView, plan: SnapshotPlan) -> None:
+        seen.append((view.name, [disk.base.path for disk in plan.disks]))
+        raise VirtopsError("dest_missing", "No.", "Mount it.")
+
+    flow = ExternalSnapshot(SnapshotWish("s1"), lab.domain, lab.images, lab.watchdog, lab.clock, refuse)
+    with pytest.raises(VirtopsError, match="Mount it"):
+        flow.run(check)
+    assert seen == [("vm", ["/img/a.raw", "/img/b.qcow2"])]
+    assert lab.untouched()
 
 
 def test_a_folder_without_write_permission(lab: Lab) -> None:
