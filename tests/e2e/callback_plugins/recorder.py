@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Writes each task result as one line of JSON into the file that VIRTOPS_RECORD names: see playbook.py."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+
+DOCUMENTATION = """
+name: recorder
+type: notification
+short_description: Write each task result as one line of JSON
+description: For the end-to-end tests.
+"""
+
+
+class CallbackModule(CallbackBase):  # type: ignore[misc]
+    """Ansible's own output is for people; tests ask for single results."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "notification"
+    CALLBACK_NAME = "recorder"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self) -> None:
+        """Start without a play."""
+        super().__init__()
+        self._play = ""
+
+    def v2_playbook_on_play_start(self, play: Any) -> None:
+        """Remember which play the results belong to."""
+        self._play = play.get_name()
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Task succeeded."""
+        self._write("ok", result)
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Task failed, whether or not a rescue follows."""
+        self._write("ignored" if ignore_errors else "failed", result)
+
+    def v2_runner_on_skipped(self, result: Any) -> None:
+        """Task was skipped; that costs the controller time too."""
+        self._write("skipped", result)
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Host could not be reached."""
+        self._write("unreachable", result)
+
+    def _write(self, status: str, result: Any) -> None:
+        line = {
+            "play": self._play,
+            "task": result.task_name,
+            "action": result.task.action,
+            "host": result.host.get_name(),
+            "status": status,
+            "result": result.result,
+        }
+        with open(os.environ["VIRTOPS_RECORD"], "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, default=str) + "\n")

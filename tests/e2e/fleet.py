@@ -1,0 +1,218 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The guests of the end-to-end tests, what can be known of one from outside, and what a backup set of one holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from virtlab import BACKUP, IMAGES, Disk, Guest, Hypervisor, ImageReport, Mark, lost
+
+JOURNAL = "{https://virtops.github.io/xmlns/libvirt/journal/1}journal"
+STAMP = re.compile(r"\d{8}T\d{6}Z")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a backup must leave as it was. Chains are paths, the guest's own layer first."""
+
+    boot_id: str
+    id: str
+    live: dict[str, list[str]]
+    persistent: dict[str, list[str]]
+    snapshots: list[str]
+    journal: bool
+    jobs: list[str]
+
+
+@dataclass(frozen=True)
+class Set:
+    """One backup set, as the machine sees it; `folder` is its path on the hypervisor."""
+
+    hypervisor: Hypervisor
+    folder: str
+
+    def path(self, name: str = "") -> Path:
+        """Return where the machine finds a file of the set."""
+        return self.hypervisor.outside(f"{self.folder}/{name}")
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Return manifest.json."""
+        found: dict[str, Any] = json.loads(self.path("manifest.json").read_text(encoding="utf-8"))
+        return found
+
+    def files(self) -> dict[str, int]:
+        """Return the permissions of each file in it."""
+        return {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in os.scandir(self.path())}
+
+    def check(self, mark: Mark, targets: set[str]) -> None:
+        """It is whole, it stands alone, and it holds every record that was durable at the mark."""
+        manifest = self.manifest
+        assert {disk["target"] for disk in manifest["disks"]} == targets
+        images = {disk["file"] for disk in manifest["disks"]}
+        assert images == {f"{disk['target']}.{disk['format']}" for disk in manifest["disks"]}
+        assert self.files() == dict.fromkeys({"manifest.json", "domain.xml"} | images, 0o600)
+        for disk in manifest["disks"]:
+            file = self.path(disk["file"])
+            assert file.stat().st_size == disk["bytes"]
+            assert sha256(file) == disk["sha256"]
+            told = json.loads(self._qemu_img("info", "--output=json", disk["file"]))
+            assert told["format"] == disk["format"]
+            assert told["virtual-size"] == disk["virtual_size"]
+            assert "backing-filename" not in told
+            if disk["format"] == "qcow2":
+                self._qemu_img("check", "-f", "qcow2", disk["file"])
+        reports = {disk["target"]: self.read(disk["file"]) for disk in manifest["disks"]}
+        assert [(target, report.fsck) for target, report in reports.items() if not report.is_clean] == []
+        assert lost([report.journal for report in reports.values()], mark) == []
+
+    def read(self, name: str) -> ImageReport:
+        """Return the records of one image."""
+        return self.hypervisor.guest("any").read(f"{self.folder}/{name}")
+
+    def _qemu_img(self, verb: str, *arguments: str) -> str:
+        *options, name = arguments
+        return self.hypervisor.exec(["qemu-img", verb, *options, f"{self.folder}/{name}"]).stdout
+
+
+@dataclass(frozen=True)
+class Member:
+    """One guest of the fleet. `skipped` are the disks that no snapshot can hold, and a word of the reason."""
+
+    guest: Guest
+    disks: tuple[Disk, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def alias(self) -> str:
+        """Return its name in Ansible's inventory."""
+        return f"{self.guest.name}@{self.hypervisor.name}"
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """Return where it runs."""
+        return self.guest.hypervisor
+
+    @property
+    def targets(self) -> set[str]:
+        """Return the disks that a backup holds."""
+        return {disk.target for disk in self.disks} - self.skipped.keys()
+
+    def define(self) -> None:
+        """Make its disks and its definition. One guest after another: golden images are made by the first."""
+        self.guest.define(self.disks)
+
+    def boot(self) -> None:
+        """Start it, and wait for its first records."""
+        self.guest.start()
+        until(f"records of {self.alias}", lambda: self.guest.mark().acked.keys() == self.targets, 30, every=0.2)
+
+    def facts(self) -> Facts:
+        """Look at it."""
+        virsh, name = self.hypervisor.virsh, self.guest.name
+        live = ElementTree.fromstring(virsh("dumpxml", name))
+        config = ElementTree.fromstring(virsh("dumpxml", "--inactive", name))
+        running = self.guest.state() == "running"
+
+        def has_job(disk: str) -> bool:
+            return running and "type=" in virsh("blockjob", name, disk, "--raw", check=False)
+
+        return Facts(
+            boot_id=self.guest.command("cat /proc/sys/kernel/random/boot_id").strip() if running else "",
+            id=virsh("domid", name).strip(),
+            live=chains(live),
+            persistent=chains(config),
+            snapshots=virsh("snapshot-list", name, "--name").split(),
+            journal=any(tree.find(f"metadata/{JOURNAL}") is not None for tree in (live, config)),
+            jobs=[
+                disk
+                for disk in chains(live)
+                if running and "type=" in virsh("blockjob", name, disk, "--raw", check=False)
+            ],
+        )
+
+    def phase(self) -> str:
+        """Return the journal's phase, empty without one: from libvirt's own status file, so asking costs nothing."""
+        status = self.hypervisor.outside(f"/run/libvirt/qemu/{self.guest.name}.xml")
+        try:
+            found = ElementTree.fromstring(status.read_text(encoding="utf-8")).find(f".//{JOURNAL}")
+        except (FileNotFoundError, ElementTree.ParseError):
+            return ""
+        return "" if found is None else str(found[0].get("phase"))
+
+    def sets(self) -> list[Set]:
+        """Return its complete backup sets, the oldest first."""
+        return [Set(self.hypervisor, f"{self._sets}/{name}") for name in self._set_names() if STAMP.fullmatch(name)]
+
+    def leftovers(self) -> list[str]:
+        """Return what lies beside the complete sets."""
+        return [name for name in self._set_names() if not STAMP.fullmatch(name)]
+
+    def partial(self) -> Path | None:
+        """Return the folder of the set under way."""
+        (name, *_) = [*(name for name in self.leftovers() if name.endswith(".partial")), ""]
+        return self.hypervisor.outside(f"{self._sets}/{name}") if name else None
+
+    @property
+    def _sets(self) -> str:
+        return f"{BACKUP}/{self.guest.name}"
+
+    def _set_names(self) -> list[str]:
+        folder = self.hypervisor.outside(self._sets)
+        return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+def chains(domain: ElementTree.Element) -> dict[str, list[str]]:
+    """Return the chain of each disk of a definition; the persistent one of most domains names the first layer only."""
+    found = {}
+    for disk in domain.iterfind("devices/disk"):
+        layers = [disk.find("source"), *(layer.find("source") for layer in disk.iter("backingStore"))]
+        target = disk.find("target")
+        assert target is not None
+        found[target.get("dev", "")] = [str(layer.get("file")) for layer in layers if layer is not None]
+    return found
+
+
+def images(hypervisor: Hypervisor) -> set[str]:
+    """Return all that lies in the folder for images, so that a stray overlay shows."""
+    root = hypervisor.outside(IMAGES)
+    return {os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root) for name in names}
+
+
+def locks(hypervisor: Hypervisor) -> list[str]:
+    """Return the locks that somebody holds, or has left."""
+    folder = hypervisor.outside("/run/virtops.libvirt")
+    return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+def sha256(path: Path) -> str:
+    """Return the digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def until(what: str, is_so: Callable[[], bool], seconds: float, every: float = 0.02) -> None:
+    """Wait until something is so, and fail with words where it never is."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {seconds:g} s")
+        time.sleep(every)
+
+
+def carry(source: Path, target: Path) -> None:
+    """Copy a file from one hypervisor to the other, holes included."""
+    subprocess.run(["cp", "--sparse=always", source, target], check=True)

@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Runs playbooks as an operator does, and tells what each task said; or kills the controller under them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from virtlab import Lab
+
+HERE = Path(__file__).resolve().parent
+LIVE_BACKUP = "virtops.libvirt.live_backup"
+GUESTS_PLAY = "Back the guests up"
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task on one host; `status` is ok, failed, ignored, skipped or unreachable."""
+
+    play: str
+    task: str
+    action: str
+    host: str
+    status: str
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Play:
+    """A playbook that has ended."""
+
+    rc: int
+    output: str
+    results: tuple[TaskResult, ...]
+
+    def of(self, host: str, action: str = "") -> list[TaskResult]:
+        """Return the results of a host in the order of time, of one action if it is given."""
+        return [item for item in self.results if item.host == host and item.action.endswith(action)]
+
+    def guests(self) -> set[str]:
+        """Return the inventory names of the guests that the play worked on."""
+        return {item.host for item in self.results if item.play == GUESTS_PLAY}
+
+    def report(self) -> dict[str, str]:
+        """Return the closing report: the line of each guest, by the guest's inventory name."""
+        (said,) = [item for item in self.results if item.task == "Report on each guest" and item.status == "ok"]
+        lines = said.result["msg"]
+        return {name: line for name in self.guests() for line in lines if line.startswith(f"{name}: ")}
+
+
+@dataclass
+class RunningPlay:
+    """A playbook under way."""
+
+    process: subprocess.Popen[str]
+    record: Path
+    output: Path
+
+    def end(self, timeout: float = 300) -> Play:
+        """Wait for its end."""
+        self.process.wait(timeout)
+        lines = self.record.read_text(encoding="utf-8").splitlines() if self.record.exists() else []
+        results = tuple(TaskResult(**json.loads(line)) for line in lines if line.endswith("}"))
+        return Play(self.process.returncode, self.output.read_text(encoding="utf-8"), results)
+
+    def kill(self) -> None:
+        """SIGKILL to the controller: ansible-playbook, its workers and all ssh processes at one moment.
+
+        They are one PID namespace, which the kernel kills as a whole with its first process. Workers and ssh's
+        connection masters are sessions of their own, so that a signal to the process group would miss them.
+        """
+        if self.process.poll() is not None:
+            raise AssertionError(f"the play ended before it could be killed:\n{self.output.read_text()}")
+        self.process.kill()
+        self.process.wait(30)
+
+
+@dataclass
+class Controller:
+    """A machine's Ansible, with an inventory of lab hypervisors only and none of the user's own settings."""
+
+    folder: Path
+    hosts: Sequence[str]
+    lab: Lab
+    runs: int = field(default=0, init=False)
+
+    def run(self, *arguments: str, **variables: object) -> Play:
+        """Run the playbook live_backup with extra variables."""
+        return self.start(*arguments, pipelining=False, **variables).end()
+
+    def start(self, *arguments: str, pipelining: bool = False, **variables: object) -> RunningPlay:
+        """Start the playbook; --kill-child: what kills unshare kills the namespace, and so everything."""
+        self.runs += 1
+        record, output = self.folder / f"{self.runs}.jsonl", self.folder / f"{self.runs}.log"
+        command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", "--"]
+        command += [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(self._inventory()), LIVE_BACKUP]
+        command += ["-e", json.dumps({"live_backup_dest": "/srv/backup", "target": "e2e", **variables}), *arguments]
+        with output.open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=self._environment(record, pipelining),
+                start_new_session=True,
+            )
+        return RunningPlay(process, record, output)
+
+    def _inventory(self) -> Path:
+        whole = yaml.safe_load(self.lab.inventory())["hypervisors"]
+        hosts = {name: whole["hosts"][name] for name in self.hosts}
+        groups = {"e2e": {"hosts": hosts, "vars": whole["vars"]}, "second": {"hosts": {self.hosts[-1]: None}}}
+        path = self.folder / "inventory.yml"
+        path.write_text(yaml.safe_dump(groups), encoding="utf-8")
+        return path
+
+    def _environment(self, record: Path, pipelining: bool) -> Mapping[str, str]:
+        config = self.folder / "ansible.cfg"
+        config.touch()
+        env = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
+        return {
+            **env,
+            "ANSIBLE_COLLECTIONS_PATH": os.environ["ANSIBLE_COLLECTIONS_PATH"],
+            "ANSIBLE_CONFIG": str(config),
+            "ANSIBLE_HOME": str(self.folder / "home"),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.lab.dir / "cp"),
+            "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"),
+            "ANSIBLE_CALLBACKS_ENABLED": "recorder",
+            "ANSIBLE_PIPELINING": str(pipelining),
+            "ANSIBLE_FORCE_COLOR": "0",
+            "ANSIBLE_NOCOLOR": "1",
+            "VIRTOPS_RECORD": str(record),
+        }
