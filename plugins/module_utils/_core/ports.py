@@ -114,6 +114,16 @@ class MergePort(ViewPort, JournalPort, Protocol):
         """What the host's other domains stand on, by their live and persistent XML."""
 
 
+class RecoverPort(MergePort, Protocol):
+    """What finding and undoing an interrupted operation needs besides the merge."""
+
+    def agent_ping(self, seconds: int) -> None:
+        """As of SnapshotPort: the code `already_frozen` tells of a guest that was left frozen."""
+
+    def thaw(self, seconds: int) -> int:
+        """virDomainFSThaw within `seconds`: the number of file systems thawed."""
+
+
 class Watchdog(Protocol):
     """A detached process that thaws the guest when we die or take too long."""
 

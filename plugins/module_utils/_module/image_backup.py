@@ -13,17 +13,12 @@ from .._host.copy import ImageCopier
 from .._host.store import BackupStore
 from .._service.backup import Backup
 from .entry import DomainContext, run_domain_module
-from .specs import BACKUP, ArgumentSpec, merged
+from .specs import BACKUP, COPY, ArgumentSpec, merged
 
 SPEC: ArgumentSpec = merged(
     BACKUP,
-    {
-        "snapshot": {"type": "str"},
-        "overlays": {"type": "list", "elements": "path"},
-        "verify": {"type": "bool", "default": True},
-        "rate_limit": {"type": "int", "default": 0},
-        "parallel": {"type": "int", "default": 4},
-    },
+    COPY,
+    {"snapshot": {"type": "str"}, "overlays": {"type": "list", "elements": "path"}},
 )
 
 
@@ -39,11 +34,14 @@ def main() -> None:
 
 def _flow(context: DomainContext) -> Outcome:
     wish = BackupWish(**{**{name: context.params[name] for name in SPEC}, "overlays": _overlays(context)})
-    for name, least in (("rate_limit", 0), ("parallel", 1)):
-        if context.params[name] < least:
-            raise VirtopsError(
-                "bad_option", "%s is %d" % (name, context.params[name]), "Give a number of %d or more" % least
-            )
+    return back_up(context, wish)
+
+
+def back_up(context: DomainContext, wish: BackupWish) -> Outcome:
+    """The backup flow, for this module and for recover."""
+    for name, given, least in (("rate_limit", wish.rate_limit, 0), ("parallel", wish.parallel, 1)):
+        if given < least:
+            raise VirtopsError("bad_option", "%s is %d" % (name, given), "Give a number of %d or more" % least)
     store, copier = BackupStore(), ImageCopier(context.clock)
     return Backup(wish, context.domain, context.images, store, copier, context.clock).run(context.check)
 

@@ -30,6 +30,12 @@ BACKUP: ArgumentSpec = {
     "method": {"type": "str", "choices": ["auto", "reflink", "copy", "convert"], "default": "auto"},
     "keep_backing": {"type": "bool", "default": False},
 }
+#: What a copy has besides.
+COPY: ArgumentSpec = {
+    "verify": {"type": "bool", "default": True},
+    "rate_limit": {"type": "int", "default": 0},
+    "parallel": {"type": "int", "default": 4},
+}
 
 
 def merged(*specs: ArgumentSpec) -> ArgumentSpec:

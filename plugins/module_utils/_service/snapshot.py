@@ -30,6 +30,7 @@ from .._core.snapshot import (
     snapshot_disks,
 )
 from .observe import chains, observe
+from .overlays import is_unused, refuse_data
 
 #: Seconds that a thaw is given beyond the agent's own timeout before the watchdog acts.
 WATCHDOG_GRACE = 5
@@ -183,24 +184,10 @@ class ExternalSnapshot:
     def _remove_stale(self, plan: SnapshotPlan, view: DomainView) -> None:
         """Overlays that an interrupted run of ours made, and that no disk was switched to."""
         for path in plan.stale_overlays:
-            if self._is_unused(path, view):
+            if is_unused(path, view, self._images):
                 self._images.remove(path)
             elif self._images.exists(path):
-                raise VirtopsError(
-                    "overlay_in_use",
-                    "The overlay %s of an interrupted snapshot is in no chain of domain %s, yet the guest's newest "
-                    "data may be in it." % (path, view.name),
-                    "Do not start the domain from its present definition: see with 'qemu-img map' what is in the "
-                    "overlay, and who has it open, and put it back as the disk's source (virsh edit)",
-                )
-
-    def _is_unused(self, path: str, view: DomainView) -> bool:
-        """May this overlay of ours go? libvirtd or QEMU may have died after QEMU switched to it and wrote."""
-        if not self._images.exists(path) or self._images.holders(path):
-            return False
-        if any(disk.index_of(path) is not None for disk in view.disks + view.config_disks):
-            return False
-        return not self._images.holds_data(path)
+                raise refuse_data(path, view)
 
     def _switch(self, plan: SnapshotPlan, view: DomainView, quiesce: bool) -> _Taken:
         request = xml.build_snapshot(self._wish.name, self._wish.description, snapshot_disks(plan))
@@ -269,7 +256,7 @@ class ExternalSnapshot:
         """
         try:
             view = self._domain.view()
-            kept = [disk for disk in made if not self._is_unused(disk.overlay, view)]
+            kept = [disk for disk in made if not is_unused(disk.overlay, view, self._images)]
             if kept:
                 cause.partial = [{"disk": disk.target, "overlay": disk.overlay} for disk in kept]
                 return

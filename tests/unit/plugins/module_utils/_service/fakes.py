@@ -205,6 +205,8 @@ class FakeDomain:
 
     def agent_ping(self, seconds: int) -> None:
         self._call("agent_ping")
+        if self.frozen:
+            raise VirtopsError("already_frozen", "It is frozen.", "Thaw it.")
 
     def freeze(self, seconds: int) -> int:
         self._call("freeze")

@@ -1,0 +1,194 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: finish, or undo, what interrupted runs left on one domain.
+
+The journal says what was intended, the chains and jobs say how far it came. An operation that is at rest (a snapshot
+that the user keeps) is nothing to recover. Running this on a healthy domain changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from .._core import xml
+from .._core.errors import VirtopsError
+from .._core.journal import COMMIT, CREATED, KEPT, PREPARED, PULL, JournalDisk, Operation
+from .._core.model import DomainView, Outcome
+from .._core.ports import Clock, ImagePort, RecoverPort
+from .._core.snapshot import is_in_chain, operation_open
+from .merge import Merge, MergeWish
+from .observe import chains, observe
+from .overlays import is_unused, refuse_data
+
+#: Finishes the backup of the snapshot of this name, in check mode only in words.
+Backup = Callable[[str], Outcome]
+
+
+@dataclass(frozen=True)
+class RecoverWish:
+    """`operations`: the kinds of operation to recover (none given: all); seconds for agent answers and for a merge."""
+
+    operations: tuple[str, ...] = ()
+    timeout: int = 3600
+    agent_timeout: int = 10
+
+
+class Recovery:
+    """Bring one domain to rest: no open operation, no overlay of one, no frozen file system."""
+
+    def __init__(
+        self,
+        wish: RecoverWish,
+        domain: RecoverPort,
+        images: ImagePort,
+        clock: Clock,
+        backup: Backup | None = None,
+    ) -> None:
+        self._wish = wish
+        self._domain = domain
+        self._images = images
+        self._clock = clock
+        self._backup = backup
+
+    def run(self, check: bool) -> Outcome:
+        """Raises VirtopsError where a human has to decide; what was recovered before that stays recovered."""
+        view = observe(self._domain, self._images)
+        before = chains(view)
+        found = [op for op in xml.parse_journal(view.journal_xml).operations if op.open]
+        foreign = [op for op in found if self._wish.operations and op.kind not in self._wish.operations]
+        if foreign:
+            raise operation_open(view.name, foreign[0])
+        steps: list[str] = []
+        warnings: list[str] = []
+        after: dict[str, object] = dict(before)
+        backup = None
+        for operation in found:
+            for outcome in self._recover(operation, view, check):
+                steps += outcome.steps
+                warnings += outcome.warnings
+                after.update(outcome.after)
+                backup = outcome.values.get("backup", backup)
+        values: dict[str, object] = {
+            "operations": [
+                {"name": op.name, "kind": op.kind, "phase": op.phase, "started": op.started} for op in found
+            ],
+            "backup": backup,
+        }
+        return Outcome(tuple(steps), {"disks": before}, {"disks": after}, values, tuple(warnings))
+
+    def _recover(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
+        """In the order of the phases; each of them is safe to enter again."""
+        if operation.phase == PREPARED:
+            return self._recover_prepared(operation, view, check)
+        if operation.phase == CREATED:
+            return [*self._finish_backup(operation), self._merge(operation, check)]
+        return [*self._find_backup(operation), self._merge(operation, check)]
+
+    # -- prepared: the switch to the overlays may or may not have come
+
+    def _recover_prepared(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
+        thawed = self._thaw(view, check)
+        switched = [disk for disk in operation.disks if is_in_chain(view, disk.target, disk.overlay)]
+        if not switched:
+            return [*thawed, self._undo(operation, view, check)]
+        if operation.kind == KEPT and len(switched) == len(operation.disks):
+            return [*thawed, self._keep(operation, check)]
+        return [*thawed, self._merge(operation, check)]
+
+    def _thaw(self, view: DomainView, check: bool) -> list[Outcome]:
+        """A run died between freeze and thaw, and its watchdog with it."""
+        if view.state != "running" or view.agent != "connected":
+            return []
+        try:
+            self._domain.agent_ping(self._wish.agent_timeout)
+        except VirtopsError as error:
+            if error.code == "already_frozen":
+                if not check:
+                    self._domain.thaw(self._wish.agent_timeout)
+                return [Outcome(("thaw the file systems of %s" % view.name,))]
+        return []
+
+    def _undo(self, operation: Operation, view: DomainView, check: bool) -> Outcome:
+        """No disk was switched: the overlays hold nothing."""
+        there = [disk.overlay for disk in operation.disks if self._images.exists(disk.overlay)]
+        for path in there:
+            if not is_unused(path, view, self._images):
+                raise refuse_data(path, view)
+        if not check:
+            for path in there:
+                self._images.remove(path)
+            self._write(operation, None)
+        return Outcome(
+            (
+                *("remove the overlay %s, which nothing was written to" % path for path in there),
+                "remove operation %s from the journal" % operation.name,
+            )
+        )
+
+    def _keep(self, operation: Operation, check: bool) -> Outcome:
+        if not check:
+            disks = tuple(replace(disk, identity=self._images.identity(disk.base)) for disk in operation.disks)
+            self._write(operation, replace(operation, phase=CREATED, disks=disks, consistency="crash"))
+        return Outcome(("note in the journal that snapshot %s was taken" % operation.name,))
+
+    # -- created or committing: the guest is on the overlays, or was
+
+    def _finish_backup(self, operation: Operation) -> list[Outcome]:
+        return [] if self._backup is None else [_without_diff(self._backup(operation.name))]
+
+    def _find_backup(self, operation: Operation) -> list[Outcome]:
+        """A commit was attempted: a complete set counts, but none can be made any more."""
+        if self._backup is None or operation.kind in (COMMIT, PULL):
+            return []
+        try:
+            return [_without_diff(self._backup(operation.name))]
+        except VirtopsError as error:
+            if error.code not in ("base_modified", "chain_changed"):
+                raise
+            return []
+
+    def _merge(self, operation: Operation, check: bool) -> Outcome:
+        """The merge by the operation's own goal; a commit that runs is adopted, one that vanished begins anew."""
+        outcomes = [Merge(wish, self._domain, self._images, self._clock).run(check) for wish in self._wishes(operation)]
+        return Outcome(
+            steps=tuple(step for outcome in outcomes for step in outcome.steps),
+            after={target: chain for outcome in outcomes for target, chain in _changed_chains(outcome).items()},
+            warnings=tuple(text for outcome in outcomes for text in outcome.warnings),
+        )
+
+    def _wishes(self, operation: Operation) -> list[MergeWish]:
+        if operation.kind not in (COMMIT, PULL) or self._domain.snapshot(operation.name) is not None:
+            return [MergeWish(snapshot=operation.name, timeout=self._wish.timeout, delete_merged=True)]
+        pull = operation.kind == PULL
+        tops: dict[str, JournalDisk] = {}
+        for disk in operation.disks:
+            tops.setdefault(disk.target, disk)  # the topmost of each disk's layers is the first
+        return [
+            MergeWish(
+                disks=(target,),
+                base=top.base or None,
+                top=None if pull else top.overlay,
+                timeout=self._wish.timeout,
+                pull=pull,
+            )
+            for target, top in tops.items()
+        ]
+
+    def _write(self, operation: Operation, instead: Operation | None) -> None:
+        journal = xml.parse_journal(self._domain.view().journal_xml).drop(operation)
+        self._domain.write_journal(xml.build_journal(journal if instead is None else journal.put(instead)))
+
+
+def _changed_chains(outcome: Outcome) -> dict[str, object]:
+    """Of a merge: the chains that are not as they were."""
+    before, after = outcome.before["disks"], outcome.after["disks"]
+    assert isinstance(before, dict)
+    assert isinstance(after, dict)
+    return {target: chain for target, chain in after.items() if chain != before.get(target)}
+
+
+def _without_diff(outcome: Outcome) -> Outcome:
+    return replace(outcome, before={}, after={})
