@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from virtlab import IMAGES, Disk, Guest, Lab, LabError, Volume, lost
 from virtlab.cli import main
+from virtlab.roots import GENERATIONS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the lab needs root")
 ODD_PATH = f"{IMAGES}/ö dir, x/d isk,1.qcow2"
@@ -102,6 +103,7 @@ def test_freeze_holds_the_writers_and_can_be_watched(guest: Guest) -> None:
     assert guest.agent("guest-fsfreeze-thaw") == 3
     time.sleep(0.5)
     after = guest.mark()
+    assert all(journal.longest_stall_ms(before, after) >= 500 for journal in guest.journals().values())
     guest.shutdown()
     for report in guest.read_all().values():
         assert (report.is_clean, report.needs_recovery) == (True, False)
@@ -182,6 +184,21 @@ def test_small_and_reflinking_file_systems(lab: Lab) -> None:
     assert host.outside(f"{IMAGES}/b").exists()
     host.down()
     assert not any(leftovers(lab.dir / "hosts/hv3").values())
+
+
+@pytest.mark.parametrize("generation", sorted(GENERATIONS))
+def test_another_generation(lab: Lab, generation: str) -> None:
+    if not (lab.cache / "roots" / generation).exists():
+        pytest.skip(f"first: tests/lab/lab up NAME --generation {generation}")
+    host = lab.hypervisor(generation).up(generation=generation)
+    guest = host.guest("web").define(DISKS)
+    guest.start()
+    promised = guest.mark()
+    host.powerloss()
+    host.up()
+    assert lost([report.journal for report in guest.read_all().values()], promised) == []
+    guest.start()
+    host.down()
 
 
 def test_down_after_a_killed_up(lab: Lab) -> None:

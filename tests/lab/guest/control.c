@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static char request[65536], output[262144];
+static char request[65536], output[1 << 20];
 
 static void send_all(int fd, const char *data, size_t length)
 {

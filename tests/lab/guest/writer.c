@@ -222,7 +222,7 @@ int main(int argc, char **argv)
     while (!stopping) {
         read_setting(&setting);
         if (setting.rate < 0) {
-            due = now(CLOCK_MONOTONIC) + 50000000U;
+            due = now(CLOCK_MONOTONIC) + 200000000U;
             sleep_until(due);
             continue;
         }

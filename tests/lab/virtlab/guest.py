@@ -17,7 +17,7 @@ from . import disks as images
 from ._sys import LabError, wait_for
 from .disks import Disk
 from .hypervisor import IMAGES, Hypervisor
-from .records import BlankImage, ImageReport, Mark, Record, read_image
+from .records import BlankImage, ImageReport, Journal, Mark, Record, read_image
 
 KERNEL_ARGS = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check random.trust_cpu=on"
 DEFAULT_DISKS = (Disk("vda"),)
@@ -63,11 +63,12 @@ class Guest:
         return time.monotonic() - began
 
     def wait(self, timeout: float = 180) -> None:
-        """Until the guest's agent answers, or its system where it has no agent."""
-        if "org.qemu.guest_agent.0" in self.hypervisor.virsh("dumpxml", self.name):
-            wait_for(f"agent of {self.name}", self.agent_answers, timeout, every=0.2)
-        else:
+        """Until its system is up, and its agent answers where it has one."""
+        xml = self.hypervisor.virsh("dumpxml", self.name)
+        if self._control_path in xml:
             wait_for(f"boot of {self.name}", self._is_booted, timeout, every=0.2)
+        if "org.qemu.guest_agent.0" in xml:
+            wait_for(f"agent of {self.name}", self.agent_answers, timeout, every=0.2)
 
     def shutdown(self, *, mode: str = "agent", timeout: float = 30) -> float:
         """Ask it to shut down (`agent` or `acpi`); returns the seconds it took."""
@@ -198,6 +199,9 @@ class Guest:
 
     def command(self, command: str, *, timeout: float = 15, check: bool = True) -> str:
         """Run a shell command in the guest, past the agent (guest/control.c); works on a frozen guest too."""
+        return self._command(command, timeout, check).decode(errors="replace")
+
+    def _command(self, command: str, timeout: float = 15, check: bool = True) -> bytes:
         identity = f"{time.monotonic_ns()}"
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout)
@@ -211,16 +215,19 @@ class Guest:
                         words = stream.readline().split()
                     if not words:
                         raise LabError(f"{self.name}: the guest went away")
-                    output = stream.read(int(words[2])).decode(errors="surrogateescape")
+                    output = stream.read(int(words[2]))
             except OSError as error:
                 raise LabError(f"{self.name}: no answer from inside the guest: {error}") from error
         if check and words[1] != b"0":
-            raise LabError(f"{self.name}: {command!r} ended with {words[1].decode()}: {output.strip()}")
+            raise LabError(
+                f"{self.name}: {command!r} ended with {words[1].decode()}: {output.decode(errors='replace').strip()}"
+            )
         return output
 
     def _is_booted(self) -> bool:
+        """QEMU holds the question until the guest opens its port, so asking once waits without polling."""
         try:
-            self.command("true", timeout=2)
+            self.command("true", timeout=10)
         except LabError:
             return False
         return True
@@ -248,6 +255,21 @@ class Guest:
             guest_ns=round(float(uptime.split()[0]) * 1e9),
             acked={record.disk: record for record in records if record is not None},
         )
+
+    def journals(self) -> dict[str, Journal]:
+        """The records of each disk as the running guest sees them: for stalls, while it runs on."""
+        found = {}
+        for disk in self.mark().acked:
+            data, chunk = b"", 1 << 19
+            while len(data) % chunk == 0:
+                block = self._command(
+                    f"dd if=/mnt/{disk}/records.bin bs={chunk} skip={len(data) // chunk} count=1 2>&-"
+                )
+                data += block
+                if not block:
+                    break
+            found[disk] = Journal.parse(data)
+        return found
 
     def read(self, path: str) -> ImageReport:
         """The records of an image of this hypervisor, with its backing chain (guest off, or an image it left)."""

@@ -290,12 +290,12 @@ class Hypervisor:
 
     # -- commands ------------------------------------------------------------------------------------------------
 
-    def enter(self, argv: Sequence[str], *, cwd: str = "/") -> list[str]:
+    def enter(self, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` inside, as root."""
         init = self.init()
         if init is None:
             raise LabError(f"{self.name} is off")
-        return ["nsenter", "-t", str(init.pid), "-m", "-p", "-u", f"--wd={cwd}", "--", *argv]
+        return ["nsenter", "-t", str(init.pid), "-m", "-p", "-u", "--", *argv]
 
     def exec(
         self, argv: Sequence[str], *, check: bool = True, timeout: float | None = 120, stdin: str | None = None

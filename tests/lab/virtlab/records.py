@@ -96,20 +96,20 @@ class Journal:
         return seq - 1 - sum(1 for record in self.records if record.seq < seq)
 
     def longest_stall_ms(self, start: Mark | None = None, end: Mark | None = None) -> float:
-        """The longest gap between two durable records of one boot, between two marks of that boot if given.
+        """The longest gap between two durable records, from one mark to another if given; 0 if there are no two.
 
         A record is stamped after its predecessor became durable and before it is written itself, so a write that
-        hangs shows as the gap that follows it. A gap that reaches into the window counts in full.
+        hangs shows as the gap that follows it. A gap that reaches across a mark counts in full, and the time that a
+        guest was off does not count.
         """
-        low = start.guest_ns if start else 0
-        high = end.guest_ns if end else 1 << 63
-        boots = {mark.acked[self.disk].boot_id for mark in (start, end) if mark and self.disk in mark.acked}
-        longest = 0
-        for before, after in zip(self.records, self.records[1:], strict=False):
-            same_boot = before.boot_id == after.boot_id and (not boots or before.boot_id in boots)
-            if same_boot and after.boot_ns >= low and before.boot_ns <= high:
-                longest = max(longest, after.boot_ns - before.boot_ns)
-        return longest / 1e6
+        first = start.acked[self.disk].seq if start else 0
+        last = end.acked[self.disk].seq if end else self.last
+        gaps = [
+            after.boot_ns - before.boot_ns
+            for before, after in zip(self.records, self.records[1:], strict=False)
+            if first <= before.seq <= last and before.boot_id == after.boot_id
+        ]
+        return max(gaps, default=0) / 1e6
 
     def summary(self) -> dict[str, str | int | float]:
         return {
