@@ -41,7 +41,7 @@ LAB = TREE / "tests" / "lab" / "lab"
 # What a user of the collection gets: galaxy.yml's build_ignore leaves out the rest.
 SHIPPED = {
     *("CHANGELOG.rst", "CODE_OF_CONDUCT.md", "COPYING", "FILES.json", "LICENSES", "MANIFEST.json", "README.md"),
-    *("REUSE.toml", "changelogs", "meta", "playbooks", "plugins", "roles"),
+    *("REUSE.toml", "changelogs", "docs", "meta", "playbooks", "plugins", "roles"),
 }
 
 
