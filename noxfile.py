@@ -111,7 +111,7 @@ def shell_scripts() -> list[str]:
 
 def typed_test_folders() -> list[str]:
     """Return the folders of test tooling that are checked for types."""
-    return [f"tests/{name}" for name in ("lab", "tools") if any((TREE / "tests" / name).rglob("*.py"))]
+    return [f"tests/{name}" for name in ("bench", "demo", "lab", "tools") if any((TREE / "tests" / name).rglob("*.py"))]
 
 
 @nox.session

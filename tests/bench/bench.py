@@ -1,0 +1,273 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""`./dev bench`: the playbook side by side with the recipe done by hand (recipe.sh), on the same guests.
+
+Both in turns, so that what else the machine does meets both; medians. Each run starts with nothing left to be written
+and with the disks' data not in the page cache, as it is where guests use cache='none'. The recipe is one SSH call to
+the hypervisor; the playbook counts from the start of ansible-playbook to its end. Times are printed, never asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "lab")]
+
+from virtlab import BACKUP, Disk, Guest, Hypervisor, Lab, LabError, Mark  # noqa: E402
+
+from tests.tools import playbook, tree  # noqa: E402
+
+NAME = "bench"
+RECIPE, OURS = "recipe", "ours"
+BEGAN = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"[bench {time.monotonic() - BEGAN:4.0f}s] {text}", flush=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one way. `tasks` are the seconds that each of Ansible's results took."""
+
+    way: str
+    seconds: float
+    start: dict[str, Mark]
+    end: dict[str, Mark]
+    tasks: dict[str, float] = field(default_factory=dict)
+    per_guest: int = 0
+    allocated: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the closing table; `unit` is for the two medians, the target is for their ratio."""
+
+    scenario: str
+    recipe: float
+    ours: float
+    target: float
+    unit: str
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.recipe if self.recipe else float("inf")
+
+    def __str__(self) -> str:
+        medians = f"{self.recipe:8.1f} {self.unit:3} {self.ours:8.1f} {self.unit:3}"
+        met = "yes" if self.ratio <= self.target else "NO"
+        return f"{self.scenario:46} {medians} {self.ratio:7.2f} {self.target:8.2f}   {met}"
+
+
+class Bench:
+    """The ways to back up some guests of the lab hypervisor."""
+
+    def __init__(self, hypervisor: Hypervisor, guests: Sequence[Guest]) -> None:
+        self.hypervisor = hypervisor
+        self.guests = guests
+        self.sources = [hypervisor.outside(path) for guest in guests for path in guest.disk_paths().values()]
+
+    def run(self, way: str) -> Run:
+        self._start_equal()
+        start = {guest.name: guest.mark() for guest in self.guests}
+        began = time.monotonic()
+        output = timed_lines(self._recipe() if way == RECIPE else self._ours())
+        seconds = time.monotonic() - began
+        end = {guest.name: guest.mark() for guest in self.guests}
+        return Run(way, seconds, start, end, task_times(output), tasks_per_guest(output), self._allocated())
+
+    def _recipe(self) -> list[str]:
+        lab = self.hypervisor.lab
+        script = self.hypervisor.outside("/root/recipe.sh")
+        script.write_bytes((Path(__file__).parent / "recipe.sh").read_bytes())
+        ssh = ["ssh", *lab.ssh_args(), "-i", str(lab.key), "-p", str(self.hypervisor.port), "root@127.0.0.1"]
+        return [*ssh, "bash", "/root/recipe.sh", BACKUP, *(guest.name for guest in self.guests)]
+
+    def _ours(self) -> list[str]:
+        lab = self.hypervisor.lab
+        inventory = lab.dir / "bench.inventory.yml"
+        inventory.write_text(lab.inventory(), encoding="utf-8")
+        names = [guest.name for guest in self.guests]
+        return playbook.command("live_backup", inventory, target=NAME, guests=names, live_backup_dest=BACKUP)
+
+    def _start_equal(self) -> None:
+        self.hypervisor.exec(["sh", "-c", f"rm -rf {BACKUP}/*"])
+        os.sync()
+        for path in self.sources:
+            with path.open("rb") as handle:
+                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _allocated(self) -> int:
+        """What the copies take, without the small files beside them."""
+        files = self.hypervisor.outside(BACKUP).glob("*/*/*")
+        return sum(path.stat().st_blocks * 512 for path in files if path.suffix in (".raw", ".qcow2"))
+
+    def source_allocated(self) -> int:
+        return sum(path.stat().st_blocks * 512 for path in self.sources)
+
+
+def timed_lines(command: list[str]) -> list[tuple[str, float]]:
+    """Run it; its output's lines, each with the second it came at. Raises LabError with the output where it fails."""
+    began = time.monotonic()
+    lines = []
+    with subprocess.Popen(
+        command,
+        env=playbook.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append((line.rstrip(), time.monotonic() - began))
+    lines.append(("", time.monotonic() - began))
+    if process.returncode:
+        raise LabError(f"{command[0]} ended with {process.returncode}:\n" + "\n".join(line for line, _ in lines))
+    return lines
+
+
+def task_times(output: list[tuple[str, float]]) -> dict[str, float]:
+    """The seconds before each of Ansible's results: host_pinned prints a task's headline only with it."""
+    times: dict[str, float] = {}
+    task, before = "", 0.0
+    for line, at in output:
+        if found := re.match(r"TASK \[(?:virtops\.libvirt\.live_backup : )?([^\]]+)", line):
+            task = found[1]
+        elif re.match(r"(ok|changed|skipping|included|fatal): ", line):
+            name = re.sub(r" - .*", "", task)
+            times[name] = times.get(name, 0) + at - before
+            before = at
+    return {**times, "the end": output[-1][1] - before}
+
+
+def tasks_per_guest(output: list[tuple[str, float]]) -> int:
+    """How many tasks ran for each guest in the guests' play."""
+    text = "\n".join(line for line, _ in output)
+    play = re.search(r"^PLAY \[Back the guests up\].*?(?=^PLAY )", text, re.MULTILINE | re.DOTALL)
+    hosts = re.findall(r"^(?:ok|changed): \[([^\] ]+)", play[0], re.MULTILINE) if play else []
+    return max((hosts.count(host) for host in hosts), default=0)
+
+
+def alternate(bench: Bench, label: str, runs: int) -> list[Run]:
+    results = []
+    for number in range(1, runs + 1):
+        for way in (RECIPE, OURS):
+            run = bench.run(way)
+            results.append(run)
+            say(f"{label}, run {number} of {runs}: {way} {run.seconds:.1f} s")
+    return results
+
+
+def median(runs: list[Run], way: str, value: Callable[[Run], float] = lambda run: run.seconds) -> float:
+    return statistics.median(value(run) for run in runs if run.way == way)
+
+
+def longest_gaps(guest: Guest, runs: list[Run]) -> Callable[[Run], float]:
+    """The longest stall of any disk in a run, in ms; shuts the guest down, as only its images tell."""
+    guest.shutdown()
+    journals = [report.journal for report in guest.read_all().values()]
+    found = {
+        id(run): max(journal.longest_stall_ms(run.start[guest.name], run.end[guest.name]) for journal in journals)
+        for run in runs
+    }
+    return lambda run: found[id(run)]
+
+
+def one_guest(hypervisor: Hypervisor, runs: int) -> list[Row]:
+    """a, b, d: three disks, 2 GiB of data that is no zeros."""
+    say("one guest: three disks with 2 GiB of data in all")
+    disks = [Disk(f"vd{letter}", 1024, form, 683) for letter, form in (("a", "raw"), ("b", "qcow2"), ("c", "qcow2"))]
+    guest = hypervisor.guest("one").define(disks, rate=20)
+    guest.start()
+    time.sleep(2)
+    bench = Bench(hypervisor, [guest])
+    results = alternate(bench, "one guest", runs)
+    gap = longest_gaps(guest, results)
+    source = bench.source_allocated()
+    show_tasks([run for run in results if run.way == OURS])
+    allocated = {way: max(run.allocated for run in results if run.way == way) for way in (RECIPE, OURS)}
+    tasks = max(run.per_guest for run in results)
+    print(f"\nTasks per guest in the guests' play: {tasks} (target: at most 4)")
+    print(f"Allocated by the copies: {allocated[OURS] / source:.3f} of the source (target: at most 1.000)")
+    print(f"Longest gaps, ms: {gaps(results, RECIPE, gap)}; {gaps(results, OURS, gap)}")
+    guest.cleanup()
+    stall = {way: median(results, way, gap) for way in (RECIPE, OURS)}
+    return [
+        Row("one guest, 3 disks, 2 GiB: whole run", median(results, RECIPE), median(results, OURS), 1.25, "s"),
+        Row("... its longest gap between fsynced writes", stall[RECIPE], stall[OURS], 1, "ms"),
+        Row("... bytes allocated: source, copies", source / 2**20, allocated[OURS] / 2**20, 1, "MiB"),
+    ]
+
+
+def gaps(runs: list[Run], way: str, gap: Callable[[Run], float]) -> str:
+    return f"{way} " + " ".join(f"{gap(run):.0f}" for run in runs if run.way == way)
+
+
+def ten_guests(hypervisor: Hypervisor, runs: int) -> list[Row]:
+    """c: one small disk each."""
+    say("ten guests: one disk with 64 MiB of data each")
+    guests = [hypervisor.guest(f"small{n}").define([Disk("vda", 128, fill_mib=64)], rate=5) for n in range(10)]
+    for guest in guests:
+        guest.start(wait=False)
+    for guest in guests:
+        guest.wait(300)
+    results = alternate(Bench(hypervisor, guests), "ten guests", runs)
+    for guest in guests:
+        guest.cleanup()
+    return [Row("ten guests of 64 MiB: whole run", median(results, RECIPE), median(results, OURS), 0.6, "s")]
+
+
+def show_tasks(runs: list[Run]) -> None:
+    print("\nWhere our time goes (medians, s):")
+    for name in runs[0].tasks:
+        print(f"  {statistics.median(run.tasks.get(name, 0) for run in runs):6.2f}  {name}")
+
+
+@contextmanager
+def hypervisor_up(keep: bool) -> Iterator[Hypervisor]:
+    lab = Lab()
+    lab.down([NAME])
+    try:
+        say(f"bringing up the lab hypervisor {NAME} in {lab.dir}")
+        yield lab.up([NAME])[0]
+    finally:
+        if not keep:
+            lab.down([NAME])
+
+
+SCENARIOS = {"one": one_guest, "ten": ten_guests}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=SCENARIOS, help="one scenario")
+    parser.add_argument("--runs", type=int, default=5, metavar="N", help="runs of each way (default: 5)")
+    parser.add_argument("--keep", action="store_true", help="leave the hypervisor up")
+    args = parser.parse_args()
+    tree.sync()
+    rows: list[Row] = []
+    with hypervisor_up(args.keep) as hypervisor:
+        for name, scenario in SCENARIOS.items():
+            if args.only in (None, name):
+                rows += scenario(hypervisor, args.runs)
+    print(f"\nMedians of {args.runs}, in turns, on {os.cpu_count()} processors; load {os.getloadavg()[1]:.1f}")
+    print(f"{'scenario':46} {'recipe':>12} {'ours':>12} {'ratio':>7} {'target':>8}   met")
+    print("\n".join(map(str, rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
