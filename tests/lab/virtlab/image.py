@@ -103,7 +103,7 @@ def _files(unpacked: Path, work: Path) -> list[_Entry]:
         binary = work / program
         run(["gcc", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", binary, SOURCES / f"{program}.c"])
         entries.append(_plain(f"lab/{program}", binary.read_bytes()))
-    entries.append(_plain("bin/busybox", Path("/bin/busybox").read_bytes()))
+    entries += [_plain("bin/busybox", Path("/bin/busybox").read_bytes()), _link("bin/sh", "busybox")]
     entries += [_plain(str(path).lstrip("/"), path.read_bytes()) for path in (AGENT, *_libraries(AGENT))]
     # Both doors that a shutdown comes through: the agent calls /sbin/shutdown, acpid the power button's script.
     entries += [_link("sbin/shutdown", "/lab/shutdown"), _link("etc/acpi/PWRF/00000080", "/lab/shutdown")]
