@@ -99,7 +99,7 @@ class Guest:
     def kill_qemu(self) -> None:
         """SIGKILL to its QEMU."""
         pid = self.hypervisor.outside(f"/run/libvirt/qemu/{self.name}.pid").read_text(encoding="utf-8").strip()
-        self.hypervisor.exec(["kill", "-KILL", pid])
+        self.hypervisor.exec(["sh", "-c", f"kill -KILL {pid}"])
 
     # -- definition ----------------------------------------------------------------------------------------------
 

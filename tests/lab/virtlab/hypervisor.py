@@ -365,7 +365,7 @@ class Hypervisor:
     def libvirtd_kill(self, signal: str = "KILL") -> None:
         pid = self.libvirtd_pid()
         if pid is not None:
-            self.exec(["kill", f"-{signal}", str(pid)])
+            self.exec(["sh", "-c", f"kill -{signal} {pid}"])
             wait_for(f"end of libvirtd on {self.name}", lambda: self.libvirtd_pid() is None, 30)
 
     def libvirtd_restart(self) -> None:
