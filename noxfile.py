@@ -23,7 +23,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from tests.tools import pythons
+from tests.tools import interruptible, pythons  # noqa: F401 (interruptible works by its import)
 from tests.tools.checks import Checks
 from tests.tools.envs import ROOT, STATE, ensure
 from tests.tools.tree import COLLECTIONS, TREE, sync
@@ -300,7 +300,8 @@ def run_pytest(session: nox.Session, name: str) -> None:
     junit = STATE / "results" / f"{name}.xml"
     junit.unlink(missing_ok=True)
     marks = [] if os.environ.get("DEV_LONG") else ["-m", "not long"]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--junitxml", junit, *marks]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.tools.interruptible"]
+    command += ["--junitxml", junit, *marks]
     with Checks(name, session.error) as checks:
         checks.run("pytest", [*command, *(session.posargs or [f"tests/{name}"])], cwd=TREE, env=environment(BIN))
         if not checks.add_junit([junit] if junit.exists() else []):

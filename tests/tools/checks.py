@@ -41,11 +41,10 @@ class Checks:
         print(f"--- {self.name}: {label}", flush=True)
         capture = subprocess.PIPE if verdict else None
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 [str(word) for word in command],
                 cwd=cwd,
                 env=dict(env),
-                check=False,
                 stdin=subprocess.DEVNULL,
                 stdout=capture,
                 stderr=subprocess.STDOUT if verdict else None,
@@ -55,10 +54,16 @@ class Checks:
         except OSError as error:  # an earlier check did not make the command
             self.report(label, str(error))
             return
-        problem = f"exit status {done.returncode}" if done.returncode else None
+        try:
+            output = process.communicate()[0] or ""
+        except KeyboardInterrupt:
+            # It was interrupted too, and may be taking down what it had set up; subprocess.run would kill it.
+            process.wait(timeout=120)
+            raise
+        problem = f"exit status {process.returncode}" if process.returncode else None
         if verdict:
-            print(done.stdout, end="", flush=True)
-            problem = problem or verdict(done.stdout)
+            print(output, end="", flush=True)
+            problem = problem or verdict(output)
         self.report(label, problem, time.monotonic() - started)
 
     def report(self, label: str, problem: str | None, seconds: float = 0) -> None:
