@@ -55,7 +55,8 @@ class Phase(enum.Enum):
     READY = "ready"
     #: The domain is off and the layers are still in its chain: qemu-img commits them.
     OFFLINE = "offline"
-    #: The running guest is on the base, the persistent XML still names a merged layer.
+    #: The layers are merged, the persistent XML still names one of them (also below the active layer: libvirt keeps the
+    #: whole chain there after a snapshot, and the guest would not start any more).
     CONFIG_STALE = "config-stale"
     #: Live and persistent XML show the goal.
     MERGED = "merged"
@@ -121,9 +122,17 @@ def _phase_of_job(goal: MergeGoal, job: BlockJob) -> Phase:
 
 def _config_is_stale(goal: MergeGoal, view: DomainView) -> bool:
     config = view.config_disk(goal.target)
-    if not view.persistent or config is None or config.active is None:
+    if not view.persistent or config is None:
         return False
-    return any(config.active.path == layer.path for layer in goal.merged)
+    return any(config.index_of(layer.path) is not None for layer in goal.merged)
+
+
+def config_layer(goal: MergeGoal, view: DomainView) -> Layer:
+    """What the persistent XML is to name as this disk's source; below it, the images themselves tell the chain."""
+    config = view.config_disk(goal.target)
+    if config is None or config.active is None or any(config.active.path == layer.path for layer in goal.merged):
+        return goal.into
+    return config.active
 
 
 def goal_to_base(disk: Disk, base: str, top: str | None, domain: str) -> MergeGoal | None:

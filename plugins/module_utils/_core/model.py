@@ -117,7 +117,7 @@ class DomainView:
     """One reading of a domain.
 
     `disks` is what the guest uses now (the live XML; of a domain that is off: the persistent
-    one). `config_disks` is the persistent XML's view, whose chains hold only the active layer.
+    one). `config_disks` is the persistent XML's view; what it says below the active layer may be stale.
     `agent` is connected, disconnected (a channel, nobody answering) or absent.
     """
 

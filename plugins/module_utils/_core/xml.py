@@ -13,7 +13,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Union
 
 from .errors import VirtopsError
@@ -65,7 +65,7 @@ def parse_domain(live_xml: str, config_xml: str | None, volume_path: VolumePath 
     """
     live = _parse(live_xml)
     config = None if config_xml is None else _parse(config_xml)
-    config_disks = () if config is None else tuple(_active_only(disk) for disk in _disks(config, volume_path))
+    config_disks = () if config is None else tuple(replace(disk, job=None) for disk in _disks(config, volume_path))
     return DomainXml(
         name=live.findtext("name", ""),
         uuid=live.findtext("uuid", ""),
@@ -167,20 +167,6 @@ def _job(disk: etree._Element, volume_path: VolumePath) -> BlockJob | None:
         kind=mirror.get("job", "copy"),
         ready=mirror.get("ready") == "yes",
         target=_local_path(mirror, volume_path) or mirror.get("file"),
-    )
-
-
-def _active_only(disk: Disk) -> Disk:
-    """A snapshot leaves the overlay's base in the persistent XML too, but what lies below is for the images to tell."""
-    return Disk(
-        target=disk.target,
-        device=disk.device,
-        bus=disk.bus,
-        source_type=disk.source_type,
-        chain=disk.chain[:1],
-        readonly=disk.readonly,
-        shareable=disk.shareable,
-        transient=disk.transient,
     )
 
 

@@ -17,8 +17,18 @@ from typing import Any
 from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, COMMITTING, PULL, Journal, JournalDisk, Operation
-from .._core.merge import MergeGoal, Next, Phase, goal_of_layer, goal_to_base, goal_to_pull, next_step, phase_of
-from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome, SnapshotRecord
+from .._core.merge import (
+    MergeGoal,
+    Next,
+    Phase,
+    config_layer,
+    goal_of_layer,
+    goal_to_base,
+    goal_to_pull,
+    next_step,
+    phase_of,
+)
+from .._core.model import BlockJob, DomainView, Layer, Outcome, SnapshotRecord
 from .._core.ports import Clock, ImagePort, MergePort
 from .._core.snapshot import is_in_chain, operation_open
 from .observe import chains, observe
@@ -67,6 +77,8 @@ class _Plan:
     goals: tuple[MergeGoal, ...]
     operation: Operation | None
     record: SnapshotRecord | None
+    stale_config: dict[str, Layer]
+    unsure: frozenset[str]
     deletions: tuple[str, ...]
     steps: tuple[str, ...]
     whole: bool
@@ -118,14 +130,18 @@ class Merge:
         self._check_unshared(goals, view)
         whole = self._ends_whole(goals, view, operation, record)
         goals = tuple(goal for goal in goals if self._is_left(goal, view))
+        unsure = _unsure(view, operation)
         deletions = self._deletions(goals, operation, view, journal) if wish.delete_merged and whole else ()
+        deletions = tuple(path for path in deletions if path not in unsure)
+        stale = _stale_config(view, operation)
         steps = [text for goal in goals for text in self._words(goal, view)]
+        steps += [_config_words(target, layer) for target, layer in stale.items()]
         steps += ["delete the merged overlay %s" % path for path in deletions]
         if whole and wish.snapshot is not None and record is not None:
             steps.append("delete the record of snapshot %s" % record.name)
         if whole and operation is not None:
             steps.append("remove operation %s from the journal" % operation.name)
-        return _Plan(goals, operation, record if whole else None, deletions, tuple(steps), whole)
+        return _Plan(goals, operation, record if whole else None, stale, unsure, deletions, tuple(steps), whole)
 
     def _goals(
         self, view: DomainView, operation: Operation | None, record: SnapshotRecord | None
@@ -179,9 +195,6 @@ class Merge:
                     "Attach it again, or name the other disks in disks",
                 )
             goal = goal_of_layer(disk, overlay, base, view.name)
-            if goal is None and base is not None and _config_names(view, target, overlay):
-                # The pivot of an earlier run reached the guest, but not the persistent XML.
-                goal = _pivoted_goal(disk, overlay, base)
             if goal is not None:
                 goals.append(goal)
         return tuple(goals)
@@ -268,7 +281,7 @@ class Merge:
         phase = phase_of(goal, view)
         merged = ", ".join(layer.path for layer in goal.merged)
         doing = "%s %s into %s" % (goal.kind, merged, goal.into.path)
-        config = "write %s as disk %s into the persistent XML" % (goal.into.path, goal.target)
+        config = _config_words(goal.target, config_layer(goal, view))
         if phase is Phase.OFFLINE:
             words = ["%s offline (%s)" % (doing, goal.target)]
             if goal.kind != PULL:
@@ -332,11 +345,11 @@ class Merge:
             if step is Next.PIVOT:
                 return self._pivot(item)
             if step is Next.COMMIT_OFFLINE:
-                self._merge_offline(item.goal)
+                self._merge_offline(item.goal, view)
                 return True
             if step is Next.UPDATE_CONFIG:
-                self._domain.set_config_disks({item.goal.target: item.goal.into})
-                return True
+                self._domain.set_config_disks({item.goal.target: config_layer(item.goal, view)})
+                return False  # where it does not help, the deadline ends it
             if step is Next.REFUSE:
                 self._check_goal(item.goal, view)
             item.done = True
@@ -385,7 +398,10 @@ class Merge:
             return False
         return True
 
-    def _merge_offline(self, goal: MergeGoal) -> None:
+    def _merge_offline(self, goal: MergeGoal, view: DomainView) -> None:
+        """Where the active layer stays, the persistent XML drops first what it says of the layers below."""
+        if not goal.pivots:
+            self._domain.set_config_disks({goal.target: config_layer(goal, view)})
         if goal.kind == PULL:
             self._images.rebase(goal.into.path, goal.below)
             return
@@ -415,13 +431,21 @@ class Merge:
 
     def _clean(self, plan: _Plan, view: DomainView) -> tuple[str, ...]:
         """Overlays, then the record, then the journal: what is left tells the next run to go on here."""
+        if plan.stale_config:
+            self._domain.set_config_disks(plan.stale_config)
+            view = observe(self._domain, self._images)
         if not plan.whole:
             return ()
         warnings = tuple(text for path in plan.deletions for text in self._delete_overlay(path, view))
         if plan.record is not None and self._domain.snapshot(plan.record.name) is not None:
             self._domain.delete_snapshot_record(plan.record.name)
         self._close(plan)
-        return warnings
+        return warnings + tuple(
+            "The overlay %s was kept: the domain was defined on it, but ran without it. Before you delete it, make "
+            "sure that the domain was not started from another definition (qemu-img compare tells the difference)."
+            % path
+            for path in sorted(plan.unsure)
+        )
 
     def _stale_records(self, plan: _Plan) -> tuple[str, ...]:
         """A merge by path leaves libvirt's records as they are, as virsh does; they no longer say what is."""
@@ -530,17 +554,36 @@ def _after_merge(disk: JournalDisk, merged: dict[str, JournalDisk]) -> JournalDi
     return replace(disk, base=layer.base, base_format=layer.base_format, identity=None) if layer.base else None
 
 
-def _config_names(view: DomainView, target: str, path: str) -> bool:
-    config = view.config_disk(target)
-    return config is not None and config.active is not None and config.active.path == path
+def _config_words(target: str, layer: Layer) -> str:
+    return "write %s as disk %s into the persistent XML" % (layer.path, target)
 
 
-def _pivoted_goal(disk: Disk, overlay: str, base: str) -> MergeGoal | None:
-    depth = disk.index_of(base)
-    if depth is None:
-        return None
-    layer = disk.chain[depth]
-    return MergeGoal(disk.target, layer, (replace(layer, path=overlay),))
+def _stale_config(view: DomainView, operation: Operation | None) -> dict[str, Layer]:
+    """What the persistent XML is to name where an earlier run merged a layer and could not write that down."""
+    found = {}
+    for merged in operation.disks if operation is not None and view.persistent else ():
+        config = view.config_disk(merged.target)
+        if config is None or config.active is None or is_in_chain(view, merged.target, merged.overlay):
+            continue
+        if config.index_of(merged.overlay) is not None:
+            gone = config.active.path == merged.overlay
+            found[merged.target] = Layer(merged.base, merged.base_format) if gone else config.active
+    return found
+
+
+def _unsure(view: DomainView, operation: Operation | None) -> frozenset[str]:
+    """Overlays that the persistent XML still starts the guest on while it runs without them.
+
+    libvirt may have died between a pivot and the write of its XML. Or the guest was started from another XML, and this
+    overlay has data that were never merged: nothing here tells the one from the other.
+    """
+    found = set()
+    for disk in operation.disks if operation is not None else ():
+        config = view.config_disk(disk.target)
+        named = config is not None and config.active is not None and config.active.path == disk.overlay
+        if named and not is_in_chain(view, disk.target, disk.overlay):
+            found.add(disk.overlay)
+    return frozenset(found)
 
 
 def _job(view: DomainView, target: str) -> dict[str, object] | None:

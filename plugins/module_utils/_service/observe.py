@@ -24,7 +24,7 @@ def observe(domain: ViewPort, images: ImagePort) -> DomainView:
 
 
 def _with_chain(disk: Disk, images: ImagePort) -> Disk:
-    if disk.active is None or disk.source_type not in ("file", "block") or not images.exists(disk.active.path):
+    if disk.active is None or not images.exists(disk.active.path):
         return disk
     return replace(disk, chain=images.chain(disk.active.path, disk.active.format))
 

@@ -136,7 +136,7 @@ class FakeDomain:
     def __init__(self, images: FakeImages, disks: list[Disk], state: str = "running") -> None:
         self.images = images
         self.live = {disk.target: disk for disk in disks}
-        self.config = {disk.target: disk.active for disk in disks}
+        self.config = {disk.target: disk.chain[:1] for disk in disks}
         self.state = state
         self.agent = "connected"
         self.frozen = False
@@ -169,13 +169,9 @@ class FakeDomain:
     def view(self) -> DomainView:
         active = self.state != "shut off"
         disks = tuple(
-            disk if active else replace(disk, chain=tuple(x for x in (self.config[name],) if x), job=None)
-            for name, disk in self.live.items()
+            disk if active else replace(disk, chain=self.config[name], job=None) for name, disk in self.live.items()
         )
-        config = tuple(
-            replace(disk, chain=tuple(x for x in (self.config[name],) if x), job=None)
-            for name, disk in self.live.items()
-        )
+        config = tuple(replace(disk, chain=self.config[name], job=None) for name, disk in self.live.items())
         return DomainView("vm", "uuid-1", self.state, True, disks, config, self.agent, journal_xml=self.journal)
 
     def snapshot(self, name: str) -> SnapshotRecord | None:
@@ -237,7 +233,8 @@ class FakeDomain:
         layer = Layer(disk.file or "", "qcow2")
         old = self.live[disk.target]
         self.live[disk.target] = replace(old, chain=(layer, *old.chain))
-        self.config[disk.target] = layer
+        # As libvirt 9.0: the persistent XML then has the whole chain, and keeps it when a lower layer is merged.
+        self.config[disk.target] = (layer, *old.chain)
 
     # -- merges
 
@@ -278,7 +275,7 @@ class FakeDomain:
     def set_config_disks(self, layers: dict[str, Layer]) -> None:
         self._call("set_config_disks", *layers)
         for target, layer in layers.items():
-            self.config[target] = layer
+            self.config[target] = (layer,)
             if self.state == "shut off":
                 self.live[target] = replace(self.live[target], chain=self.images.chain(layer.path))
 
@@ -313,7 +310,7 @@ class FakeDomain:
         self.images.written[base] = self.images.written.get(base, 0) + 1
         self.live[target] = replace(disk, chain=disk.chain[:first] + disk.chain[last:], job=None)
         if first == 0:
-            self.config[target] = disk.chain[last]
+            self.config[target] = disk.chain[last:]
 
 
 def running_guest() -> tuple[FakeDomain, FakeImages, FakeClock, FakeWatchdog]:

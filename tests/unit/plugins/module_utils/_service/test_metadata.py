@@ -137,7 +137,7 @@ def test_an_operation_whose_layers_are_gone_leaves_the_journal_first(state: str)
     for target, layer in (("vda", "/img/a.raw"), ("vdb", "/img/b.qcow2")):
         disk = lab.domain.live[target]
         lab.domain.live[target] = replace(disk, chain=disk.chain[1:])
-        lab.domain.config[target] = lab.images.chain(layer)[0]
+        lab.domain.config[target] = lab.images.chain(layer)
     lab.domain.state = state
     lab.delete("merged by hand")
     assert lab.domain.journal is None
