@@ -43,8 +43,9 @@ class Play:
     results: tuple[TaskResult, ...]
 
     def of(self, host: str, action: str = "") -> list[TaskResult]:
-        """Return the results of a host in the order of time, of one action if it is given."""
-        return [item for item in self.results if item.host == host and item.action.endswith(action)]
+        """Return the results of a guest in the guests' play in the order of time, of one action if it is given."""
+        found = [item for item in self.results if item.host == host and item.play == GUESTS_PLAY]
+        return [item for item in found if item.action.endswith(action)]
 
     def guests(self) -> set[str]:
         """Return the inventory names of the guests that the play worked on."""
