@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -23,10 +24,13 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from tests.tools import interruptible, pythons  # noqa: F401 (interruptible works by its import)
+from tests.tools import pythons
 from tests.tools.checks import Checks
 from tests.tools.envs import ROOT, STATE, ensure
 from tests.tools.tree import COLLECTIONS, TREE, sync
+
+# A SIGTERM then takes down what was set up, also where a SIGINT is ignored, as in the background of a script.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 SETS = ("lint", "sanity", "units", "galaxy", "docs", "lab", "integration", "e2e")
 

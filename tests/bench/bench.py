@@ -136,7 +136,7 @@ def timed_lines(command: list[str]) -> list[tuple[str, float]]:
             lines.append((line.rstrip(), time.monotonic() - began))
     lines.append(("", time.monotonic() - began))
     if process.returncode:
-        raise LabError(f"{command[0]} ended with {process.returncode}:\n" + "\n".join(line for line, _ in lines))
+        raise LabError(f"{command[0]} ended with {process.returncode}:\n" + "\n".join(line for line, _unused in lines))
     return lines
 
 
@@ -156,7 +156,7 @@ def task_times(output: list[tuple[str, float]]) -> dict[str, float]:
 
 def tasks_per_guest(output: list[tuple[str, float]]) -> int:
     """How many tasks ran for each guest in the guests' play."""
-    text = "\n".join(line for line, _ in output)
+    text = "\n".join(line for line, _unused in output)
     play = re.search(r"^PLAY \[Back the guests up\].*?(?=^PLAY )", text, re.MULTILINE | re.DOTALL)
     hosts = re.findall(r"^(?:ok|changed): \[([^\] ]+)", play[0], re.MULTILINE) if play else []
     return max((hosts.count(host) for host in hosts), default=0)

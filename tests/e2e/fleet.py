@@ -163,7 +163,7 @@ class Member:
 
     def partial(self) -> Path | None:
         """Return the folder of the set under way."""
-        (name, *_) = [*(name for name in self.leftovers() if name.endswith(".partial")), ""]
+        (name, *_unused) = [*(name for name in self.leftovers() if name.endswith(".partial")), ""]
         return self.hypervisor.outside(f"{self._sets}/{name}") if name else None
 
     @property
@@ -189,7 +189,9 @@ def chains(domain: ElementTree.Element) -> dict[str, list[str]]:
 def images(hypervisor: Hypervisor) -> set[str]:
     """Return all that lies in the folder for images, so that a stray overlay shows."""
     root = hypervisor.outside(IMAGES)
-    return {os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root) for name in names}
+    return {
+        os.path.relpath(os.path.join(folder, name), root) for folder, _unused, names in os.walk(root) for name in names
+    }
 
 
 def locks(hypervisor: Hypervisor) -> list[str]:

@@ -48,8 +48,8 @@ class Play:
         return [item for item in found if item.action.endswith(action)]
 
     def guests(self) -> set[str]:
-        """Return the inventory names of the guests that the play worked on."""
-        return {item.host for item in self.results if item.play == GUESTS_PLAY}
+        """Return the inventory names of the guests that the play worked on; hypervisors have nothing to do in it."""
+        return {item.host for item in self.results if item.play == GUESTS_PLAY and "@" in item.host}
 
     def report(self) -> dict[str, str]:
         """Return the closing report: the line of each guest, by the guest's inventory name."""

@@ -346,5 +346,6 @@ def _as_planned(operation: Operation) -> tuple[PlannedDisk, ...]:
 
 
 def _active(disk: Disk) -> Layer:
-    assert disk.active is not None  # _chosen_disks refused the others
+    if disk.active is None:
+        raise AssertionError("_chosen_disks refused the disks without an image")
     return disk.active

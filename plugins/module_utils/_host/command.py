@@ -89,7 +89,7 @@ def _communicate(process: subprocess.Popen[bytes], check: Callable[[], None] | N
 
 def failure(subject: str, said: str, code: str = "image_failed") -> VirtopsError:
     """The typed error for what a program said; `code` where nothing more exact is known."""
-    for _, words, meaning, remedy in _MEANINGS:
+    for _unused, words, meaning, remedy in _MEANINGS:
         if words in said:
             return VirtopsError(meaning, "%s failed: %s" % (subject, said), remedy)
     return VirtopsError(code, "%s failed: %s" % (subject, said), "Mend what the message names, then try again")
@@ -98,7 +98,7 @@ def failure(subject: str, said: str, code: str = "image_failed") -> VirtopsError
 def os_failure(subject: str, error: OSError, code: str = "image_failed") -> VirtopsError:
     """The same for an OSError, by its number: strerror(3) speaks the user's language."""
     said = "%s (%s)" % (error.strerror, error.filename) if error.filename else str(error.strerror or error)
-    for number, _, meaning, remedy in _MEANINGS:
+    for number, _unused, meaning, remedy in _MEANINGS:
         if number and number == error.errno:
             return VirtopsError(meaning, "%s failed: %s" % (subject, said), remedy)
     return VirtopsError(code, "%s failed: %s" % (subject, said), "Mend what the message names, then try again")

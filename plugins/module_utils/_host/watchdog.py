@@ -88,12 +88,13 @@ class PythonWatchdog:
 
     def _wait_armed(self, process: subprocess.Popen[bytes]) -> bytes:
         """What it said until "armed", its end or the deadline."""
-        assert process.stdout is not None
+        if process.stdout is None:
+            raise AssertionError("it was started with a pipe")
         fd = process.stdout.fileno()
         deadline = time.monotonic() + self._arm_seconds
         said = b""
         while not said.endswith(_ARMED):
-            readable, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+            readable, _unused, _ignored1 = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
             chunk = os.read(fd, 4096) if readable else b""
             if not chunk:
                 break

@@ -104,10 +104,7 @@ class Merge:
             plan = replace(plan, operation=self._write_intent(plan, journal))
         progress = self._merge(plan, view)
         after = observe(self._domain, self._images)
-        failed = [item for item in progress if item.error is not None]
-        if failed:
-            error = failed[0].error
-            assert error is not None
+        for error in (item.error for item in progress if item.error is not None):
             error.partial = self._results(plan, view, after)
             raise error
         warnings = self._clean(plan, after) + self._stale_records(plan)

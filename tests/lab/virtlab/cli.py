@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _volume(text: str) -> Volume:
-    size, _, kind = text.partition(":")
+    size, _unused, kind = text.partition(":")
     return Volume(int(size), kind or "ext4")
 
 
@@ -152,7 +152,7 @@ def _powerloss(lab: Lab, args: argparse.Namespace) -> None:
         lab.hypervisor(name).powerloss()
 
 
-def _inventory(lab: Lab, _: argparse.Namespace) -> None:
+def _inventory(lab: Lab, _unused: argparse.Namespace) -> None:
     print(lab.inventory(), end="")
 
 

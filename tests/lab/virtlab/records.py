@@ -34,7 +34,7 @@ class Record:
         """The record in these 64 bytes, or None if they hold no whole one."""
         if len(data) != SIZE or zlib.crc32(data[: SIZE - 4]) != int.from_bytes(data[SIZE - 4 :], "little"):
             return None
-        magic, seq, boot_ns, real_ns, boot_id, disk, _, _ = _LAYOUT.unpack(data)
+        magic, seq, boot_ns, real_ns, boot_id, disk, _unused, _ignored1 = _LAYOUT.unpack(data)
         if magic != _MAGIC:
             return None
         return cls(disk.rstrip(b"\0").decode(), seq, boot_id, boot_ns, real_ns)

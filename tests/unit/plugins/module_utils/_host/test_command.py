@@ -73,7 +73,7 @@ def test_a_tied_child_dies_with_us(tmp_path: Path) -> None:
 
 def _soon(condition) -> bool:
     """Processes have their own time: look until it is so."""
-    for _ in range(200):
+    for _unused in range(200):
         if condition():
             return True
         time.sleep(0.05)

@@ -80,7 +80,7 @@ def test_formats_and_methods(
     copier: ImageCopier, tmp_path: Path, source: str, target: str | None, method: str, verify: bool
 ) -> None:
     base = image(tmp_path / "with space, comma ü.img", source)
-    found, _ = copy(copier, tmp_path, order(base, target, method, verify=verify))
+    found, _unused = copy(copier, tmp_path, order(base, target, method, verify=verify))
     assert found.method == method
     if method == "copy":
         assert found.allocated <= os.stat(base.path).st_blocks * 512
@@ -88,14 +88,14 @@ def test_formats_and_methods(
 
 def test_compression_makes_it_smaller(copier: ImageCopier, tmp_path: Path) -> None:
     base = image(tmp_path / "a", "qcow2")
-    found, _ = copy(copier, tmp_path, order(base, method="convert", compress=True))
+    found, _unused = copy(copier, tmp_path, order(base, method="convert", compress=True))
     assert found.allocated < os.stat(base.path).st_blocks * 512 // 2
 
 
 def test_a_flattened_copy_stands_alone(copier: ImageCopier, tmp_path: Path) -> None:
     golden = image(tmp_path / "golden", "raw", pattern=2)
     base = image(tmp_path / "a", "qcow2", golden)
-    _, path = copy(copier, tmp_path, order(base, method="convert"))
+    _unused, path = copy(copier, tmp_path, order(base, method="convert"))
     assert Images().info(str(path)).backing_path is None
     os.unlink(golden.path)
     subprocess.run(["qemu-io", "-r", "-f", "qcow2", "-c", "read -P 2 2M 1M", str(path)], check=True)
@@ -106,7 +106,7 @@ def test_a_kept_reference_is_absolute(copier: ImageCopier, tmp_path: Path, metho
     golden = image(tmp_path / "golden", "qcow2", pattern=2)
     base = image(tmp_path / "a", "qcow2", golden)
     subprocess.run(["qemu-img", "rebase", "-u", "-b", "golden", "-F", "qcow2", base.path], check=True)
-    _, path = copy(copier, tmp_path, order(base, method=method, backing=golden))
+    _unused, path = copy(copier, tmp_path, order(base, method=method, backing=golden))
     info = Images().info(str(path))
     assert (info.backing_path, info.backing_format) == (golden.path, "qcow2")
 
@@ -128,7 +128,7 @@ def test_a_clone_is_taken_where_it_works(copier: ImageCopier, tmp_path: Path, mo
         return True
 
     monkeypatch.setattr(copy_module, "clone", clone)
-    found, _ = copy(copier, tmp_path, order(image(tmp_path / "a", "raw"), method="reflink"))
+    found, _unused = copy(copier, tmp_path, order(image(tmp_path / "a", "raw"), method="reflink"))
     assert found.method == "reflink"
 
 

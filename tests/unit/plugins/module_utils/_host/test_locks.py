@@ -91,7 +91,7 @@ def test_threads_take_slots_of_their_own(directory: Callable[[], str]) -> None:
             most[0] = max(most[0], inside[0])
             inside[0] -= 1
 
-    threads = [threading.Thread(target=work) for _ in range(5)]
+    threads = [threading.Thread(target=work) for _unused in range(5)]
     for thread in threads:
         thread.start()
     for thread in threads:

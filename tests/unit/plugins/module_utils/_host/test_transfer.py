@@ -111,7 +111,7 @@ def test_random_layouts(tmp_path: Path) -> None:
     for number in range(20):
         source, target = tmp_path / ("a%d" % number), tmp_path / ("b%d" % number)
         size = rng.randrange(2 * MIB)
-        sparse(source, [(rng.randrange(size), 1) for _ in range(5)] if size else [], size)
+        sparse(source, [(rng.randrange(size), 1) for _unused in range(5)] if size else [], size)
         copy(source, target)
         assert sha256(str(target), go_on, str(source)) == hashlib.sha256(source.read_bytes()).hexdigest()
 

@@ -94,7 +94,7 @@ def test_one_that_does_not_start_is_an_error_in_bounded_time(module: str, words:
 
 def _soon(trace: Path) -> str:
     """Processes have their own time: look until it is there."""
-    for _ in range(200):
+    for _unused in range(200):
         if trace.exists() and trace.read_text():
             return trace.read_text()
         time.sleep(0.05)

@@ -43,7 +43,7 @@ def test_a_daemon_gets_time_to_come_back(tmp_path: Path) -> None:
         assert caught.value.code == "uri_unreachable"
         assert sum(naps) >= 10
 
-        def comes_back(_: float) -> None:
+        def comes_back(_unused: float) -> None:
             connection.uri = URI
 
         connection.uri = nowhere(tmp_path)

@@ -94,7 +94,7 @@ def test_it_tries_again_over_a_new_connection(tmp_path: Path, define: Define, mo
     uris = [f"qemu+unix:///system?socket={tmp_path}/none"] * 3 + [URI]
     opened: list[str] = []
 
-    def connect(_: str, real: Callable[[str], Any] = thaw_watchdog.libvirt.open) -> Any:
+    def connect(_unused: str, real: Callable[[str], Any] = thaw_watchdog.libvirt.open) -> Any:
         opened.append(uris[len(opened)])
         return real(opened[-1])
 

@@ -60,7 +60,7 @@ def module(flow: Callable[[DomainContext], Outcome], changes: bool) -> Callable[
     return lambda: entry.run_domain_module({"word": {"type": "str"}}, flow, changes=changes)
 
 
-def outcome(_: DomainContext) -> Outcome:
+def outcome(_unused: DomainContext) -> Outcome:
     return Outcome(("step one",), {"a": 1}, {"a": 2}, {"more": [1]}, ("careful",))
 
 
@@ -109,7 +109,7 @@ def test_a_domain_at_work_is_refused(run: Run, locks: Path) -> None:
 
 @pytest.mark.parametrize("partial", [None, [{"disk": "vda"}]])
 def test_an_expected_failure_is_a_result(run: Run, locks: Path, partial: list[dict[str, Any]] | None) -> None:
-    def flow(_: DomainContext) -> Outcome:
+    def flow(_unused: DomainContext) -> Outcome:
         raise VirtopsError("some_code", "It broke", "Mend it", partial)
 
     result = run(module(flow, changes=True), domain="test")
@@ -119,7 +119,7 @@ def test_an_expected_failure_is_a_result(run: Run, locks: Path, partial: list[di
 
 
 def test_a_bug_stays_a_traceback(locks: Path) -> None:
-    def flow(_: DomainContext) -> Outcome:
+    def flow(_unused: DomainContext) -> Outcome:
         raise ZeroDivisionError
 
     with patch_module_args({"uri": URI, "domain": "test"}), pytest.raises(ZeroDivisionError):

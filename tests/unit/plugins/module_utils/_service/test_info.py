@@ -135,7 +135,7 @@ class SizedDomain(FakeDomain):
 
 
 def lab(state: str = "running") -> tuple[SizedDomain, FakeImages]:
-    made, images, _, _ = running_guest()
+    made, images, _unused, _ignored1 = running_guest()
     domain = SizedDomain(images, list(made.live.values()), state)
     return domain, images
 
@@ -201,7 +201,7 @@ class BrokenImages(FakeImages):
 
 @pytest.mark.parametrize(("state", "warned"), [("running", 1), ("shut off", 2)])
 def test_an_unreadable_image_is_a_warning(state: str, warned: int) -> None:
-    domain, _ = lab(state)
+    domain, _unused = lab(state)
     images = BrokenImages({"/img/a.raw": ("raw", None)})
     domain.live = {"vda": domain.live["vda"]}
     outcome = info.block(domain, images, [])
