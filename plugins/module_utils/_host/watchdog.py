@@ -49,7 +49,8 @@ class PythonWatchdog:
         """Start it and wait for "armed". `seconds` count from then on."""
         self.disarm()
         # Our end of its stdin is close-on-exec, as all that Python opens: no other child keeps the pipe open.
-        process = subprocess.Popen(
+        # run_command waits for the end, and this has to outlive us.
+        process = subprocess.Popen(  # pylint: disable=ansible-bad-function
             [sys.executable, "-m", self._module_name, self._uri, uuid, str(seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
