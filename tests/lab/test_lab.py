@@ -186,10 +186,9 @@ def test_small_and_reflinking_file_systems(lab: Lab) -> None:
     assert not any(leftovers(lab.dir / "hosts/hv3").values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("generation", sorted(GENERATIONS))
 def test_another_generation(lab: Lab, generation: str) -> None:
-    if not (lab.cache / "roots" / generation).exists():
-        pytest.skip(f"first: tests/lab/lab up NAME --generation {generation}")
     host = lab.hypervisor(generation).up(generation=generation)
     guest = host.guest("web").define(DISKS)
     guest.start()
