@@ -115,7 +115,8 @@ def shell_scripts() -> list[str]:
 
 def typed_test_folders() -> list[str]:
     """Return the folders of test tooling that are checked for types."""
-    return [f"tests/{name}" for name in ("bench", "demo", "lab", "tools") if any((TREE / "tests" / name).rglob("*.py"))]
+    names = ("bench", "demo", "e2e", "lab", "tools")
+    return [f"tests/{name}" for name in names if any((TREE / "tests" / name).rglob("*.py"))]
 
 
 @nox.session
@@ -124,8 +125,8 @@ def lint(session: nox.Session) -> None:
     sync()
     bin_ = ensure("lint", newest_python(), "lint")
     typing = ensure("typing", newest_python(), "typing")
-    # virtlab, the lab's package, is found beside the lab's command
-    packages = os.pathsep.join([str(COLLECTIONS), str(TREE / "tests" / "lab")])
+    # virtlab, the lab's package, is found beside the lab's command; pytest finds the helpers of e2e in its folder
+    packages = os.pathsep.join(map(str, [COLLECTIONS, TREE / "tests" / "lab", TREE / "tests" / "e2e"]))
     env = environment(bin_, MYPYPATH=packages, MYPY_CACHE_DIR=str(STATE / "mypy"), ANSIBLE_LINT_NODEPS="1")
     utils = "ansible_collections.virtops.libvirt.plugins.module_utils"
     with Checks("lint", session.error) as checks:
