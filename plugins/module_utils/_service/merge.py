@@ -57,6 +57,11 @@ class MergeWish:
     delete_merged: bool = False
     pull: bool = False
 
+    @property
+    def pivots(self) -> bool:
+        """Without waiting nobody may pivot, not even a job that is ready by chance: check mode could not foresee it."""
+        return self.pivot and self.wait
+
 
 @dataclass
 class _Progress:
@@ -198,7 +203,7 @@ class Merge:
 
     def _check_goal(self, goal: MergeGoal, view: DomainView) -> None:
         phase = phase_of(goal, view)
-        if next_step(phase, self._wish.pivot) is not Next.REFUSE:
+        if next_step(phase, self._wish.pivots) is not Next.REFUSE:
             return
         disk = view.disk(goal.target)
         if phase is Phase.FOREIGN_JOB and disk is not None and disk.job is not None:
@@ -241,7 +246,7 @@ class Merge:
     def _is_left(self, goal: MergeGoal, view: DomainView) -> bool:
         """Does this run still have something to do for the goal?"""
         phase = phase_of(goal, view)
-        step = next_step(phase, self._wish.pivot)
+        step = next_step(phase, self._wish.pivots)
         if step is Next.WAIT and not self._wish.wait:
             return False
         return step not in (Next.DONE, Next.HOLD)
@@ -291,7 +296,7 @@ class Merge:
             words.append("%s (%s)" % (doing, goal.target))
         elif phase is Phase.COPYING:
             words.append("wait for the %s into %s that runs already (%s)" % (goal.kind, goal.into.path, goal.target))
-        if goal.pivots and self._wish.pivot and self._wish.wait:
+        if goal.pivots and self._wish.pivots:
             words.append("pivot %s to %s" % (goal.target, goal.into.path))
         return words
 
@@ -332,9 +337,10 @@ class Merge:
     def _act(self, item: _Progress, view: DomainView) -> bool:
         """One step for one disk. True where the next observation may differ at once."""
         phase = phase_of(item.goal, view)
-        step = next_step(phase, self._wish.pivot)
+        step = next_step(phase, self._wish.pivots)
         try:
             if step is Next.START:
+                item.done = not self._wish.wait and not item.started
                 return self._start(item)
             if step is Next.WAIT:
                 item.done = not self._wish.wait
@@ -488,7 +494,7 @@ class Merge:
         """The chains as they will be."""
         after = chains(view)
         for goal in plan.goals:
-            if not goal.pivots or (self._wish.pivot and self._wish.wait):
+            if not goal.pivots or self._wish.pivots:
                 merged = {layer.path for layer in goal.merged}
                 after[goal.target] = [path for path in after[goal.target] if path not in merged]
         return after

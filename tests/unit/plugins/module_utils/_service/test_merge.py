@@ -324,8 +324,27 @@ def test_without_waiting_the_job_goes_on_and_a_later_run_ends_it(lab: Lab) -> No
     assert outcome.changed
     assert outcome.values["disks"][0]["job"]["type"] == "active-commit"  # type: ignore[index]
     assert not lab.run(snapshot="s1", wait=False, delete_merged=True).changed
+    lab.domain.wait_event(10)
+    lab.domain.wait_event(10)
+    assert not lab.run(snapshot="s1", wait=False, delete_merged=True).changed
+    assert lab.chains["vda"][0] == "/img/vm.vda.s1.qcow2"
     lab.run(snapshot="s1", delete_merged=True)
     assert lab.whole()
+
+
+def test_without_waiting_a_job_that_is_ready_at_once_is_not_pivoted(lab: Lab) -> None:
+    lab.domain.ticks_until_ready = 0
+    real = lab.domain.start_commit
+
+    def ready_at_once(*arguments: Any) -> None:
+        real(*arguments)
+        lab.domain.wait_event(0)
+
+    lab.domain.start_commit = ready_at_once  # type: ignore[method-assign]
+    foreseen = lab.run(check=True, snapshot="s1", wait=False)
+    done = lab.run(snapshot="s1", wait=False)
+    assert (foreseen.steps, foreseen.after) == (done.steps, done.after)
+    assert not any(call.startswith("pivot") for call in lab.domain.calls)
 
 
 def test_without_pivot_the_job_stays_ready(lab: Lab) -> None:
