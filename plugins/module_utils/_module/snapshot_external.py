@@ -10,7 +10,8 @@ from dataclasses import replace
 from functools import partial
 
 from .._core.backup import BackupWish, Source
-from .._core.journal import KEPT
+from .._core.errors import VirtopsError
+from .._core.journal import COMMIT, KEPT, PULL
 from .._core.model import DomainView, Outcome
 from .._core.snapshot import DiskWish, SnapshotPlan, SnapshotWish
 from .._host.store import BackupStore
@@ -58,6 +59,12 @@ def _flow(context: DomainContext) -> Outcome:
 
 def _present(context: DomainContext) -> Outcome:
     given = context.params
+    if given["operation"] in (COMMIT, PULL):
+        raise VirtopsError(
+            "bad_option",
+            "The operation's name %r is the journal's own word for a merge." % given["operation"],
+            "Give the workflow another name",
+        )
     wish = SnapshotWish(
         name=given["name"],
         description=given["description"],
