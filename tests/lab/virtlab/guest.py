@@ -155,11 +155,11 @@ class Guest:
 {"".join(self._disk_xml(disk) for disk in disks)}\
     <controller type='usb' model='none'/>
     <serial type='file'>
-      <source path='/var/log/libvirt/qemu/{escape(self.name)}.console'/>
+      <source path={quoteattr(f'/var/log/libvirt/qemu/{self.name}.console')}/>
     </serial>
 {channel if agent else ""}\
     <channel type='unix'>
-      <source mode='bind' path='{escape(self._control_path)}'/>
+      <source mode='bind' path={quoteattr(self._control_path)}/>
       <target type='virtio' name='lab.0'/>
     </channel>
     <memballoon model='none'/>
