@@ -26,6 +26,8 @@ _NO_CLONE = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY
 
 #: Bytes for one system call. Big enough that Python's own time does not count, small enough to stop soon.
 _CHUNK = 4 * 1024 * 1024
+#: Bytes that may wait for the disk (see `_Backlog`).
+_BACKLOG = 32 * 1024 * 1024
 #: Bytes hashed and compared at once; two of these buffers stay in the processor's cache.
 _WINDOW = 256 * 1024
 _ZEROS = bytes(_WINDOW)
@@ -70,8 +72,9 @@ def copy_data(source: int, target: int, pace: Pace, check: Check) -> None:
     size = file_size(source)
     # Within the file's length XFS does not allocate ahead, so that the copy takes no more than the source.
     os.ftruncate(target, size)
+    backlog = _Backlog(target)
     for start, end in _data(source, size):
-        _copy_range(source, target, start, end, pace, check)
+        _copy_range(source, target, start, end, pace, backlog, check)
 
 
 def sha256(path: str, check: Check, same_as: str | None = None) -> str:
@@ -109,7 +112,25 @@ def file_size(fd: int) -> int:
     return os.lseek(fd, 0, os.SEEK_END)
 
 
-def _copy_range(source: int, target: int, start: int, end: int, pace: Pace, check: Check) -> None:
+class _Backlog:
+    """Brings a file to the disk as it is written.
+
+    The guest's own fsync(2) waits for all that its file system writes in the same transaction, ours as well (ext4's
+    ordered mode): written back in one go at the end, a copy of some GiB is a stall of the guest.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._bytes = 0
+
+    def written(self, count: int) -> None:
+        self._bytes += count
+        if self._bytes >= _BACKLOG:
+            os.fdatasync(self._fd)
+            self._bytes = 0
+
+
+def _copy_range(source: int, target: int, start: int, end: int, pace: Pace, backlog: _Backlog, check: Check) -> None:
     os.lseek(target, start, os.SEEK_SET)
     while start < end:
         check()
@@ -118,6 +139,7 @@ def _copy_range(source: int, target: int, start: int, end: int, pace: Pace, chec
         if count == 0:
             raise OSError(errno.EIO, "the source became shorter while it was read")
         start += count
+        backlog.written(count)
         pace.sent(count)
 
 
