@@ -155,7 +155,7 @@ class Guest:
 {"".join(self._disk_xml(disk) for disk in disks)}\
     <controller type='usb' model='none'/>
     <serial type='file'>
-      <source path={quoteattr(f'/var/log/libvirt/qemu/{self.name}.console')}/>
+      <source path={quoteattr(f"/var/log/libvirt/qemu/{self.name}.console")}/>
     </serial>
 {channel if agent else ""}\
     <channel type='unix'>
