@@ -174,14 +174,21 @@ def operation_open(domain: str, operation: Operation) -> VirtopsError:
     )
 
 
+def require_disk(view: DomainView, target: str) -> Disk:
+    """The disk that the user named, or the refusal that every module gives."""
+    disk = view.disk(target)
+    if disk is None:
+        raise VirtopsError(
+            "no_such_disk",
+            "Domain %s has no disk %s." % (view.name, target),
+            "Name one of: %s" % (", ".join(found.target for found in view.disks) or "it has no disks"),
+        )
+    return disk
+
+
 def _check_wished_disks(wish: SnapshotWish, view: DomainView) -> None:
     for asked in wish.disks:
-        if view.disk(asked.target) is None:
-            raise VirtopsError(
-                "no_such_disk",
-                "Domain %s has no disk %s." % (view.name, asked.target),
-                "Name one of: %s" % (", ".join(disk.target for disk in view.disks) or "it has no disks"),
-            )
+        require_disk(view, asked.target)
 
 
 def _chosen_disks(view: DomainView, skipped: tuple[SkippedDisk, ...]) -> tuple[Disk, ...]:

@@ -13,6 +13,7 @@ from .._core.errors import VirtopsError
 from .._core.journal import COMMIT
 from .._core.model import BlockJob, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, MergePort
+from .._core.snapshot import require_disk
 from .merge import Merge, MergeWish, told_job
 from .observe import observe
 
@@ -58,13 +59,7 @@ class JobControl:
         )
 
     def _job(self, view: DomainView) -> BlockJob | None:
-        disk = view.disk(self._wish.disk)
-        if disk is None:
-            raise VirtopsError(
-                "no_such_disk",
-                "Domain %s has no disk %s." % (view.name, self._wish.disk),
-                "Name one of: %s" % ", ".join(disk.target for disk in view.disks),
-            )
+        disk = require_disk(view, self._wish.disk)
         if disk.job is None and self._wish.state == "present":
             raise VirtopsError(
                 "no_job",

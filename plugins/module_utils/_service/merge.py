@@ -30,7 +30,7 @@ from .._core.merge import (
 )
 from .._core.model import BlockJob, DomainView, Layer, Outcome, SnapshotRecord
 from .._core.ports import Clock, ImagePort, MergePort
-from .._core.snapshot import is_in_chain, operation_open
+from .._core.snapshot import is_in_chain, operation_open, require_disk
 from .observe import chains, observe
 
 #: Seconds between two looks while no event comes: libvirtd's restart loses events.
@@ -150,12 +150,7 @@ class Merge:
     ) -> tuple[MergeGoal, ...]:
         wish = self._wish
         for target in wish.disks:
-            if view.disk(target) is None:
-                raise VirtopsError(
-                    "no_such_disk",
-                    "Domain %s has no disk %s." % (view.name, target),
-                    "Name one of: %s" % ", ".join(disk.target for disk in view.disks),
-                )
+            require_disk(view, target)
         if wish.snapshot is not None:
             return self._goals_of_snapshot(view, operation, record)
         disks = [disk for disk in view.disks if disk.target in wish.disks] if wish.disks else list(view.disks)
