@@ -28,8 +28,8 @@ options:
     default: true
   timeout:
     description:
-      - After so many seconds the jobs that have not ended are cancelled, and the module fails. The guest goes on, on
-        the layers that it had.
+      - For how many seconds the merge may take. The jobs that have not ended then are cancelled, and the module fails.
+        The guest goes on, on the layers that it had.
     type: int
     default: 3600
   delete_merged:

@@ -20,10 +20,12 @@ description:
   - From the start of a commit the base is no longer the snapshot's point in time. The journal in the domain's metadata
     says so before it is true, and M(virtops.libvirt.image_backup) then refuses to copy it.
   - An aborted or failed merge is safe for the guest, which goes on, on its overlay. Run the task again.
+  - If QEMU paused the guest at a write that failed, as on a full file system, it is resumed after the merge.
   - An image that another domain of this hypervisor stands on (a golden image) is never written to.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.deadline
   - virtops.libvirt.merge
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes
@@ -71,6 +73,15 @@ EXAMPLES = r"""
     disks: [vda]
     base: /var/lib/libvirt/images/web1.qcow2
     bandwidth: 100
+
+- name: Merge a guest that writes much, and slow it down for at most a minute and a half if there is no other way
+  virtops.libvirt.block_commit:
+    domain: db1
+    snapshot: nightly
+    delete_merged: true
+    timeout: 900
+    on_timeout: throttle
+    throttle_timeout: 90
 
 - name: Start merging now
   virtops.libvirt.block_commit:
@@ -130,6 +141,16 @@ disks:
       after: [/var/lib/libvirt/images/web1.qcow2]
       merged: [/var/lib/libvirt/images/web1.vda.s1.qcow2]
       job:
+held_seconds:
+  description: For how long the guest's writes were held back so that the merge could end.
+  returned: success, if O(on_timeout) is not V(fail)
+  type: float
+  sample: 0.0
+suspended_seconds:
+  description: For how long of that the guest was paused.
+  returned: success, if O(on_timeout) is not V(fail)
+  type: float
+  sample: 0.0
 error_code:
   description: A short word for the cause of a failure, which stays the same across releases.
   returned: failure

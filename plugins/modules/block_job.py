@@ -19,6 +19,7 @@ description:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.deadline
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes
   - virtops.libvirt.attributes.actiongroup_all
@@ -39,7 +40,8 @@ options:
     description: The job's limit in MiB/s. V(0) is no limit. Unset, it stays as it is.
     type: int
   timeout:
-    description: With O(state=pivoted), for how many seconds the job may take to become ready.
+    description:
+      - With O(state=pivoted), for how many seconds the job may take to become ready. What follows, O(on_timeout) says.
     type: int
     default: 3600
   delete_merged:

@@ -108,6 +108,13 @@ options:
         ones wait.
     type: int
     default: 4
+  overlay_reserve:
+    description:
+      - When less than this is free (in MiB) in the file system of an overlay, which the guest writes to meanwhile, the
+        copy is given up before QEMU would have to pause the guest. Of a file system smaller than twenty times of this,
+        a twentieth. V(0) does without.
+    type: int
+    default: 256
 seealso:
   - module: virtops.libvirt.snapshot_external
   - module: virtops.libvirt.block_commit

@@ -15,6 +15,8 @@ description:
     domain to rest. A running domain goes on running meanwhile.
   - A snapshot that was intended, and to which no disk was switched, is undone, and a guest that was left frozen is
     thawed. If a snapshot that the user keeps was taken, only the journal is brought up to date.
+  - A guest whose writes an interrupted merge had limited, or that it had paused, is let go first. One that QEMU paused
+    because the overlays' file system was full is resumed when the merge has given it its own images back.
   - The overlays of a workflow such as the role P(virtops.libvirt.live_backup#role) are merged back. A commit that runs
     is adopted. One that vanished is begun anew. Of a domain that is off, the overlays are merged offline.
   - With O(backup) the workflow's backup is finished first, if its bases are untouched. Once a commit into them was
@@ -26,6 +28,7 @@ description:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.deadline
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes
   - virtops.libvirt.attributes.actiongroup_all
@@ -79,7 +82,7 @@ options:
         type: int
         default: 4
   timeout:
-    description: After so many seconds a merge is given up. The guest goes on, on its overlays.
+    description: For how many seconds a merge may take. What follows, O(on_timeout) says.
     type: int
     default: 3600
 seealso:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -39,7 +40,10 @@ _STAMP = "%Y%m%dT%H%M%SZ"
 
 @dataclass(frozen=True)
 class BackupWish:
-    """What the user asked for: `snapshot` or `overlays`. `rate_limit` is MiB/s of each copy, 0: no limit."""
+    """What the user asked for: `snapshot` or `overlays`. `rate_limit` is MiB/s of each copy, 0: no limit.
+
+    `overlay_reserve` is in MiB: the copy gives way to the overlays where they have less.
+    """
 
     dest: str
     snapshot: str | None = None
@@ -51,6 +55,7 @@ class BackupWish:
     rate_limit: int = 0
     keep_backing: bool = False
     parallel: int = 4
+    overlay_reserve: int = 256
 
 
 @dataclass(frozen=True)
@@ -149,8 +154,13 @@ class CopyPort(Protocol):
     def hold(self, paths: tuple[str, ...]) -> AbstractContextManager[object]:
         """QEMU's image lock on each: nothing may write to them; `image_locked` where something does."""
 
-    def copy_all(self, orders: tuple[CopyOrder, ...], directory: str, parallel: int) -> dict[str, Copied]:
-        """Write, sync, check and hash each into `directory`; by target. The first failure stops the others."""
+    def copy_all(
+        self, orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None]
+    ) -> dict[str, Copied]:
+        """Write, sync, check and hash each into `directory`; by target. The first failure stops the others.
+
+        `watch` is called now and then; it raises to stop them all.
+        """
 
 
 class StorePort(Protocol):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .model import FileIdentity
+from .model import FileIdentity, Hold
 
 #: The namespace of the journal element in the domain's metadata, and the prefix libvirt gives it.
 JOURNAL_URI = "https://virtops.github.io/xmlns/libvirt/journal/1"
@@ -51,7 +51,8 @@ class Operation:
 
     `name` is the snapshot's name (for a COMMIT: the base layers' merge, named by us). `kind` says
     which workflow it belongs to: KEPT, COMMIT, or the name that a role gave (live_backup).
-    `started` is a UTC time as 20261120T120000Z; `consistency` is filesystem, crash or offline.
+    `started` is a UTC time as 20261120T120000Z; `consistency` is filesystem, crash or offline. `hold` is what the
+    merge slows or stops the guest by at this moment.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Operation:
     started: str
     disks: tuple[JournalDisk, ...]
     consistency: str = ""
+    hold: Hold | None = None
 
     @property
     def open(self) -> bool:
@@ -69,6 +71,9 @@ class Operation:
 
     def at(self, phase: str) -> Operation:
         return replace(self, phase=phase)
+
+    def held(self, hold: Hold | None) -> Operation:
+        return replace(self, hold=hold)
 
     def disk(self, target: str) -> JournalDisk | None:
         return next((disk for disk in self.disks if disk.target == target), None)

@@ -60,6 +60,8 @@ class Phase(enum.Enum):
     CONFIG_STALE = "config-stale"
     #: Live and persistent XML show the goal.
     MERGED = "merged"
+    #: Somebody asked our job to pivot, or to end: QEMU does it when it can, nothing else can be asked of it.
+    ENDING = "ending"
     #: A job that is not this merge holds the disk.
     FOREIGN_JOB = "foreign-job"
     #: The image that the data should be in is not in the chain: a human has to look.
@@ -86,6 +88,7 @@ def next_step(phase: Phase, pivot: bool = True) -> Next:
     return {
         Phase.IDLE: Next.START,
         Phase.COPYING: Next.WAIT,
+        Phase.ENDING: Next.WAIT,
         Phase.OFFLINE: Next.COMMIT_OFFLINE,
         Phase.CONFIG_STALE: Next.UPDATE_CONFIG,
         Phase.MERGED: Next.DONE,
@@ -112,10 +115,14 @@ def phase_of(goal: MergeGoal, view: DomainView) -> Phase:
 
 
 def _phase_of_job(goal: MergeGoal, job: BlockJob) -> Phase:
+    if not job.kind:
+        return Phase.ENDING
     if not goal.pivots:
         return Phase.COPYING if job.kind == goal.kind else Phase.FOREIGN_JOB
     if job.kind != "active-commit" or job.target not in (None, goal.into.path):
         return Phase.FOREIGN_JOB
+    if job.ending:
+        return Phase.ENDING
     # cur == end comes before ready='yes', and both are 0 at the start; a pivot needs both.
     return Phase.READY if job.ready and job.cur == job.end else Phase.COPYING
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, replace
 # virDomainState, in virsh's words.
 RUNNING_STATES = frozenset({"running", "idle", "paused", "in shutdown", "pmsuspended", "blocked"})
 
+#: The reason of a pause (virDomainPausedReason, in virsh's words) when QEMU stopped the guest at a write that failed.
+IO_ERROR = "I/O error"
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -24,9 +27,11 @@ class Layer:
 class BlockJob:
     """A block job as libvirt shows it: virDomainGetBlockJobInfo joined with the XML's `<mirror>`.
 
-    `kind` is the XML's and virsh's word: commit, active-commit, pull, copy, backup or unknown.
+    `kind` is the XML's and virsh's word: commit, active-commit, pull, copy, backup or unknown; empty for one that has
+    just ended.
     `target` is the mirror's image (for an active commit: the base). `ready` is the XML's
-    `<mirror ready='yes'>`; cur == end alone does not mean that a pivot can succeed.
+    `<mirror ready='yes'>`; cur == end alone does not mean that a pivot can succeed. `ending` is its 'pivot' or 'abort':
+    somebody asked for the end, which QEMU gives when it can, and nothing else may be asked of the job any more.
     `cur` and `end` are bytes, `bandwidth` is bytes/s (0: no limit).
     """
 
@@ -36,6 +41,7 @@ class BlockJob:
     bandwidth: int = 0
     ready: bool = False
     target: str | None = None
+    ending: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,18 @@ class FileIdentity:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """What we hold a running guest back by, and so have to let go of, whatever happens to us.
+
+    `tunes` are the I/O limits that its disks had before ours, by target (virDomainGetBlockIoTune's names and numbers).
+    """
+
+    frozen: bool = False
+    suspended: bool = False
+    tunes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SnapshotDisk:
     """A disk in a snapshot's record: `mode` is external, internal or no; `file` the overlay made."""
 
@@ -119,6 +137,7 @@ class DomainView:
     `disks` is what the guest uses now (the live XML; of a domain that is off: the persistent
     one). `config_disks` is the persistent XML's view; what it says below the active layer may be stale.
     `agent` is connected, disconnected (a channel, nobody answering) or absent.
+    `paused_by` is the reason of state paused: user, I/O error (QEMU stopped it at a failed write) or other.
     """
 
     name: str
@@ -133,6 +152,7 @@ class DomainView:
     machine: str = ""
     nvram: str | None = None
     tpm: bool = False
+    paused_by: str | None = None
 
     @property
     def active(self) -> bool:

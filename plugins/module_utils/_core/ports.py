@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .model import DomainView, FileIdentity, ImageInfo, Layer, OtherImages, SnapshotRecord
+from .model import DomainView, FileIdentity, Hold, ImageInfo, Layer, OtherImages, SnapshotRecord
 
 
 class Clock(Protocol):
@@ -83,7 +83,23 @@ class RecordPort(ViewPort, JournalPort, Protocol):
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
 
 
-class MergePort(ViewPort, JournalPort, Protocol):
+class BrakePort(ViewPort, JournalPort, Protocol):
+    """What slowing or stopping a guest's writes needs."""
+
+    def io_tune(self, disk: str) -> dict[str, int]:
+        """virDomainGetBlockIoTune, LIVE: the limits by libvirt's names; 0 is none."""
+
+    def set_io_tune(self, disk: str, limits: dict[str, int]) -> None:
+        """virDomainSetBlockIoTune, LIVE: never in the persistent XML."""
+
+    def suspend(self) -> None:
+        """virDomainSuspend."""
+
+    def resume(self) -> None:
+        """virDomainResume; a domain that runs is fine."""
+
+
+class MergePort(BrakePort, Protocol):
     """What a live merge needs."""
 
     def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int, relative: bool) -> None:
@@ -93,13 +109,13 @@ class MergePort(ViewPort, JournalPort, Protocol):
         """virDomainBlockRebase; everything above `base` (None: the whole chain) comes into the active layer."""
 
     def pivot(self, disk: str) -> None:
-        """virDomainBlockJobAbort, PIVOT."""
+        """virDomainBlockJobAbort, PIVOT and ASYNC: QEMU may need a while, under steady writes for ever."""
 
     def set_job_speed(self, disk: str, bandwidth: int) -> None:
         """virDomainBlockJobSetSpeed; bytes/s, 0: no limit."""
 
     def cancel_job(self, disk: str) -> None:
-        """virDomainBlockJobAbort."""
+        """virDomainBlockJobAbort, ASYNC."""
 
     def wait_event(self, seconds: float) -> None:
         """Return at the next event of this domain, at the latest after `seconds`."""
@@ -125,13 +141,14 @@ class RecoverPort(MergePort, Protocol):
 
 
 class Watchdog(Protocol):
-    """A detached process that thaws the guest when we die or take too long."""
+    """A detached process that lets go of the guest when we die or take too long."""
 
-    def arm(self, uuid: str, seconds: int) -> None:
-        """Start it; returns when it is ready to thaw (imports done, libvirt connected)."""
+    def arm(self, uuid: str, seconds: int, hold: Hold) -> None:
+        """Start it; returns when it is ready to let go (imports done, libvirt connected). It takes the place of one
+        that is armed already."""
 
     def disarm(self) -> None:
-        """End it without a thaw. Calling it when nothing is armed does nothing."""
+        """End it without an effect. Calling it when nothing is armed does nothing."""
 
 
 class ImagePort(Protocol):
@@ -170,6 +187,9 @@ class ImagePort(Protocol):
 
     def free_bytes(self, directory: str) -> int:
         """statvfs(3): what an unprivileged process may still write there."""
+
+    def size_bytes(self, directory: str) -> int:
+        """statvfs(3): the size of its file system."""
 
     def holders(self, path: str) -> tuple[int, ...]:
         """The processes of this host that have the file open (or mapped), as PIDs."""

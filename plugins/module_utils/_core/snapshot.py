@@ -218,7 +218,7 @@ def _plan_new(
         if disk.job is not None:
             raise VirtopsError(
                 "job_running",
-                "A %s job is running on disk %s of domain %s." % (disk.job.kind, disk.target, view.name),
+                "A block job (%s) is running on disk %s of domain %s." % (disk.job.kind, disk.target, view.name),
                 "Wait for its end, or end it with 'virsh blockjob'",
             )
     planned = tuple(PlannedDisk(disk.target, _active(disk), _overlay_of(wish, view, disk)) for disk in chosen)

@@ -18,7 +18,7 @@ from typing import Union
 
 from .errors import VirtopsError
 from .journal import JOURNAL_URI, Journal, JournalDisk, Operation
-from .model import BlockJob, Disk, FileIdentity, Layer, OtherImages, SnapshotDisk, SnapshotRecord
+from .model import BlockJob, Disk, FileIdentity, Hold, Layer, OtherImages, SnapshotDisk, SnapshotRecord
 
 LXML_IMPORT_ERROR: str | None
 try:
@@ -159,13 +159,17 @@ def _remote_name(element: etree._Element) -> str:
 
 
 def _job(disk: etree._Element, volume_path: VolumePath) -> BlockJob | None:
-    """The job that <mirror> tells of: copy and active-commit only. Other kinds show in no XML."""
+    """The job that <mirror> tells of: copy and active-commit only. Other kinds show in no XML.
+
+    For a moment after a pivot libvirt shows the mirror of a job that has ended already, as job=''.
+    """
     mirror = disk.find("mirror")
     if mirror is None:
         return None
     return BlockJob(
         kind=mirror.get("job", "copy"),
         ready=mirror.get("ready") == "yes",
+        ending=mirror.get("ready") in ("pivot", "abort") or mirror.get("job") == "",
         target=_local_path(mirror, volume_path) or mirror.get("file"),
     )
 
@@ -326,7 +330,18 @@ def build_journal(journal: Journal) -> str | None:
             _set(element, name, getattr(operation, name))
         for disk in operation.disks:
             _add_journal_disk(element, disk)
+        if operation.hold is not None:
+            _add_hold(element, operation.hold)
     return _serialize(root)
+
+
+def _add_hold(operation: etree._Element, hold: Hold) -> None:
+    element = etree.SubElement(operation, "hold", suspended="yes" if hold.suspended else "no")
+    for target, tune in hold.tunes.items():
+        limits = etree.SubElement(element, "tune")
+        _set(limits, "target", target)
+        for name, value in tune.items():
+            _set(etree.SubElement(limits, "limit", value=str(value)), "name", name)
 
 
 def _add_journal_disk(operation: etree._Element, disk: JournalDisk) -> None:
@@ -363,7 +378,18 @@ def _operation(element: etree._Element) -> Operation:
         started=str(attributes["started"]),
         disks=tuple(_journal_disk(disk) for disk in _local(element, "disk")),
         consistency=str(attributes.get("consistency", "")),
+        hold=next((_hold(hold) for hold in _local(element, "hold")), None),
     )
+
+
+def _hold(element: etree._Element) -> Hold:
+    tunes = {
+        str(tune.attrib["target"]): {
+            str(limit.attrib["name"]): int(limit.attrib["value"]) for limit in _local(tune, "limit")
+        }
+        for tune in _local(element, "tune")
+    }
+    return Hold(suspended=element.get("suspended") == "yes", tunes=tunes)
 
 
 def _journal_disk(element: etree._Element) -> JournalDisk:

@@ -23,11 +23,13 @@ from .clock import SystemClock
 from .command import os_failure, run
 from .image_lock import ImageLock
 from .images import Images
-from .locks import CopySlots
+from .locks import CopySlots, never_stop
 from .transfer import Check, Pace, clone, copy_data, sha256
 
 #: `qemu-img check`: no error, or only leaked clusters, which waste space and harm nothing (a guest that crashed).
 _CHECK_FINE = frozenset({0, 3})
+#: Between two calls of `watch`.
+_WATCH_SECONDS = 1.0
 
 
 class ImageCopier:
@@ -45,7 +47,9 @@ class ImageCopier:
                 stack.enter_context(ImageLock(path))
             yield
 
-    def copy_all(self, orders: tuple[CopyOrder, ...], directory: str, parallel: int) -> dict[str, Copied]:
+    def copy_all(
+        self, orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None] = never_stop
+    ) -> dict[str, Copied]:
         """One thread for each image; how many of them work at a time, the hypervisor's slots say."""
         slots = self._slots(parallel)
         stop = _Stop()
@@ -54,7 +58,7 @@ class ImageCopier:
                 order.target: pool.submit(_Copy(order, directory, self._clock, stop).run, slots) for order in orders
             }
             try:
-                wait(futures.values(), return_when=FIRST_EXCEPTION)
+                _wait(set(futures.values()), watch)
             finally:
                 stop.set()
         return _results(futures)
@@ -156,6 +160,15 @@ class _Copy:
             if error.code != "image_failed":
                 raise
             raise VirtopsError(code, error.cause, error.remedy) from error
+
+
+def _wait(running: set[Future[Copied]], watch: Callable[[], None]) -> None:
+    """Until all have ended, or one has failed."""
+    while running:
+        watch()
+        ended, running = wait(running, _WATCH_SECONDS, return_when=FIRST_EXCEPTION)
+        if any(future.exception() is not None for future in ended):
+            return
 
 
 def _results(futures: dict[str, Future[Copied]]) -> dict[str, Copied]:

@@ -97,11 +97,13 @@ class Images:
 
     def free_bytes(self, directory: str) -> int:
         """statvfs(3): f_bavail, without the blocks reserved for root."""
-        try:
-            found = os.statvfs(directory)
-        except OSError as error:
-            raise os_failure("Looking for space on %s" % directory, error) from error
+        found = self._statvfs(directory)
         return found.f_bavail * found.f_frsize
+
+    def size_bytes(self, directory: str) -> int:
+        """statvfs(3): f_blocks."""
+        found = self._statvfs(directory)
+        return found.f_blocks * found.f_frsize
 
     def holders(self, path: str) -> tuple[int, ...]:
         """/proc/PID/fd and map_files."""
@@ -116,6 +118,12 @@ class Images:
             return
         except OSError as error:
             raise os_failure("Removing %s" % path, error) from error
+
+    def _statvfs(self, directory: str) -> os.statvfs_result:
+        try:
+            return os.statvfs(directory)
+        except OSError as error:
+            raise os_failure("Looking for space on %s" % directory, error) from error
 
     def _info(self, path: str, image_format: str | None, chain: bool) -> list[dict[str, Any]]:
         argv = ["qemu-img", "info", "-U", "--output=json"]

@@ -46,7 +46,7 @@ def lock_directory() -> str:
     return path
 
 
-def _never_stop() -> None:
+def never_stop() -> None:
     """The default of a check that may raise."""
 
 
@@ -90,7 +90,7 @@ class CopySlots:
         self._directory = directory
 
     @contextlib.contextmanager
-    def take(self, check: Callable[[], None] = _never_stop) -> Iterator[None]:
+    def take(self, check: Callable[[], None] = never_stop) -> Iterator[None]:
         """A context in which one slot is ours. Each thread may take its own. `check` raises to end the waiting."""
         lock = self._acquire(check)
         try:

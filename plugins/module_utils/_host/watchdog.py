@@ -2,28 +2,31 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Private to virtops.libvirt: the process that thaws a guest when the module dies with it frozen.
+"""Private to virtops.libvirt: the process that lets go of a guest when the module dies while it holds it back.
 
-A frozen guest stands still for ever. The module may be SIGKILLed between freeze and thaw, so a process of its own
+A frozen or suspended guest stands still for ever. The module may be SIGKILLed meanwhile, so a process of its own
 session waits beside it. What it holds on to is a pipe from us: the kernel closes our end however we die, and it reads
 the end of file. What it does then is the business of the module that it runs, which knows libvirt. Between the two:
 
-    argv     URI UUID SECONDS
+    argv     URI UUID SECONDS HOLD   (HOLD in JSON, the fields of _core.model.Hold)
     stdout   "armed" and a newline once it is ready (imports done, libvirt connected); after that it writes nothing,
              as nobody may be there to read. What it says instead of "armed" becomes our error.
-    stdin    "done" and a newline: end without a thaw. End of file, or SECONDS gone by: thaw, then end.
+    stdin    "done" and a newline: end without an effect. End of file, or SECONDS gone by: let go, then end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 from .._core.errors import VirtopsError
+from .._core.model import Hold
 
 #: Seconds for it to say "armed": Python starts, imports libvirt and connects, on a busy host.
 ARM_SECONDS = 20.0
@@ -45,13 +48,12 @@ class PythonWatchdog:
         self._arm_seconds = arm_seconds
         self._process: subprocess.Popen[bytes] | None = None
 
-    def arm(self, uuid: str, seconds: int) -> None:
-        """Start it and wait for "armed". `seconds` count from then on."""
-        self.disarm()
+    def arm(self, uuid: str, seconds: int, hold: Hold) -> None:
+        """Start it and wait for "armed"; only then the one before it ends. `seconds` count from then on."""
         # Our end of its stdin is close-on-exec, as all that Python opens: no other child keeps the pipe open.
         # run_command waits for the end, and this has to outlive us.
         process = subprocess.Popen(  # pylint: disable=ansible-bad-function
-            [sys.executable, "-m", self._module_name, self._uri, uuid, str(seconds)],
+            [sys.executable, "-m", self._module_name, self._uri, uuid, str(seconds), json.dumps(asdict(hold))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -68,9 +70,10 @@ class PythonWatchdog:
             _close(process)
             raise VirtopsError(
                 "watchdog_failed",
-                "The watchdog that would thaw the guest did not start: %s" % _last_line(said, self._arm_seconds),
-                "Mend what the message names; until then take the snapshot with quiesce: never",
+                "The watchdog that would let go of the guest did not start: %s" % _last_line(said, self._arm_seconds),
+                "Mend what the message names; until then do without it (quiesce: never, on_timeout: fail)",
             )
+        self.disarm()
         self._process = process
 
     def disarm(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import JOURNAL_PREFIX, JOURNAL_URI
-from .._core.model import BlockJob, Disk, DomainView, Layer, OtherImages, SnapshotRecord
+from .._core.model import IO_ERROR, BlockJob, Disk, DomainView, Layer, OtherImages, SnapshotRecord
 from . import agent
 from .connection import Connection, EventWait
 from .errors import LIBVIRT_IMPORT_ERROR, failure, is_connection_lost, is_number, mapped
@@ -27,6 +27,8 @@ if LIBVIRT_IMPORT_ERROR is None:
 STATES = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended")
 #: virDomainBlockJobType by number, in the words of the XML's <mirror job=''>.
 JOB_KINDS = ("unknown", "pull", "copy", "commit", "active-commit", "backup")
+#: virDomainPausedReason by number, in the words of `virsh domstate --reason`; the others do not matter here.
+PAUSED_BY = {1: "user", 5: IO_ERROR}
 
 
 class Domain:
@@ -138,6 +140,25 @@ class Domain:
         with mapped(f"Deleting the record of the snapshot {name} of {self.name}"):
             self._domain.snapshotLookupByName(name).delete(flags)
 
+    # BrakePort
+
+    def io_tune(self, disk: str) -> dict[str, int]:
+        with mapped(f"Reading the I/O limits of {disk} of {self.name}"):
+            found = self._domain.blockIoTune(disk, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        return {name: value for name, value in found.items() if isinstance(value, int)}
+
+    def set_io_tune(self, disk: str, limits: dict[str, int]) -> None:
+        with mapped(f"Setting the I/O limits of {disk} of {self.name}"):
+            self._domain.setBlockIoTune(disk, limits, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def suspend(self) -> None:
+        with mapped(f"Suspending {self.name}"):
+            self._domain.suspend()
+
+    def resume(self) -> None:
+        with mapped(f"Resuming {self.name}"):
+            self._domain.resume()
+
     # MergePort
 
     def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int, relative: bool) -> None:
@@ -163,8 +184,9 @@ class Domain:
 
     def pivot(self, disk: str) -> None:
         """Code `not_ready` where the job has not caught up: guest writes may race with a reading of `ready`."""
+        flags = libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT | libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC
         try:
-            self._domain.blockJobAbort(disk, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+            self._domain.blockJobAbort(disk, flags)
         except libvirt.libvirtError as problem:
             lost = failure(problem, f"Pivoting {disk} of {self.name}")
             if is_number(problem, "VIR_ERR_BLOCK_COPY_ACTIVE"):
@@ -178,7 +200,7 @@ class Domain:
 
     def cancel_job(self, disk: str) -> None:
         with mapped(f"Cancelling the block job of {disk} of {self.name}"):
-            self._domain.blockJobAbort(disk, 0)
+            self._domain.blockJobAbort(disk, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC)
 
     def wait_event(self, seconds: float) -> None:
         self._events.wait(seconds)
@@ -252,7 +274,8 @@ def read_view(connection: Connection, domain: Any) -> DomainView:
     live, config = definitions(domain)
     parsed = xml.parse_domain(live, config, connection.volume_path)
     persistent = config is not None
-    state = STATES[domain.state()[0]]
+    number, reason = domain.state()
+    state = STATES[number]
     view = DomainView(
         name=parsed.name,
         uuid=parsed.uuid,
@@ -266,6 +289,7 @@ def read_view(connection: Connection, domain: Any) -> DomainView:
         machine=parsed.machine,
         nvram=parsed.nvram,
         tpm=parsed.tpm,
+        paused_by=PAUSED_BY.get(reason, "other") if state == "paused" else None,
     )
     if not view.active:
         return replace(view, disks=view.config_disks or view.disks)

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 from .._core.model import Outcome
-from .._service.merge import Merge, MergeWish
+from .._service.merge import Merge
+from .._service.merge_plan import MergeWish
 from .entry import DomainContext, run_domain_module
-from .specs import MERGE, ArgumentSpec, merged
+from .specs import DEADLINE, MERGE, ArgumentSpec, deadline, merged
 
-SPEC: ArgumentSpec = merged(
+OPTIONS: ArgumentSpec = merged(
     MERGE,
     {
         "snapshot": {"type": "str"},
@@ -20,6 +21,7 @@ SPEC: ArgumentSpec = merged(
         "pivot": {"type": "bool", "default": True},
     },
 )
+SPEC: ArgumentSpec = merged(OPTIONS, DEADLINE)
 
 
 def main() -> None:
@@ -34,5 +36,11 @@ def main() -> None:
 
 
 def _flow(context: DomainContext) -> Outcome:
-    wish = MergeWish(**{**{name: context.params[name] for name in SPEC}, "disks": tuple(context.params["disks"])})
-    return Merge(wish, context.domain, context.images, context.clock).run(context.check)
+    given = {name: context.params[name] for name in OPTIONS if name != "timeout"}
+    wish = MergeWish(**{**given, "disks": tuple(given["disks"])}, deadline=deadline(context.params))
+    return merge(context, wish)
+
+
+def merge(context: DomainContext, wish: MergeWish) -> Outcome:
+    """The merge flow, for this and the other modules that merge."""
+    return Merge(wish, context.domain, context.images, context.clock, context.watchdog).run(context.check)

@@ -9,15 +9,16 @@ from __future__ import annotations
 from .._core.model import Outcome
 from .._service.job import JobControl, JobWish
 from .entry import DomainContext, run_domain_module
-from .specs import ArgumentSpec
+from .specs import DEADLINE, ArgumentSpec, deadline, merged
 
-SPEC: ArgumentSpec = {
+OPTIONS: ArgumentSpec = {
     "disk": {"type": "str", "required": True},
     "state": {"type": "str", "choices": ["present", "pivoted", "cancelled"], "default": "present"},
     "bandwidth": {"type": "int"},
     "timeout": {"type": "int", "default": 3600},
     "delete_merged": {"type": "bool", "default": False},
 }
+SPEC: ArgumentSpec = merged(OPTIONS, DEADLINE)
 
 
 def main() -> None:
@@ -25,5 +26,6 @@ def main() -> None:
 
 
 def _flow(context: DomainContext) -> Outcome:
-    wish = JobWish(**{name: context.params[name] for name in SPEC})
-    return JobControl(wish, context.domain, context.images, context.clock).run(context.check)
+    given = {name: context.params[name] for name in OPTIONS if name != "timeout"}
+    wish = JobWish(**given, deadline=deadline(context.params))
+    return JobControl(wish, context.domain, context.images, context.clock, context.watchdog).run(context.check)

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+from .._core.convergence import Deadline
 from .._core.model import Outcome
-from .._service.merge import Merge, MergeWish
+from .._service.merge_plan import MergeWish
+from .block_commit import merge
 from .entry import DomainContext, run_domain_module
 from .specs import MERGE, ArgumentSpec, merged
 
@@ -19,6 +21,6 @@ def main() -> None:
 
 
 def _flow(context: DomainContext) -> Outcome:
-    given = {name: context.params[name] for name in SPEC}
-    wish = MergeWish(**{**given, "disks": tuple(given["disks"]), "pull": True})
-    return Merge(wish, context.domain, context.images, context.clock).run(context.check)
+    given = {name: context.params[name] for name in SPEC if name != "timeout"}
+    limit = Deadline(timeout=context.params["timeout"])
+    return merge(context, MergeWish(**{**given, "disks": tuple(given["disks"])}, deadline=limit, pull=True))

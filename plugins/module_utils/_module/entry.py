@@ -26,7 +26,7 @@ from .._host.clock import SystemClock
 from .._host.images import Images
 from .._host.locks import DomainLock
 from .._host.watchdog import PythonWatchdog
-from .._libvirt import thaw_watchdog
+from .._libvirt import guest_watchdog
 from .._libvirt.connection import Connection
 from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
@@ -93,7 +93,7 @@ def _on_domain(module: AnsibleModule, flow: Callable[[DomainContext], Outcome], 
             domain=domain,
             images=Images(),
             clock=SystemClock(),
-            watchdog=PythonWatchdog(uri, thaw_watchdog.__name__),
+            watchdog=PythonWatchdog(uri, guest_watchdog.__name__),
         )
         try:
             with _lock(domain.uuid, changes and not module.check_mode):

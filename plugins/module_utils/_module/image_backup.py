@@ -13,11 +13,12 @@ from .._host.copy import ImageCopier
 from .._host.store import BackupStore
 from .._service.backup import Backup
 from .entry import DomainContext, run_domain_module
-from .specs import BACKUP, COPY, ArgumentSpec, merged
+from .specs import BACKUP, COPY, RESERVE, ArgumentSpec, merged
 
 SPEC: ArgumentSpec = merged(
     BACKUP,
     COPY,
+    RESERVE,
     {"snapshot": {"type": "str"}, "overlays": {"type": "list", "elements": "path"}},
 )
 
@@ -39,7 +40,11 @@ def _flow(context: DomainContext) -> Outcome:
 
 def back_up(context: DomainContext, wish: BackupWish) -> Outcome:
     """The backup flow, for this module and for recover."""
-    for name, given, least in (("rate_limit", wish.rate_limit, 0), ("parallel", wish.parallel, 1)):
+    for name, given, least in (
+        ("rate_limit", wish.rate_limit, 0),
+        ("parallel", wish.parallel, 1),
+        ("overlay_reserve", wish.overlay_reserve, 0),
+    ):
         if given < least:
             raise VirtopsError("bad_option", "%s is %d" % (name, given), "Give a number of %d or more" % least)
     store, copier = BackupStore(), ImageCopier(context.clock)

@@ -11,12 +11,13 @@ from .._core.model import Outcome
 from .._service.recover import RecoverWish, Recovery
 from .entry import DomainContext, run_domain_module
 from .image_backup import back_up
-from .specs import BACKUP, COPY, ArgumentSpec, merged
+from .specs import BACKUP, COPY, DEADLINE, ArgumentSpec, deadline, merged
 
 SPEC: ArgumentSpec = {
     "operations": {"type": "list", "elements": "str", "default": []},
     "backup": {"type": "dict", "options": merged(BACKUP, COPY)},
     "timeout": {"type": "int", "default": 3600},
+    **DEADLINE,
 }
 
 
@@ -25,11 +26,12 @@ def main() -> None:
 
 
 def _flow(context: DomainContext) -> Outcome:
-    wish = RecoverWish(tuple(context.params["operations"]), context.params["timeout"])
+    wish = RecoverWish(tuple(context.params["operations"]), deadline(context.params))
     given = context.params["backup"]
 
     def finish(snapshot: str) -> Outcome:
-        return back_up(context, BackupWish(snapshot=snapshot, **given))
+        wish = BackupWish(snapshot=snapshot, overlay_reserve=context.params["overlay_reserve"], **given)
+        return back_up(context, wish)
 
     backup = None if given is None else finish
-    return Recovery(wish, context.domain, context.images, context.clock, backup).run(context.check)
+    return Recovery(wish, context.domain, context.images, context.clock, context.watchdog, backup).run(context.check)

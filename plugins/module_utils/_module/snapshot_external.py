@@ -10,14 +10,16 @@ from dataclasses import replace
 from functools import partial
 
 from .._core.backup import BackupWish, Source
+from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, KEPT, PULL
 from .._core.model import DomainView, Outcome
 from .._core.snapshot import DiskWish, SnapshotPlan, SnapshotWish
 from .._host.store import BackupStore
 from .._service.backup import refuse_early
-from .._service.merge import Merge, MergeWish
+from .._service.merge_plan import MergeWish
 from .._service.snapshot import ExternalSnapshot
+from .block_commit import merge
 from .entry import DomainContext, run_domain_module
 from .specs import BACKUP, ArgumentSpec
 
@@ -92,7 +94,7 @@ def _refuse_backup(context: DomainContext, view: DomainView, plan: SnapshotPlan)
 def _absent(context: DomainContext) -> Outcome:
     """A snapshot is given up by merging what it added: the guest keeps all its data."""
     given = context.params
-    wish = MergeWish(snapshot=given["name"], timeout=given["timeout"], delete_merged=True)
-    outcome = Merge(wish, context.domain, context.images, context.clock).run(context.check)
+    limit = Deadline(timeout=given["timeout"])
+    outcome = merge(context, MergeWish(snapshot=given["name"], deadline=limit, delete_merged=True))
     values = {"snapshot": {"name": given["name"], "kind": "external"}, **outcome.values}
     return replace(outcome, values=values)

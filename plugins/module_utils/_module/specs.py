@@ -6,7 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from .._core.convergence import FAIL, POLICIES, Deadline
+from .._core.errors import VirtopsError
 
 ArgumentSpec = dict[str, dict[str, Any]]
 
@@ -22,6 +26,15 @@ MERGE: ArgumentSpec = {
     "timeout": {"type": "int", "default": 3600},
     "delete_merged": {"type": "bool", "default": False},
 }
+#: How little space may be left where overlays grow.
+RESERVE: ArgumentSpec = {"overlay_reserve": {"type": "int", "default": 256}}
+#: What happens to a guest whose writes the merge cannot keep up with; doc fragment virtops.libvirt.deadline.
+DEADLINE: ArgumentSpec = {
+    **RESERVE,
+    "on_timeout": {"type": "str", "choices": list(POLICIES), "default": FAIL},
+    "throttle_timeout": {"type": "int", "default": 60},
+    "suspend_timeout": {"type": "int", "default": 10},
+}
 #: What image_backup and a snapshot for a backup have in common.
 BACKUP: ArgumentSpec = {
     "dest": {"type": "path", "required": True},
@@ -36,6 +49,15 @@ COPY: ArgumentSpec = {
     "rate_limit": {"type": "int", "default": 0},
     "parallel": {"type": "int", "default": 4},
 }
+
+
+def deadline(params: Mapping[str, Any]) -> Deadline:
+    """The options of DEADLINE, and the timeout, as a value; none of them may be negative."""
+    given = {name: params[name] for name in ("timeout", *DEADLINE)}
+    for name, value in given.items():
+        if isinstance(value, int) and value < 0:
+            raise VirtopsError("bad_option", "%s is %d" % (name, value), "Give a number of 0 or more")
+    return Deadline(**given)
 
 
 def merged(*specs: ArgumentSpec) -> ArgumentSpec:

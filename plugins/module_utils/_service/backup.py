@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +45,7 @@ from .._core.errors import VirtopsError
 from .._core.journal import Journal
 from .._core.model import DomainView, Layer, Outcome
 from .._core.ports import Clock, ImagePort, ViewPort
+from .brake import refuse_short
 from .observe import observe
 
 
@@ -181,7 +183,7 @@ class Backup:
 
     def _fill(self, plan: _Plan, manifest: Manifest) -> Manifest:
         directory = plan.paths.partial
-        copied = self._copier.copy_all(plan.orders, directory, self._wish.parallel)
+        copied = self._copier.copy_all(plan.orders, directory, self._wish.parallel, self._watch(plan.selection))
         view = self._require_unchanged(plan.selection)
         self._store.write(directory, DOMAIN_XML, self._domain_xml(plan.selection, view))
         nvram = plan.nvram
@@ -191,6 +193,11 @@ class Backup:
         manifest = manifest.complete(copied, nvram, self._clock.utcnow())
         self._write(directory, manifest)
         return manifest
+
+    def _watch(self, selection: Selection) -> Callable[[], None]:
+        """The guest writes to its overlays meanwhile. A full file system there stops it, so the copy gives way."""
+        overlays = [source.overlay for source in selection.sources]
+        return lambda: refuse_short(self._images, overlays, self._wish.overlay_reserve)
 
     def _require_unchanged(self, selection: Selection) -> DomainView:
         """The same look as before the copy: what it read was that point in time to the end."""

@@ -6,15 +6,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .._core import xml
+from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT
 from .._core.model import BlockJob, DomainView, Outcome
-from .._core.ports import Clock, ImagePort, MergePort
+from .._core.ports import Clock, ImagePort, MergePort, Watchdog
 from .._core.snapshot import require_disk
-from .merge import Merge, MergeWish, told_job
+from .jobs import cancel_jobs
+from .merge import Merge, told_job
+from .merge_plan import MergeWish
 from .observe import observe
 
 MIB = 1024 * 1024
@@ -22,23 +25,24 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class JobWish:
-    """`state` is present, pivoted or cancelled; `bandwidth` in MiB/s (None: leave it), `timeout` in seconds."""
+    """`state` is present, pivoted or cancelled; `bandwidth` in MiB/s (None: leave it)."""
 
     disk: str
     state: str
     bandwidth: int | None = None
-    timeout: int = 3600
+    deadline: Deadline = field(default_factory=Deadline)
     delete_merged: bool = False
 
 
 class JobControl:
     """Bring the block job of one disk into the state that was asked for."""
 
-    def __init__(self, wish: JobWish, domain: MergePort, images: ImagePort, clock: Clock) -> None:
+    def __init__(self, wish: JobWish, domain: MergePort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> None:
         self._wish = wish
         self._domain = domain
         self._images = images
         self._clock = clock
+        self._watchdog = watchdog
 
     def run(self, check: bool) -> Outcome:
         """Raises VirtopsError; a job that ended while we looked is no error."""
@@ -87,9 +91,18 @@ class JobControl:
 
     def _apply(self, job: BlockJob | None) -> None:
         if self._wish.state == "cancelled":
-            self._domain.cancel_job(self._wish.disk)
+            self._cancel()
         elif job is not None and self._speed_steps(job):
             self._domain.set_job_speed(self._wish.disk, (self._wish.bandwidth or 0) * MIB)
+
+    def _cancel(self) -> None:
+        disk = cancel_jobs(self._domain, [self._wish.disk], self._clock).disk(self._wish.disk)
+        if disk is not None and disk.job is not None:
+            raise VirtopsError(
+                "job_ending",
+                "The %s job of disk %s was told to end, and has not ended yet." % (disk.job.kind, disk.target),
+                "QEMU ends it as soon as the guest's writes leave it the time: run the task again",
+            )
 
     def _pivot(self, view: DomainView, job: BlockJob, check: bool) -> Outcome:
         """The merge flow waits for ready, pivots, and brings persistent XML, record and journal into step."""
@@ -103,12 +116,13 @@ class JobControl:
         speed = self._speed_steps(job)
         if speed and not check:
             self._apply(job)
-        outcome = Merge(self._merge_wish(view, job.target), self._domain, self._images, self._clock).run(check)
+        wish = self._merge_wish(view, job.target)
+        outcome = Merge(wish, self._domain, self._images, self._clock, self._watchdog).run(check)
         return replace(outcome, steps=speed + outcome.steps, values={"job": None})
 
     def _merge_wish(self, view: DomainView, base: str) -> MergeWish:
         """The merge that began this job, as the journal has it; a job of somebody else's is a merge by path."""
-        wish = MergeWish(disks=(self._wish.disk,), timeout=self._wish.timeout, delete_merged=self._wish.delete_merged)
+        wish = MergeWish(disks=(self._wish.disk,), deadline=self._wish.deadline, delete_merged=self._wish.delete_merged)
         for operation in xml.parse_journal(view.journal_xml).operations:
             mine = operation.disk(self._wish.disk)
             if operation.open and operation.kind != COMMIT and mine is not None and mine.base == base:

@@ -11,15 +11,18 @@ that the user keeps) is nothing to recover. Running this on a healthy domain cha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .._core import xml
+from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, CREATED, KEPT, PREPARED, PULL, JournalDisk, Operation
 from .._core.model import DomainView, Outcome
-from .._core.ports import Clock, ImagePort, RecoverPort
+from .._core.ports import Clock, ImagePort, RecoverPort, Watchdog
 from .._core.snapshot import is_in_chain, operation_open
-from .merge import Merge, MergeWish
+from .brake import held_words, let_go
+from .merge import Merge
+from .merge_plan import MergeWish
 from .observe import chains, observe
 from .overlays import is_unused, refuse_data
 
@@ -29,10 +32,10 @@ Backup = Callable[[str], Outcome]
 
 @dataclass(frozen=True)
 class RecoverWish:
-    """`operations`: the kinds of operation to recover (none given: all); seconds for agent answers and for a merge."""
+    """`operations`: the kinds of operation to recover (none given: all); seconds for agent answers."""
 
     operations: tuple[str, ...] = ()
-    timeout: int = 3600
+    deadline: Deadline = field(default_factory=Deadline)
     agent_timeout: int = 10
 
 
@@ -45,12 +48,14 @@ class Recovery:
         domain: RecoverPort,
         images: ImagePort,
         clock: Clock,
+        watchdog: Watchdog,
         backup: Backup | None = None,
     ) -> None:
         self._wish = wish
         self._domain = domain
         self._images = images
         self._clock = clock
+        self._watchdog = watchdog
         self._backup = backup
 
     def run(self, check: bool) -> Outcome:
@@ -66,7 +71,7 @@ class Recovery:
         after: dict[str, object] = dict(before)
         backup = None
         for operation in found:
-            for outcome in self._recover(operation, view, check):
+            for outcome in [*self._let_go(operation, view, check), *self._recover(operation, view, check)]:
                 steps += outcome.steps
                 warnings += outcome.warnings
                 after.update(outcome.after)
@@ -78,6 +83,15 @@ class Recovery:
             "backup": backup,
         }
         return Outcome(tuple(steps), {"disks": before}, {"disks": after}, values, tuple(warnings))
+
+    def _let_go(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
+        """A merge that held the guest's writes back died, and its watchdog with it. Done before the merge is planned,
+        which may refuse; in check mode the merge's plan has the same step."""
+        if operation.hold is None or check:
+            return []
+        let_go(self._domain, operation.hold)
+        self._write(operation, operation.held(None))
+        return [Outcome((held_words(view, operation.hold),))]
 
     def _recover(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
         """In the order of the phases; each of them is safe to enter again."""
@@ -152,7 +166,10 @@ class Recovery:
 
     def _merge(self, operation: Operation, check: bool) -> Outcome:
         """The merge by the operation's own goal; a commit that runs is adopted, one that vanished begins anew."""
-        outcomes = [Merge(wish, self._domain, self._images, self._clock).run(check) for wish in self._wishes(operation)]
+        outcomes = [
+            Merge(wish, self._domain, self._images, self._clock, self._watchdog).run(check)
+            for wish in self._wishes(operation)
+        ]
         return Outcome(
             steps=tuple(step for outcome in outcomes for step in outcome.steps),
             after={target: chain for outcome in outcomes for target, chain in _changed_chains(outcome).items()},
@@ -161,7 +178,7 @@ class Recovery:
 
     def _wishes(self, operation: Operation) -> list[MergeWish]:
         if operation.kind not in (COMMIT, PULL) or self._domain.snapshot(operation.name) is not None:
-            return [MergeWish(snapshot=operation.name, timeout=self._wish.timeout, delete_merged=True)]
+            return [MergeWish(snapshot=operation.name, deadline=self._wish.deadline, delete_merged=True)]
         pull = operation.kind == PULL
         tops: dict[str, JournalDisk] = {}
         for disk in operation.disks:
@@ -171,7 +188,7 @@ class Recovery:
                 disks=(target,),
                 base=top.base or None,
                 top=None if pull else top.overlay,
-                timeout=self._wish.timeout,
+                deadline=self._wish.deadline,
                 pull=pull,
             )
             for target, top in tops.items()

@@ -18,7 +18,7 @@ from typing import Any, Callable
 from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import CREATED, PREPARED, Journal, Operation
-from .._core.model import DomainView, Outcome
+from .._core.model import DomainView, Hold, Outcome
 from .._core.ports import Clock, ImagePort, SnapshotPort, Watchdog
 from .._core.snapshot import (
     PlannedDisk,
@@ -195,7 +195,7 @@ class ExternalSnapshot:
             self._domain.create_snapshot(request, self._wish.metadata)
             return _Taken("crash" if view.active else "offline")
         limit = self._wish.freeze_timeout
-        self._watchdog.arm(view.uuid, limit + WATCHDOG_GRACE)
+        self._watchdog.arm(view.uuid, limit + WATCHDOG_GRACE, Hold(frozen=True))
         began = self._clock.monotonic()
         frozen, warnings = self._freeze(limit)
         thawed = 0

@@ -23,6 +23,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal impo
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
     BlockJob,
     FileIdentity,
+    Hold,
     Layer,
     SnapshotDisk,
 )
@@ -61,6 +62,15 @@ def test_a_running_domain_shows_its_whole_chains() -> None:
     assert {disk.target: disk.active for disk in seen.config_disks} == {
         target: overlay(target) for target in ("vda", "vdb", "vdc")
     }
+
+
+@pytest.mark.parametrize("told", ["pivot", "abort"])
+def test_a_job_that_was_told_to_end(told: str) -> None:
+    """libvirt shows so from the call until QEMU has done it."""
+    seen = xml.parse_domain(recorded("commit_ready.live").replace("ready='yes'", f"ready='{told}'"), None)
+    assert seen.disks[0].job == BlockJob("active-commit", ending=True, target=f"{IMAGES}/vda.raw")
+    ended = recorded("commit_ready.live").replace("job='active-commit' ready='yes'", f"job='' ready='{told}'")
+    assert xml.parse_domain(ended, None).disks[0].job == BlockJob("", ending=True, target=f"{IMAGES}/vda.raw")
 
 
 @pytest.mark.parametrize(("name", "ready"), [("commit_copying", False), ("commit_ready", True)])
@@ -312,6 +322,13 @@ OPERATION = Operation(
 def test_the_journal_is_read_back_as_it_was_written() -> None:
     journal = Journal((OPERATION, replace(OPERATION, id="2", kind="snapshot", consistency="")))
     assert xml.parse_journal(xml.build_journal(journal)) == journal
+
+
+def test_the_journal_says_what_a_guest_is_held_back_by() -> None:
+    hold = Hold(suspended=True, tunes={"vda": {"write_bytes_sec": 7, "read_bytes_sec": 0}, "vdb": {}})
+    journal = Journal((OPERATION.held(hold),))
+    assert xml.parse_journal(xml.build_journal(journal)) == journal
+    assert "hold" not in (xml.build_journal(Journal((OPERATION.held(hold).held(None),))) or "")
 
 
 def test_an_empty_journal_is_no_element() -> None:

@@ -13,6 +13,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     Disk,
     DomainView,
     FileIdentity,
+    Hold,
     ImageInfo,
     Layer,
     OtherImages,
@@ -44,17 +45,22 @@ class FakeClock:
 
 @dataclass
 class FakeWatchdog:
-    """Remembers whether it would thaw the guest."""
+    """Remembers what it would let go of."""
 
-    armed: bool = False
+    hold: Hold | None = None
+    seconds: int = 0
     calls: list[str] = field(default_factory=list)
 
-    def arm(self, uuid: str, seconds: int) -> None:
-        self.armed = True
+    @property
+    def armed(self) -> bool:
+        return self.hold is not None
+
+    def arm(self, uuid: str, seconds: int, hold: Hold) -> None:
+        self.hold, self.seconds = hold, seconds
         self.calls.append("arm")
 
     def disarm(self) -> None:
-        self.armed = False
+        self.hold = None
         self.calls.append("disarm")
 
 
@@ -69,6 +75,7 @@ class FakeImages:
         self.open_by: dict[str, tuple[int, ...]] = {}
         self.fail: dict[str, VirtopsError] = {}
         self.written: dict[str, int] = {}
+        self.free = 1 << 40
         self.calls: list[str] = []
 
     def _call(self, name: str, *arguments: str) -> None:
@@ -117,7 +124,10 @@ class FakeImages:
         return path not in self.read_only
 
     def free_bytes(self, directory: str) -> int:
-        return 1 << 40
+        return self.free
+
+    def size_bytes(self, directory: str) -> int:
+        return 1 << 41
 
     def holders(self, path: str) -> tuple[int, ...]:
         return self.open_by.get(path, ())
@@ -150,11 +160,16 @@ class FakeDomain:
         self.ticks_until_ready = 2
         self.refuse_pivots = 0
         self.jobs_vanish = False
+        self.never_ready = False
+        self.tunes: dict[str, dict[str, int]] = {}
+        self.paused_by: str | None = None
+        self.dead = False
         self.commits: dict[str, tuple[str, str]] = {}
         self.calls: list[str] = []
 
     def _call(self, name: str, *arguments: object) -> None:
-        if self.die_before == name:
+        if self.dead or self.die_before == name:
+            self.dead = True
             raise Died(name)
         self.calls.append(" ".join([name, *map(str, arguments)]))
         if name in self.fail:
@@ -162,7 +177,13 @@ class FakeDomain:
 
     def _done(self, name: str) -> None:
         if self.die_after == name:
+            self.dead = True
             raise Died(name)
+
+    def revive(self) -> None:
+        """Another process takes its place."""
+        self.dead = False
+        self.die_before = self.die_after = None
 
     # -- reading
 
@@ -172,7 +193,17 @@ class FakeDomain:
             disk if active else replace(disk, chain=self.config[name], job=None) for name, disk in self.live.items()
         )
         config = tuple(replace(disk, chain=self.config[name], job=None) for name, disk in self.live.items())
-        return DomainView("vm", "uuid-1", self.state, True, disks, config, self.agent, journal_xml=self.journal)
+        return DomainView(
+            "vm",
+            "uuid-1",
+            self.state,
+            True,
+            disks,
+            config,
+            self.agent,
+            journal_xml=self.journal,
+            paused_by=self.paused_by if self.state == "paused" else None,
+        )
 
     def snapshot(self, name: str) -> SnapshotRecord | None:
         return self.records.get(name)
@@ -236,6 +267,30 @@ class FakeDomain:
         # As libvirt 9.0: the persistent XML then has the whole chain, and keeps it when a lower layer is merged.
         self.config[disk.target] = (layer, *old.chain)
 
+    # -- brakes
+
+    def io_tune(self, disk: str) -> dict[str, int]:
+        self._call("io_tune", disk)
+        return dict(self.tunes.get(disk, {"total_bytes_sec": 0, "read_bytes_sec": 0, "write_bytes_sec": 0}))
+
+    def set_io_tune(self, disk: str, limits: dict[str, int]) -> None:
+        self._call("set_io_tune", disk, limits["write_bytes_sec"])
+        self.tunes[disk] = dict(limits)
+        self._done("set_io_tune")
+
+    def suspend(self) -> None:
+        self._call("suspend")
+        self.state, self.paused_by = "paused", "user"
+        self._done("suspend")
+
+    def resume(self) -> None:
+        self._call("resume")
+        self.state, self.paused_by = "running", None
+
+    @property
+    def held(self) -> bool:
+        return self.state != "running" or any(limits["write_bytes_sec"] for limits in self.tunes.values())
+
     # -- merges
 
     def start_pull(self, disk: str, base: str | None, bandwidth: int, relative: bool) -> None:
@@ -289,6 +344,9 @@ class FakeDomain:
                 continue
             if self.jobs_vanish:
                 self.live[target] = replace(disk, job=None)
+            elif disk.job.kind == "active-commit" and self.never_ready and not self.slow_enough(target):
+                job = replace(disk.job, cur=disk.job.cur + (1 << 20), end=disk.job.cur + (9 << 20))
+                self.live[target] = replace(disk, job=job)
             elif disk.job.kind == "active-commit":
                 self.live[target] = replace(disk, job=replace(disk.job, cur=10, end=10, ready=True))
             elif disk.job.kind == "pull":
@@ -300,6 +358,10 @@ class FakeDomain:
                 self._merge(target, *self.commits[target])
 
     clock: FakeClock
+
+    def slow_enough(self, target: str) -> bool:
+        """Does the guest leave the job the time to catch up? A test says when."""
+        return self.state != "running"
 
     def _merge(self, target: str, base: str, top: str | None) -> None:
         disk = self.live[target]

@@ -80,6 +80,9 @@ class FakeHost:
     def exists(self, path: str) -> bool:
         return path in self.backing
 
+    def size_bytes(self, directory: str) -> int:
+        return 1 << 22
+
     def free_bytes(self, directory: str) -> int:
         return self.free
 
@@ -144,8 +147,11 @@ class FakeHost:
         yield
         self.held = set()
 
-    def copy_all(self, orders: tuple[CopyOrder, ...], directory: str, parallel: int) -> dict[str, Copied]:
+    def copy_all(
+        self, orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None]
+    ) -> dict[str, Copied]:
         self._call("copy_all")
+        watch()
         assert {order.source.path for order in orders if self.is_regular(order.source.path)} <= self.held
         for order in orders:
             self.sets[directory][order.file] = order.source.path

@@ -27,7 +27,7 @@ def lab() -> Lab:
 
 def control(lab: Lab, disk: str, state: str, check: bool = False, bandwidth: int | None = None) -> Outcome:
     wish = JobWish(disk, state, bandwidth)
-    return JobControl(wish, lab.domain, lab.images, lab.clock).run(check)
+    return JobControl(wish, lab.domain, lab.images, lab.clock, lab.watchdog).run(check)
 
 
 def test_pivot_waits_for_ready_and_the_last_disk_closes_the_snapshot(lab: Lab) -> None:

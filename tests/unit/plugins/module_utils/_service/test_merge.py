@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.convergence import Deadline
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
@@ -20,7 +21,8 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge, MergeWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 from .fakes import Died, running_guest
@@ -40,7 +42,9 @@ class Lab:
         self.images.calls.clear()
 
     def run(self, check: bool = False, **wish: object) -> Outcome:
-        return Merge(MergeWish(**wish), self.domain, self.images, self.clock).run(check)  # type: ignore[arg-type]
+        limits = {item.name: wish.pop(item.name) for item in fields(Deadline) if item.name in wish}
+        asked = MergeWish(**wish, deadline=Deadline(**limits))  # type: ignore[arg-type]
+        return Merge(asked, self.domain, self.images, self.clock, self.watchdog).run(check)
 
     @property
     def chains(self) -> dict[str, list[str]]:
@@ -126,7 +130,7 @@ def test_killed_anywhere_the_next_run_ends_the_same(lab: Lab, when: str, call: s
     setattr(lab.domain, "die_" + when, call)
     with pytest.raises(Died):
         lab.run(snapshot="s1", delete_merged=True)
-    lab.domain.die_before = lab.domain.die_after = None
+    lab.domain.revive()
     lab.run(snapshot="s1", delete_merged=True)
     assert lab.whole()
     assert not lab.run(snapshot="s1", delete_merged=True).changed
@@ -396,7 +400,7 @@ def test_the_pivot_reached_the_guest_but_not_the_persistent_xml(lab: Lab) -> Non
     lab.domain.die_after = "pivot"
     with pytest.raises(Died):
         lab.run(snapshot="s1")
-    lab.domain.die_after = None
+    lab.domain.revive()
     lab.domain.config["vda"] = (Layer("/img/vm.vda.s1.qcow2", "qcow2"),)
     foreseen = lab.run(check=True, snapshot="s1", delete_merged=True)
     outcome = lab.run(snapshot="s1", delete_merged=True)
@@ -447,7 +451,7 @@ def test_pull_killed_and_run_again(lab: Lab) -> None:
     lab.domain.die_after = "start_pull"
     with pytest.raises(Died):
         lab.run(pull=True, disks=("vda",))
-    lab.domain.die_after = None
+    lab.domain.revive()
     with pytest.raises(VirtopsError) as caught:
         lab.run(snapshot="s1")
     assert caught.value.code == "operation_open"
@@ -462,7 +466,7 @@ def test_a_pull_that_ended_unseen_is_closed_by_the_next_run(lab: Lab) -> None:
     wish = {"pull": True, "disks": ("vda",), "base": "/img/a.raw", "delete_merged": True}
     with pytest.raises(Died):
         lab.run(**wish)
-    lab.domain.die_after = None
+    lab.domain.revive()
     lab.domain.wait_event(10)
     lab.domain.wait_event(10)
     assert lab.run(**wish).changed

@@ -13,7 +13,8 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors impor
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge, MergeWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
@@ -51,15 +52,20 @@ class Lab(test_merge.Lab):
         setattr(self.domain, "die_" + when, call)
         wish = SnapshotWish("s1", kind=kind, quiesce="required")
         snapshot = ExternalSnapshot(wish, self.domain, self.images, self.watchdog, self.clock)
-        merge = Merge(MergeWish(snapshot="s1", delete_merged=True), self.domain, self.images, self.clock)
+        merge = Merge(MergeWish(snapshot="s1", delete_merged=True), self.domain, self.images, self.clock, self.watchdog)
         with pytest.raises(Died):
             (merge if step == "merge" else snapshot).run(False)
-        self.domain.die_before = self.domain.die_after = None
+        self.domain.revive()
         self.domain.calls.clear()
 
     def recover(self, check: bool = False, operations: tuple[str, ...] = (), backup: bool = False) -> Outcome:
         flow = Recovery(
-            RecoverWish(operations), self.domain, self.images, self.clock, self._back_up if backup else None
+            RecoverWish(operations),
+            self.domain,
+            self.images,
+            self.clock,
+            self.watchdog,
+            self._back_up if backup else None,
         )
         return flow.run(check)
 
@@ -124,10 +130,11 @@ def test_a_killed_merge_by_path_is_finished(lab: Lab, pull: bool) -> None:
     lab.snapshot("s1")
     lab.snapshot("s2")
     lab.domain.die_after = "start_pull" if pull else "start_commit"
-    merge = Merge(MergeWish(disks=("vda",), base="/img/a.raw", pull=pull), lab.domain, lab.images, lab.clock)
+    wish = MergeWish(disks=("vda",), base="/img/a.raw", pull=pull)
+    merge = Merge(wish, lab.domain, lab.images, lab.clock, lab.watchdog)
     with pytest.raises(Died):
         merge.run(False)
-    lab.domain.die_after = None
+    lab.domain.revive()
     lab.recover()
     assert lab.chains["vda"] == (["/img/vm.vda.s2.qcow2", "/img/a.raw"] if pull else ["/img/a.raw"])
     assert not any(op.open for op in parse_journal(lab.domain.journal).operations)

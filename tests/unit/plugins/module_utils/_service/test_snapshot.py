@@ -334,7 +334,7 @@ def test_killed_anywhere_the_next_run_ends_the_same(lab: Lab, when: str, call: s
     _kill(lab.domain, when, call)
     with pytest.raises(Died):
         lab.run(quiesce="preferred", kind="live_backup")
-    lab.domain.die_before = lab.domain.die_after = None
+    lab.domain.revive()
     lab.domain.frozen = False  # the watchdog's work
     lab.run(quiesce="preferred", kind="live_backup")
     assert lab.tops == {"vda": OVERLAY_A, "vdb": OVERLAY_B}

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,17 +15,18 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt import thaw_watchdog
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt import guest_watchdog
 
 from .conftest import URI
 
 TEST_UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
+FROZEN = {"frozen": True, "suspended": False, "tunes": {}}
 Define = Callable[..., Any]
 
 
 def start(uri: str = URI, uuid: str = TEST_UUID, seconds: str = "60") -> subprocess.Popen[bytes]:
     """By its file, as a zip's removal must not matter: it imports nothing of the collection."""
-    command = [sys.executable, str(Path(thaw_watchdog.__file__)), uri, uuid, seconds]
+    command = [sys.executable, str(Path(guest_watchdog.__file__)), uri, uuid, seconds, json.dumps(FROZEN)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -73,19 +75,39 @@ def test_it_says_why_it_cannot_be_armed(tmp_path: Path) -> None:
 def test_it_thaws(define: Define) -> None:
     made = define("frozen by a dead module")
     made.fsFreeze()
-    assert thaw_watchdog.Thawer(URI, made.UUIDString()).thaw()
+    assert guest_watchdog.Releaser(URI, made.UUIDString(), FROZEN).release()
     assert made.fsThaw() == 0
 
 
+@pytest.mark.parametrize("suspended", [True, False])
+def test_it_resumes_only_what_we_suspended(define: Define, suspended: bool) -> None:
+    made = define("suspended")
+    made.suspend()
+    hold = {"frozen": False, "suspended": suspended, "tunes": {}}
+    assert guest_watchdog.Releaser(URI, made.UUIDString(), hold).release()
+    assert made.isActive()
+    assert (made.state()[0] == guest_watchdog.libvirt.VIR_DOMAIN_RUNNING) is suspended
+
+
+def test_it_puts_the_limits_back(define: Define) -> None:
+    """libvirt's test driver wants a maximum beside each limit."""
+    made = define("throttled")
+    made.setBlockIoTune("vda", {"write_bytes_sec": 65536, "write_bytes_sec_max": 65536}, 0)
+    before = {"write_bytes_sec": 7 << 20, "write_bytes_sec_max": 7 << 20}
+    hold = {"frozen": False, "suspended": False, "tunes": {"vda": before}}
+    assert guest_watchdog.Releaser(URI, made.UUIDString(), hold).release()
+    assert made.blockIoTune("vda")["write_bytes_sec"] == 7 << 20
+
+
 def test_there_is_nothing_to_do_for_a_guest_that_ended(define: Define) -> None:
-    thawers = []
+    releasers = []
     for name, kind in (("off", {}), ("gone", {"transient": True})):
         made = define(name, **kind)
-        thawer = thaw_watchdog.Thawer(URI, made.UUIDString())
-        thawer.connect()
+        releaser = guest_watchdog.Releaser(URI, made.UUIDString(), FROZEN)
+        releaser.connect()
         made.destroy()
-        thawers.append(thawer)
-    assert [thawer.thaw() for thawer in thawers] == [True, True]
+        releasers.append(releaser)
+    assert [releaser.release() for releaser in releasers] == [True, True]
 
 
 def test_it_tries_again_over_a_new_connection(tmp_path: Path, define: Define, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,18 +116,18 @@ def test_it_tries_again_over_a_new_connection(tmp_path: Path, define: Define, mo
     uris = [f"qemu+unix:///system?socket={tmp_path}/none"] * 3 + [URI]
     opened: list[str] = []
 
-    def connect(_unused: str, real: Callable[[str], Any] = thaw_watchdog.libvirt.open) -> Any:
+    def connect(_unused: str, real: Callable[[str], Any] = guest_watchdog.libvirt.open) -> Any:
         opened.append(uris[len(opened)])
         return real(opened[-1])
 
-    monkeypatch.setattr(thaw_watchdog.libvirt, "open", connect)
-    monkeypatch.setattr(thaw_watchdog.time, "sleep", lambda _: None)
-    assert thaw_watchdog.thaw_within(thaw_watchdog.Thawer(URI, made.UUIDString()), 60)
+    monkeypatch.setattr(guest_watchdog.libvirt, "open", connect)
+    monkeypatch.setattr(guest_watchdog.time, "sleep", lambda _: None)
+    assert guest_watchdog.release_within(guest_watchdog.Releaser(URI, made.UUIDString(), FROZEN), 60)
     assert opened == uris
     assert made.fsThaw() == 0
 
 
 def test_it_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thaw_watchdog.time, "sleep", lambda _: None)
-    thawer = thaw_watchdog.Thawer(f"qemu+unix:///system?socket={tmp_path}/none", TEST_UUID)
-    assert not thaw_watchdog.thaw_within(thawer, -1)
+    monkeypatch.setattr(guest_watchdog.time, "sleep", lambda _: None)
+    releaser = guest_watchdog.Releaser(f"qemu+unix:///system?socket={tmp_path}/none", TEST_UUID, FROZEN)
+    assert not guest_watchdog.release_within(releaser, -1)

@@ -2,16 +2,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Private to virtops.libvirt: a process that thaws a guest when the module that froze it dies.
+"""Private to virtops.libvirt: a process that lets go of a guest when the module that holds it back dies.
 
-    python -m ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.thaw_watchdog URI UUID SECONDS
+    python -m ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.guest_watchdog URI UUID SECONDS HOLD
 
 It says "armed" once it is connected. The line "done" on its stdin ends it; the end of stdin, or SECONDS without
-"done", makes it thaw. It imports nothing of the collection: the zip it came from is gone when it has to act.
+"done", makes it put the guest's I/O limits back, resume and thaw it, as HOLD says. It imports nothing of the
+collection: the zip it came from is gone when it has to act.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -24,18 +26,19 @@ try:
 except ImportError:
     libvirt = None
 
-#: How long a thaw is tried: libvirtd may be restarting, the agent may be slow.
+#: How long it tries: libvirtd may be restarting, the agent may be slow.
 TRY_SECONDS = 120
 #: What the agent gets for one answer.
 ANSWER_SECONDS = 10
 
 
-class Thawer:
+class Releaser:
     """One guest, found by its UUID over a connection that may have to be opened again."""
 
-    def __init__(self, uri: str, uuid: str) -> None:
+    def __init__(self, uri: str, uuid: str, hold: dict[str, Any]) -> None:
         self._uri = uri
         self._uuid = uuid
+        self._hold = hold
         self._connection: Any = None
 
     def connect(self) -> Any:
@@ -43,20 +46,32 @@ class Thawer:
             self._connection = libvirt.open(self._uri)
         return self._connection.lookupByUUIDString(self._uuid)
 
-    def thaw(self) -> bool:
+    def release(self) -> bool:
         """Try once: is there nothing left to do?"""
         try:
             domain = self.connect()
             if not domain.isActive():
                 return True
-            _answer_within(domain, ANSWER_SECONDS)
-            domain.fsThaw()
+            for disk, limits in self._hold["tunes"].items():
+                domain.setBlockIoTune(disk, limits, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            if self._hold["suspended"] and domain.state() == [
+                libvirt.VIR_DOMAIN_PAUSED,
+                libvirt.VIR_DOMAIN_PAUSED_USER,
+            ]:
+                domain.resume()
+            if self._hold["frozen"]:
+                _thaw(domain)
         except libvirt.libvirtError as problem:
             self._connection = None
             return bool(problem.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)
-        # There is no call to read it, so the default is put back
-        _answer_within(domain, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
         return True
+
+
+def _thaw(domain: Any) -> None:
+    _answer_within(domain, ANSWER_SECONDS)
+    domain.fsThaw()
+    # There is no call to read it, so the default is put back
+    _answer_within(domain, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
 
 
 def _answer_within(domain: Any, seconds: int) -> None:
@@ -83,25 +98,25 @@ def dismissed(seconds: float) -> bool:
     return True
 
 
-def thaw_within(thawer: Thawer, seconds: float) -> bool:
+def release_within(releaser: Releaser, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    while not thawer.thaw():
+    while not releaser.release():
         if time.monotonic() > deadline:
             return False
         time.sleep(0.5)
     return True
 
 
-def main(uri: str, uuid: str, seconds: str) -> int:
+def main(uri: str, uuid: str, seconds: str, hold: str) -> int:
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if libvirt is None:
         sys.stdout.write(f"libvirt-python is missing for {sys.executable}\n")
         return 1
     libvirt.registerErrorHandler(lambda *_: None, None)
-    thawer = Thawer(uri, uuid)
+    releaser = Releaser(uri, uuid, json.loads(hold))
     try:
-        thawer.connect()
+        releaser.connect()
     except libvirt.libvirtError as problem:
         sys.stdout.write(f"{problem}\n")
         return 1
@@ -109,7 +124,7 @@ def main(uri: str, uuid: str, seconds: str) -> int:
     sys.stdout.flush()
     if dismissed(float(seconds)):
         return 0
-    return 0 if thaw_within(thawer, TRY_SECONDS) else 1
+    return 0 if release_within(releaser, TRY_SECONDS) else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,32 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: ending block jobs in bounded time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .._core.model import DomainView
+from .._core.ports import Clock, MergePort
+
+#: Seconds for jobs that were told to end. Writes under way go first, which is quick. A pivot that was asked for cannot
+#: be taken back, and takes as long as the guest lets it.
+END_SECONDS = 10.0
+_POLL = 0.25
+
+
+def cancel_jobs(domain: MergePort, targets: Sequence[str], clock: Clock) -> DomainView:
+    """End the jobs of these disks, and return the domain as it is then: a job may be there still, at its end."""
+    view = domain.view()
+    for target in targets:
+        disk = view.disk(target)
+        if disk is not None and disk.job is not None and not disk.job.ending:
+            domain.cancel_job(target)
+    until = clock.monotonic() + END_SECONDS
+    while True:
+        view = domain.view()
+        if not any(disk.job for disk in view.disks if disk.target in targets) or clock.monotonic() >= until:
+            return view
+        domain.wait_event(_POLL)

@@ -1,0 +1,310 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: what a merge has to do, from one reading of the domain. Nothing is changed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .._core.convergence import Deadline
+from .._core.errors import VirtopsError
+from .._core.journal import COMMIT, PULL, Journal, JournalDisk, Operation
+from .._core.merge import (
+    MergeGoal,
+    Next,
+    Phase,
+    config_layer,
+    goal_of_layer,
+    goal_to_base,
+    goal_to_pull,
+    next_step,
+    phase_of,
+)
+from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord
+from .._core.ports import ImagePort, MergePort
+from .._core.snapshot import is_in_chain, operation_open, require_disk
+from .brake import held_words
+
+
+@dataclass(frozen=True)
+class MergeWish:
+    """What the user asked for; `bandwidth` in MiB/s (0: no limit)."""
+
+    disks: tuple[str, ...] = ()
+    snapshot: str | None = None
+    base: str | None = None
+    top: str | None = None
+    bandwidth: int = 0
+    wait: bool = True
+    deadline: Deadline = field(default_factory=Deadline)
+    pivot: bool = True
+    delete_merged: bool = False
+    pull: bool = False
+
+    @property
+    def pivots(self) -> bool:
+        """Without waiting nobody may pivot, not even a job that is ready by chance: check mode could not foresee it."""
+        return self.pivot and self.wait
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What stands between the observation and the goal.
+
+    `stale_config`: what the persistent XML is to name, by disk. `unsure`: overlays that may hold data nobody merged.
+    `whole`: after this run no layer of the snapshot or operation is in a chain. `resumes`: QEMU paused the guest at a
+    write that failed, as on a full file system, and the merge gives it another image to write to.
+    """
+
+    goals: tuple[MergeGoal, ...]
+    operation: Operation | None
+    record: SnapshotRecord | None
+    stale_config: dict[str, Layer]
+    unsure: frozenset[str]
+    deletions: tuple[str, ...]
+    steps: tuple[str, ...]
+    whole: bool
+    resumes: bool = False
+
+
+class MergePlanner:
+    """Plans the merge of one domain, or refuses it."""
+
+    def __init__(self, wish: MergeWish, domain: MergePort, images: ImagePort) -> None:
+        self._wish = wish
+        self._domain = domain
+        self._images = images
+
+    def plan(self, view: DomainView, journal: Journal) -> MergePlan:
+        """Raises VirtopsError for what must not be merged."""
+        wish = self._wish
+        record = self._domain.snapshot(wish.snapshot) if wish.snapshot else None
+        operation = journal.find(wish.snapshot) if wish.snapshot else None
+        goals = self._goals(view, operation, record)
+        if wish.snapshot is None:
+            operation = _interrupted_merge(journal, goals)
+        foreign = journal.foreign_to(operation.name if operation else wish.snapshot)
+        if foreign is not None:
+            raise operation_open(view.name, foreign)
+        for goal in goals:
+            self.check_goal(goal, view)
+        self._check_unshared(goals, view)
+        whole = self._ends_whole(goals, view, operation, record)
+        goals = tuple(goal for goal in goals if self._is_left(goal, view))
+        unsure = _unsure(view, operation)
+        deletions = self._deletions(goals, operation, view, journal) if wish.delete_merged and whole else ()
+        deletions = tuple(path for path in deletions if path not in unsure)
+        stale = _stale_config(view, operation)
+        steps = [] if operation is None or operation.hold is None else [held_words(view, operation.hold)]
+        steps += [text for goal in goals for text in self._words(goal, view)]
+        steps += [_config_words(target, layer) for target, layer in stale.items()]
+        steps += ["delete the merged overlay %s" % path for path in deletions]
+        resumes = view.paused_by == IO_ERROR and whole and bool(goals or operation)
+        if resumes:
+            steps.append("resume %s, which QEMU paused at a write that failed" % view.name)
+        if whole and wish.snapshot is not None and record is not None:
+            steps.append("delete the record of snapshot %s" % record.name)
+        if whole and operation is not None:
+            steps.append("remove operation %s from the journal" % operation.name)
+        record = record if whole else None
+        return MergePlan(goals, operation, record, stale, unsure, deletions, tuple(steps), whole, resumes)
+
+    def _goals(
+        self, view: DomainView, operation: Operation | None, record: SnapshotRecord | None
+    ) -> tuple[MergeGoal, ...]:
+        wish = self._wish
+        for target in wish.disks:
+            require_disk(view, target)
+        if wish.snapshot is not None:
+            return self._goals_of_snapshot(view, operation, record)
+        disks = [disk for disk in view.disks if disk.target in wish.disks] if wish.disks else list(view.disks)
+        if not wish.disks and wish.base is not None:
+            disks = [disk for disk in disks if disk.index_of(wish.base) is not None] or disks[:1]
+        elif not wish.disks:
+            disks = [disk for disk in disks if disk.chain]
+        if wish.pull:
+            found = [goal_to_pull(disk, wish.base, view.name) for disk in disks]
+        else:
+            found = [goal_to_base(disk, wish.base or "", wish.top, view.name) for disk in disks]
+        return tuple(goal for goal in found if goal is not None)
+
+    def _goals_of_snapshot(
+        self, view: DomainView, operation: Operation | None, record: SnapshotRecord | None
+    ) -> tuple[MergeGoal, ...]:
+        if record is not None and not record.external:
+            raise VirtopsError(
+                "not_external",
+                "Snapshot %r of domain %s is internal: it added no layer that could be merged."
+                % (record.name, view.name),
+                "Delete an internal snapshot instead of merging it",
+            )
+        layers: dict[str, tuple[str, str | None]] = {}
+        if record is not None:
+            layers = {disk.target: (disk.file or "", None) for disk in record.disks if disk.mode == "external"}
+        if operation is not None:
+            layers.update({disk.target: (disk.overlay, disk.base) for disk in operation.disks})
+        goals = []
+        for target, (overlay, base) in sorted(layers.items()):
+            if self._wish.disks and target not in self._wish.disks:
+                continue
+            disk = view.disk(target)
+            if disk is None:
+                raise VirtopsError(
+                    "chain_changed",
+                    "Disk %s, which snapshot %r gave the overlay %s, is attached to domain %s no more."
+                    % (target, self._wish.snapshot, overlay, view.name),
+                    "Attach it again, or name the other disks in disks",
+                )
+            goal = goal_of_layer(disk, overlay, base, view.name)
+            if goal is not None:
+                goals.append(goal)
+        return tuple(goals)
+
+    def check_goal(self, goal: MergeGoal, view: DomainView) -> None:
+        """Refuse a goal that a foreign job or a changed chain stands in the way of."""
+        phase = phase_of(goal, view)
+        if next_step(phase, self._wish.pivots) is not Next.REFUSE:
+            return
+        disk = view.disk(goal.target)
+        if phase is Phase.FOREIGN_JOB and disk is not None and disk.job is not None:
+            raise VirtopsError(
+                "job_running",
+                "A block job (%s) that is not this merge runs on disk %s of domain %s."
+                % (disk.job.kind, goal.target, view.name),
+                "Wait for its end, or end it with 'virsh blockjob %s %s --abort'" % (view.name, goal.target),
+            )
+        raise VirtopsError(
+            "chain_changed",
+            "The image %s is no longer in the chain of disk %s of domain %s."
+            % (goal.into.path, goal.target, view.name),
+            "Look at the chain with virtops.libvirt.block_info before anything else is done to this guest",
+        )
+
+    def _check_unshared(self, goals: tuple[MergeGoal, ...], view: DomainView) -> None:
+        """Writing into an image that another guest stands on would change that guest's disk."""
+        goals = tuple(goal for goal in goals if goal.kind != PULL)
+        shared = self.images_of_others() if goals else frozenset()
+        for goal in goals:
+            if goal.into.path in shared or any(layer.path in shared for layer in goal.merged):
+                path = goal.into.path if goal.into.path in shared else goal.top.path
+                raise VirtopsError(
+                    "base_shared",
+                    "The image %s of disk %s of domain %s also belongs to another domain of this host."
+                    % (path, goal.target, view.name),
+                    "Merge only down to a layer that no other domain stands on",
+                )
+
+    def images_of_others(self) -> frozenset[str]:
+        """Every image in a chain of another domain; of those that are off, the images know the chain."""
+        others = self._domain.other_images()
+        found = set(others.known)
+        for tip in others.tips:
+            if self._images.exists(tip.path):
+                found.update(layer.path for layer in self._images.chain(tip.path, tip.format))
+        return frozenset(found)
+
+    def _is_left(self, goal: MergeGoal, view: DomainView) -> bool:
+        """Does this run still have something to do for the goal?"""
+        phase = phase_of(goal, view)
+        step = next_step(phase, self._wish.pivots)
+        if step is Next.WAIT and not self._wish.wait:
+            return False
+        return step not in (Next.DONE, Next.HOLD)
+
+    def _ends_whole(
+        self,
+        goals: tuple[MergeGoal, ...],
+        view: DomainView,
+        operation: Operation | None,
+        record: SnapshotRecord | None,
+    ) -> bool:
+        """Will no layer of this snapshot or operation be in a chain when this run ends well?"""
+        if goals and not (self._wish.wait and (self._wish.pivot or not any(goal.pivots for goal in goals))):
+            return False
+        layers = {(disk.target, disk.overlay) for disk in operation.disks} if operation else set()
+        if record is not None:
+            layers |= {(disk.target, disk.file or "") for disk in record.disks if disk.mode == "external"}
+        covered = {(goal.target, layer.path) for goal in goals for layer in goal.merged}
+        return not any(is_in_chain(view, target, path) for target, path in layers - covered)
+
+    def _deletions(
+        self, goals: tuple[MergeGoal, ...], operation: Operation | None, view: DomainView, journal: Journal
+    ) -> tuple[str, ...]:
+        """Layers whose data are elsewhere now. What a pull takes out of the chain may be the user's own original
+        image, and still good: of those only the overlays that a snapshot of ours made."""
+        ours = {disk.overlay for op in journal.operations if op.kind != PULL for disk in op.disks}
+        paths = [layer.path for goal in goals for layer in goal.merged if goal.kind != PULL or layer.path in ours]
+        left = {layer.path for disk in view.disks for layer in disk.chain} - set(paths)
+        if operation is not None:
+            paths += [disk.overlay for disk in operation.disks if disk.overlay in ours and disk.overlay not in paths]
+        return tuple(path for path in paths if path not in left and self._images.exists(path))
+
+    def _words(self, goal: MergeGoal, view: DomainView) -> list[str]:
+        phase = phase_of(goal, view)
+        merged = ", ".join(layer.path for layer in goal.merged)
+        doing = "%s %s into %s" % (goal.kind, merged, goal.into.path)
+        config = _config_words(goal.target, config_layer(goal, view))
+        if phase is Phase.OFFLINE:
+            words = ["%s offline (%s)" % (doing, goal.target)]
+            if goal.kind != PULL:
+                words.append(config if goal.pivots else "rebase %s onto %s" % (goal.above, goal.into.path))
+            return words
+        if phase is Phase.CONFIG_STALE:
+            return [config]
+        words = []
+        if phase is Phase.IDLE:
+            words.append("%s (%s)" % (doing, goal.target))
+        elif phase is Phase.COPYING:
+            words.append("wait for the %s into %s that runs already (%s)" % (goal.kind, goal.into.path, goal.target))
+        if goal.pivots and self._wish.pivots:
+            words.append("pivot %s to %s" % (goal.target, goal.into.path))
+        return words
+
+
+def _interrupted_merge(journal: Journal, goals: tuple[MergeGoal, ...]) -> Operation | None:
+    """The merge by path that an earlier run began, where these goals are what is left of it."""
+    left = {(goal.target, layer.path, journalled(goal, layer).base) for goal in goals for layer in goal.merged}
+    for op in journal.operations:
+        if op.kind in (COMMIT, PULL) and left <= {(disk.target, disk.overlay, disk.base) for disk in op.disks}:
+            return op
+    return None
+
+
+def journalled(goal: MergeGoal, layer: Layer) -> JournalDisk:
+    """A merged layer, and what stands in its place in the chain afterwards ("" for nothing)."""
+    base = goal.below if goal.kind == PULL else goal.into
+    return JournalDisk(goal.target, base.path if base else "", base.format if base else "", layer.path)
+
+
+def _config_words(target: str, layer: Layer) -> str:
+    return "write %s as disk %s into the persistent XML" % (layer.path, target)
+
+
+def _stale_config(view: DomainView, operation: Operation | None) -> dict[str, Layer]:
+    """What the persistent XML is to name where an earlier run merged a layer and could not write that down."""
+    found = {}
+    for merged in operation.disks if operation is not None and view.persistent else ():
+        config = view.config_disk(merged.target)
+        if config is None or config.active is None or is_in_chain(view, merged.target, merged.overlay):
+            continue
+        if config.index_of(merged.overlay) is not None:
+            gone = config.active.path == merged.overlay
+            found[merged.target] = Layer(merged.base, merged.base_format) if gone else config.active
+    return found
+
+
+def _unsure(view: DomainView, operation: Operation | None) -> frozenset[str]:
+    """Overlays that the persistent XML still starts the guest on while it runs without them.
+
+    libvirt may have died between a pivot and the write of its XML. Or the guest was started from another XML, and this
+    overlay has data that were never merged: nothing here tells the one from the other.
+    """
+    found = set()
+    for disk in operation.disks if operation is not None else ():
+        config = view.config_disk(disk.target)
+        named = config is not None and config.active is not None and config.active.path == disk.overlay
+        if named and not is_in_chain(view, disk.target, disk.overlay):
+            found.add(disk.overlay)
+    return frozenset(found)
