@@ -7,15 +7,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.journal import Journal, Operation
+from .._core.journal import COMMIT, CREATED, KEPT, PULL, Journal, JournalDisk, Operation
 from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome
-from .._core.ports import BlockInfoPort, ImagePort
+from .._core.ports import BlockInfoPort, Clock, ImagePort, RecoverPort
+from .._core.snapshot import is_in_chain
 from .observe import observe
+from .recover import RecoverWish, Recovery
 
 # guests_info
 
@@ -87,6 +90,65 @@ def _operation(operation: Operation) -> dict[str, Any]:
             for disk in operation.disks
         ],
     }
+
+
+# journal_info
+
+
+def journal(domain: RecoverPort, images: ImagePort, clock: Clock) -> Outcome:
+    """The operations as guests_info tells them, where their disks really stand, and how the open ones end."""
+    view = observe(domain, images)
+    operations = xml.parse_journal(view.journal_xml).operations
+    recovery = _recovery(domain, images, clock) if any(operation.open for operation in operations) else ""
+    told = [
+        {
+            **_operation(operation),
+            "disks": [
+                {**disk, **_standing(noted, view, images)}
+                for disk, noted in zip(_operation(operation)["disks"], operation.disks)
+            ],
+            "recovery": " ".join((recovery, _play(operation))).strip() if operation.open else None,
+        }
+        for operation in operations
+    ]
+    return Outcome(values={"operations": told})
+
+
+def _standing(noted: JournalDisk, view: DomainView, images: ImagePort) -> dict[str, Any]:
+    """What the chain, the job and the files say. `base_unchanged` is None where nobody wrote down what it was."""
+    disk = view.disk(noted.target)
+    job = None if disk is None else disk.job
+    return {
+        "identity": None if noted.identity is None else asdict(noted.identity),
+        "in_chain": is_in_chain(view, noted.target, noted.overlay),
+        "overlay_exists": images.exists(noted.overlay),
+        "base_unchanged": _unchanged(noted, images),
+        "job": None if job is None else _job(job),
+    }
+
+
+def _unchanged(noted: JournalDisk, images: ImagePort) -> bool | None:
+    if noted.identity is None:
+        return None
+    return images.exists(noted.base) and images.identity(noted.base) == noted.identity
+
+
+def _recovery(domain: RecoverPort, images: ImagePort, clock: Clock) -> str:
+    """What virtops.libvirt.recover would do: its own plan, so that the words cannot differ from the deed."""
+    try:
+        steps = Recovery(RecoverWish(), domain, images, clock).run(check=True).steps
+    except VirtopsError as error:
+        if error.code in ("connection_lost", "no_such_domain"):
+            raise
+        return "virtops.libvirt.recover would refuse: %s" % error
+    return "virtops.libvirt.recover would: %s." % "; ".join(steps)
+
+
+def _play(operation: Operation) -> str:
+    """A module alone has no dest to finish a backup to."""
+    if operation.kind in (KEPT, COMMIT, PULL) or operation.phase != CREATED:
+        return ""
+    return "The play that began it (%s) finishes its backup first, if its bases are unchanged." % operation.kind
 
 
 # block_info

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,9 +20,12 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     ImageInfo,
     Layer,
 )
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service import info
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
-from .fakes import FakeDomain, FakeImages, running_guest
+from .fakes import Died, FakeClock, FakeDomain, FakeImages, FakeWatchdog, running_guest
 
 VIEW = DomainView(
     name="web1",
@@ -221,3 +225,95 @@ def test_a_lost_connection_is_no_warning() -> None:
     with pytest.raises(VirtopsError) as caught:
         info.block(domain, images, [])
     assert caught.value.code == "connection_lost"
+
+
+# journal_info
+
+
+def snapshotted(kind: str = "live_backup", die_after: str | None = None) -> tuple[FakeDomain, FakeImages, FakeClock]:
+    domain, images, clock, watchdog = running_guest()
+    domain.die_after = die_after
+    wish = SnapshotWish("s", kind=kind)
+    if die_after is None:
+        ExternalSnapshot(wish, domain, images, watchdog, clock).run(check=False)
+    else:
+        with pytest.raises(Died):
+            ExternalSnapshot(wish, domain, images, FakeWatchdog(), clock).run(check=False)
+        domain.die_after = None
+    domain.calls.clear()
+    images.calls.clear()
+    return domain, images, clock
+
+
+def operation_of(domain: FakeDomain, images: FakeImages, clock: FakeClock) -> dict[str, Any]:
+    (operation,) = info.journal(domain, images, clock).values["operations"]  # type: ignore[misc,attr-defined]
+    told: dict[str, Any] = operation
+    return told
+
+
+def test_an_interrupted_operation_is_told_as_guests_info_does_and_how_it_stands() -> None:
+    domain, images, clock = snapshotted()
+    told = operation_of(domain, images, clock)
+    (guest,) = info.guests([domain.view()], ["*"], [], []).values["guests"]  # type: ignore[misc,attr-defined]
+    short = guest["journal"][0]
+    assert {key: told[key] for key in short if key != "disks"} == {key: short[key] for key in short if key != "disks"}
+    for mine, brief in zip(told["disks"], short["disks"]):
+        assert {key: mine[key] for key in brief} == brief
+    assert [(disk["in_chain"], disk["overlay_exists"], disk["base_unchanged"]) for disk in told["disks"]] == [
+        (True, True, True),
+        (True, True, True),
+    ]
+    assert told["disks"][0]["identity"] == {"device": 1, "inode": len("/img/a.raw"), "size": 1 << 20, "mtime_ns": 0}
+
+
+def test_its_recovery_is_what_recover_then_does() -> None:
+    domain, images, clock = snapshotted()
+    words = operation_of(domain, images, clock)["recovery"]
+    assert (domain.calls, images.calls) == ([], []), "looking changes nothing"
+    assert "The play that began it (live_backup) finishes its backup first" in words
+    done = Recovery(RecoverWish(), domain, images, clock).run(check=False)
+    assert words.startswith("virtops.libvirt.recover would: %s." % "; ".join(done.steps))
+    assert info.journal(domain, images, clock).values == {"operations": []}
+
+
+def test_a_run_that_died_before_the_switch() -> None:
+    domain, images, clock = snapshotted(die_after="write_journal")
+    told = operation_of(domain, images, clock)
+    assert told["phase"] == "prepared"
+    assert [(d["in_chain"], d["overlay_exists"], d["base_unchanged"]) for d in told["disks"]] == [
+        (False, False, None),
+        (False, False, None),
+    ]
+    assert told["recovery"] == "virtops.libvirt.recover would: remove operation s from the journal."
+
+
+def test_a_base_that_was_written_to_and_a_job() -> None:
+    domain, images, clock = snapshotted()
+    domain.live["vda"] = replace(domain.live["vda"], job=BlockJob("active-commit", 5, 9, 7, True, "/img/a.raw"))
+    images.written["/img/b.qcow2"] = 1
+    vda, vdb = operation_of(domain, images, clock)["disks"]
+    assert (vda["job"]["type"], vda["base_unchanged"]) == ("active-commit", True)
+    assert (vdb["job"], vdb["base_unchanged"]) == (None, False)
+
+
+def test_a_snapshot_that_is_kept_needs_no_recovery() -> None:
+    domain, images, clock = snapshotted("snapshot")
+    told = operation_of(domain, images, clock)
+    assert (told["open"], told["recovery"]) == (False, None)
+
+
+def test_a_recovery_that_a_human_has_to_decide() -> None:
+    domain, images, clock = snapshotted()
+    overlay = domain.live["vda"].chain[0]
+    domain.live["vda"] = replace(domain.live["vda"], chain=(overlay, Layer("/img/other.qcow2", "qcow2")))
+    images.backing["/img/other.qcow2"] = ("qcow2", None)
+    words = operation_of(domain, images, clock)["recovery"]
+    assert words.startswith("virtops.libvirt.recover would refuse: ")
+
+
+def test_a_journal_that_cannot_be_read_is_a_failure() -> None:
+    domain, images, clock = snapshotted()
+    domain.journal = "<journal schema='99'/>"
+    with pytest.raises(VirtopsError) as caught:
+        info.journal(domain, images, clock)
+    assert caught.value.code == "journal_unreadable"

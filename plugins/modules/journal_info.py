@@ -1,0 +1,156 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: journal_info
+short_description: Show which operations a libvirt domain knows of, where they stand, and how they can be ended
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Reads the journal that this collection keeps in the domain's metadata. It holds the snapshots that are kept, and
+    operations that are under way or were interrupted.
+  - The journal says what was intended. Beside that this module tells where each disk really stands now, and for an
+    open operation what M(virtops.libvirt.recover) would do about it.
+  - M(virtops.libvirt.guests_info) shows the journals of all guests of a hypervisor, in short.
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.domain
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.info
+  - virtops.libvirt.attributes.actiongroup_all
+seealso:
+  - module: virtops.libvirt.guests_info
+  - module: virtops.libvirt.recover
+  - module: virtops.libvirt.block_info
+"""
+
+EXAMPLES = r"""
+- name: Look at the operations of a guest
+  virtops.libvirt.journal_info:
+    domain: web1
+  register: journal
+
+- name: Say how an interrupted one can be ended
+  ansible.builtin.debug:
+    msg: "{{ item.name }}: {{ item.recovery }}"
+  loop: "{{ journal.operations | selectattr('open') }}"
+  loop_control:
+    label: "{{ item.name }}"
+"""
+
+RETURN = r"""
+domain:
+  description: The domain.
+  returned: success
+  type: dict
+  sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
+operations:
+  description: The operations, in the journal's order. Empty for a domain without a journal.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    id:
+      description: The operation's own identifier.
+      type: str
+    kind:
+      description: The workflow, V(snapshot), V(commit), V(pull), or the name that a role gave.
+      type: str
+    name:
+      description: The snapshot's name.
+      type: str
+    phase:
+      description: What was intended last, V(prepared), V(created) or V(committing).
+      type: str
+    started:
+      description: When it began, in UTC.
+      type: str
+    open:
+      description: Whether it is under way, or was interrupted. No other operation may start on this domain then.
+      type: bool
+    consistency:
+      description: What the snapshot holds, V(filesystem), V(crash) or V(offline). Empty before it is known.
+      type: str
+    disks:
+      description: Its disks, what was written down of each, and where it stands.
+      type: list
+      elements: dict
+      contains:
+        name:
+          description: The target, as V(vda).
+          type: str
+        base:
+          description: The image below the overlay, that the overlay is merged into.
+          type: str
+        base_format:
+          description: The format of that image.
+          type: str
+        overlay:
+          description: The layer that the operation added, or that it merges.
+          type: str
+        identity:
+          description:
+            - What the base was right after the snapshot, RV(ignore:device), RV(ignore:inode), RV(ignore:size) in bytes
+              and RV(ignore:mtime_ns).
+            - V(null) before that is known, and for a merge.
+          type: dict
+        in_chain:
+          description: Whether the disk stands on the overlay now.
+          type: bool
+        overlay_exists:
+          description: Whether the overlay's file is there.
+          type: bool
+        base_unchanged:
+          description:
+            - Whether the base is still what RV(operations[].disks[].identity) says, so that it can be backed up.
+            - V(null) where that was not written down.
+          type: bool
+        job:
+          description:
+            - The block job on the disk, with RV(ignore:type), RV(ignore:cur), RV(ignore:end), RV(ignore:bandwidth),
+              RV(ignore:ready) and RV(ignore:target), as M(virtops.libvirt.block_info) tells it. V(null) without one.
+          type: dict
+    recovery:
+      description: What M(virtops.libvirt.recover) would do about it, in words. V(null) for one that is not open.
+      type: str
+  sample:
+    - id: 5d0b7a52-3a7c-4f0e-9c39-0a4f3b1f6a60
+      kind: live_backup
+      name: nightly
+      phase: created
+      started: 20261120T120000Z
+      open: true
+      consistency: filesystem
+      disks:
+        - name: vda
+          base: /var/lib/libvirt/images/web1.qcow2
+          base_format: qcow2
+          overlay: /var/lib/libvirt/images/web1.nightly.qcow2
+          identity: {device: 64512, inode: 131, size: 2147483648, mtime_ns: 1795175940000000000}
+          in_chain: true
+          overlay_exists: true
+          base_unchanged: true
+          job:
+      recovery: >-
+        virtops.libvirt.recover would: commit /var/lib/libvirt/images/web1.nightly.qcow2 into
+        /var/lib/libvirt/images/web1.qcow2 (vda).
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: journal_unreadable
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import journal_info
+
+
+def main() -> None:
+    journal_info.main()
+
+
+if __name__ == "__main__":
+    main()
