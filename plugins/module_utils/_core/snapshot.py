@@ -174,6 +174,15 @@ def operation_open(domain: str, operation: Operation) -> VirtopsError:
     )
 
 
+def guest_paused(view: DomainView) -> VirtopsError:
+    """Nothing in a guest whose CPUs stand still can freeze."""
+    return VirtopsError(
+        "guest_paused",
+        "Domain %s is %s, so its agent cannot freeze the file systems." % (view.name, view.state),
+        "Resume it, or ask for quiesce: preferred or never",
+    )
+
+
 def require_disk(view: DomainView, target: str) -> Disk:
     """The disk that the user named, or the refusal that every module gives."""
     disk = view.disk(target)

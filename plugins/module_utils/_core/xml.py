@@ -95,6 +95,33 @@ def images(live_xml: str, config_xml: str | None, volume_path: VolumePath = _unk
     return OtherImages(known, tuple(sorted(tips, key=lambda layer: layer.path)))
 
 
+# Reading capabilities
+
+
+def has_disk_snapshots(capabilities: str) -> bool:
+    """virConnectGetCapabilities: <disksnapshot/>, which libvirt gives to each architecture or to none."""
+    return any(found.get("default") == "on" for found in _parse(capabilities).iterfind("guest/features/disksnapshot"))
+
+
+def security_models(capabilities: str) -> frozenset[str]:
+    """virConnectGetCapabilities: the security drivers of the host, as apparmor, selinux, dac."""
+    return frozenset(found.text or "" for found in _parse(capabilities).iterfind("host/secmodel/model"))
+
+
+def has_backup(domain_capabilities: str) -> bool:
+    """virConnectGetDomainCapabilities: <backup supported='yes'/>, incremental backups and their checkpoints."""
+    found = _parse(domain_capabilities).find("features/backup")
+    return found is not None and found.get("supported") == "yes"
+
+
+def emulation(domain_xml: str) -> tuple[str | None, str | None, str | None, str | None]:
+    """What virConnectGetDomainCapabilities is asked for: emulator, architecture, machine and kind of domain."""
+    domain = _parse(domain_xml)
+    kind = domain.find("os/type")
+    arch, machine = (None, None) if kind is None else (kind.get("arch"), kind.get("machine"))
+    return domain.findtext("devices/emulator"), arch, machine, domain.get("type")
+
+
 def _disks(domain: etree._Element, volume_path: VolumePath) -> tuple[Disk, ...]:
     return tuple(_disk(element, volume_path) for element in domain.findall("devices/disk"))
 

@@ -66,10 +66,19 @@ def refuse_early(
 ) -> None:
     """Refuse, while there is no snapshot yet, a backup of these bases that could not succeed after one."""
     store.check_destination(wish.dest)
+    orders = tuple(order_of(wish, source, images, store) for source in bases)
+    require_space(orders, images.free_bytes(wish.dest) + left_behind(wish, view, store), wish.dest)
+
+
+def order_of(wish: BackupWish, source: Source, images: ImagePort, store: StorePort) -> CopyOrder:
+    """How this base would be copied; refuses options that do not fit its image."""
+    return plan_copy(wish, _facts(source, images, store))
+
+
+def left_behind(wish: BackupWish, view: DomainView, store: StorePort) -> int:
+    """The bytes of this domain's unfinished sets, which a backup removes before it copies."""
     parent = set_paths(wish.dest, view, "").parent
-    orders = tuple(plan_copy(wish, _facts(source, images, store)) for source in bases)
-    left_behind = sum(partial.allocated for partial in store.unfinished(parent) if partial.owner == view.uuid)
-    require_space(orders, images.free_bytes(wish.dest) + left_behind, wish.dest)
+    return sum(partial.allocated for partial in store.unfinished(parent) if partial.owner == view.uuid)
 
 
 def _facts(source: Source, images: ImagePort, store: StorePort) -> SourceFacts:

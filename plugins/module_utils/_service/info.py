@@ -28,13 +28,18 @@ def guests(
 ) -> Outcome:
     """The guests that a pattern matches and no exclusion, in one of the states (none given: in any)."""
     views = tuple(domains)
-    chosen = [
-        view
-        for view in views
-        if _matches(view, patterns) and not _matches(view, exclude) and (not states or view.state in states)
-    ]
-    unmatched = [pattern for pattern in patterns if not any(_matches(view, [pattern]) for view in views)]
-    return Outcome(values={"guests": [_guest(view) for view in chosen], "unmatched": unmatched})
+    chosen = [view for view in views if is_chosen(view, patterns, exclude) and (not states or view.state in states)]
+    return Outcome(values={"guests": [_guest(view) for view in chosen], "unmatched": unmatched(views, patterns)})
+
+
+def is_chosen(view: DomainView, patterns: Iterable[str], exclude: Iterable[str]) -> bool:
+    """Does a pattern match its name or UUID, and no exclusion?"""
+    return _matches(view, patterns) and not _matches(view, exclude)
+
+
+def unmatched(views: Sequence[DomainView], patterns: Iterable[str]) -> list[str]:
+    """The patterns that match nobody."""
+    return [pattern for pattern in patterns if not any(_matches(view, [pattern]) for view in views)]
 
 
 def _matches(view: DomainView, patterns: Iterable[str]) -> bool:

@@ -17,7 +17,11 @@ def observe(domain: ViewPort, images: ImagePort) -> DomainView:
 
     libvirt tells a running domain's chain; of one that is off, only the images themselves know.
     """
-    view = domain.view()
+    return observe_view(domain.view(), images)
+
+
+def observe_view(view: DomainView, images: ImagePort) -> DomainView:
+    """The same for a reading that was made already."""
     if view.active:
         return view
     return view.with_disks(tuple(_with_chain(disk, images) for disk in view.disks))

@@ -2,13 +2,39 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Private to virtops.libvirt: when an overlay of an interrupted snapshot may go."""
+"""Private to virtops.libvirt: where an overlay may come, and when one of an interrupted snapshot may go."""
 
 from __future__ import annotations
+
+import os
 
 from .._core.errors import VirtopsError
 from .._core.model import DomainView
 from .._core.ports import ImagePort
+from .._core.snapshot import PlannedDisk
+
+
+def require_place(disk: PlannedDisk, images: ImagePort, stale: tuple[str, ...] = ()) -> None:
+    """Refuse a folder that no overlay can be made in; `stale` are overlays that will be removed first."""
+    folder = os.path.dirname(disk.overlay)
+    if not images.is_directory(folder):
+        raise VirtopsError(
+            "no_directory",
+            "The folder %s for the overlay of disk %s does not exist." % (folder, disk.target),
+            "Create it, or choose another with overlay_dir or disks",
+        )
+    if not images.is_writable(folder):
+        raise VirtopsError(
+            "not_writable",
+            "The folder %s for the overlay of disk %s cannot be written to." % (folder, disk.target),
+            "Run the module with the rights to it (become), or choose another folder",
+        )
+    if images.exists(disk.overlay) and disk.overlay not in stale:
+        raise VirtopsError(
+            "overlay_exists",
+            "The overlay %s for disk %s exists already." % (disk.overlay, disk.target),
+            "Choose another snapshot name or file; remove that file only once you know that no domain uses it",
+        )
 
 
 def is_unused(path: str, view: DomainView, images: ImagePort) -> bool:

@@ -10,7 +10,6 @@ observe -> plan -> (check mode stops here) -> journal PREPARED -> overlays -> fr
 
 from __future__ import annotations
 
-import os
 import uuid
 from dataclasses import dataclass, replace
 from typing import Any, Callable
@@ -24,13 +23,14 @@ from .._core.snapshot import (
     PlannedDisk,
     SnapshotPlan,
     SnapshotWish,
+    guest_paused,
     is_in_chain,
     journal_disks,
     plan_snapshot,
     snapshot_disks,
 )
 from .observe import chains, observe
-from .overlays import is_unused, refuse_data
+from .overlays import is_unused, refuse_data, require_place
 
 #: Seconds that a thaw is given beyond the agent's own timeout before the watchdog acts.
 WATCHDOG_GRACE = 5
@@ -106,25 +106,7 @@ class ExternalSnapshot:
 
     def _check_host(self, plan: SnapshotPlan) -> None:
         for disk in plan.disks:
-            folder = os.path.dirname(disk.overlay)
-            if not self._images.is_directory(folder):
-                raise VirtopsError(
-                    "no_directory",
-                    "The folder %s for the overlay of disk %s does not exist." % (folder, disk.target),
-                    "Create it, or choose another with overlay_dir or disks",
-                )
-            if not self._images.is_writable(folder):
-                raise VirtopsError(
-                    "not_writable",
-                    "The folder %s for the overlay of disk %s cannot be written to." % (folder, disk.target),
-                    "Run the module with the rights to it (become), or choose another folder",
-                )
-            if self._images.exists(disk.overlay) and disk.overlay not in plan.stale_overlays:
-                raise VirtopsError(
-                    "overlay_exists",
-                    "The overlay %s for disk %s exists already." % (disk.overlay, disk.target),
-                    "Choose another snapshot name or file; remove that file only once you know that no domain uses it",
-                )
+            require_place(disk, self._images, plan.stale_overlays)
 
     def _quiesce_mode(self, view: DomainView) -> tuple[bool, tuple[str, ...]]:
         """Will the guest be frozen? With `preferred`, why not, as a warning."""
@@ -132,11 +114,7 @@ class ExternalSnapshot:
             return False, ()
         try:
             if view.state != "running":
-                raise VirtopsError(
-                    "guest_paused",
-                    "Domain %s is %s, so its agent cannot freeze the file systems." % (view.name, view.state),
-                    "Resume it, or ask for quiesce: preferred or never",
-                )
+                raise guest_paused(view)
             self._domain.agent_ping(self._wish.freeze_timeout)
         except VirtopsError as error:
             if self._wish.quiesce == "required" or error.code == "connection_lost":

@@ -387,3 +387,42 @@ def assert_golden(name: str, written: str) -> None:
         golden.write_text(written + "\n", encoding="utf-8")
         pytest.fail(f"{golden} was missing and has been written: read it")
     assert written + "\n" == golden.read_text(encoding="utf-8")
+
+
+# Capabilities
+
+
+@pytest.mark.parametrize(
+    ("features", "able"),
+    [
+        ("<disksnapshot default='on' toggle='no'/>", True),
+        ("<disksnapshot default='off' toggle='no'/>", False),
+        ("<externalSnapshot/>", False),
+    ],
+)
+def test_snapshots_of_single_disks(features: str, able: bool) -> None:
+    told = f"<capabilities><guest><arch name='x'/><features>{features}</features></guest></capabilities>"
+    assert xml.has_disk_snapshots(told) is able
+
+
+def test_security_drivers() -> None:
+    told = "<secmodel><model>apparmor</model></secmodel><secmodel><model>dac</model></secmodel>"
+    assert xml.security_models(f"<capabilities><host>{told}</host></capabilities>") == {"apparmor", "dac"}
+
+
+@pytest.mark.parametrize(
+    ("features", "able"), [("<backup supported='yes'/>", True), ("<backup supported='no'/>", False), ("", False)]
+)
+def test_incremental_backups(features: str, able: bool) -> None:
+    assert xml.has_backup(f"<domainCapabilities><features>{features}</features></domainCapabilities>") is able
+
+
+def test_what_domain_capabilities_are_asked_for() -> None:
+    domain = (
+        "<domain type='kvm'><os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os><devices>{}</devices></domain>"
+    )
+    assert xml.emulation(domain.format("<emulator>/usr/bin/qemu</emulator>")) == (
+        *("/usr/bin/qemu", "x86_64"),
+        *("pc-q35-7.2", "kvm"),
+    )
+    assert xml.emulation(domain.format(""))[0] is None

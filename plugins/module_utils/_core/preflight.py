@@ -1,0 +1,286 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: would a live backup of a guest succeed? Decided from facts alone.
+
+What the modules themselves refuse is not decided again here: their own errors are facts (`Refusal`). What only shows
+once a guest stands on its overlays (a full file system, a long chain, a rule of AppArmor) is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from .journal import Operation
+from .preflight_facts import (
+    AGENT,
+    APPARMOR,
+    BASE_GROWTH,
+    CAPABILITIES,
+    CHAIN,
+    CHECKPOINTS,
+    DEFINITION,
+    DISKS,
+    FAILED,
+    IMAGES,
+    JOBS,
+    JOURNAL,
+    OK,
+    OVERLAY_SPACE,
+    SHARED,
+    TARGET,
+    WARNING,
+    Capabilities,
+    Check,
+    GuestFacts,
+    Limits,
+    failed,
+    refused,
+    resumed,
+    warning,
+)
+from .preflight_space import space_checks
+from .snapshot import operation_open
+
+#: The active commit, as virConnectGetLibVersion counts: 1.2.6. No capability tells of it.
+_ACTIVE_COMMIT = 1002006
+
+
+def judge(guests: Sequence[GuestFacts], host: Capabilities, limits: Limits) -> dict[str, tuple[Check, ...]]:
+    """Every check of every guest, by UUID. A guest is ready where none has FAILED."""
+    fresh = [guest for guest in guests if resumed(guest, limits) is None]
+    space = space_checks(fresh, limits)
+    judged = {}
+    for guest in guests:
+        operation = resumed(guest, limits)
+        if operation is None:
+            judged[guest.view.uuid] = _all_of(guest, host, limits, space[guest.view.uuid])
+        else:
+            judged[guest.view.uuid] = (_will_be_resumed(operation), *_denied_of(guest, operation))
+    return judged
+
+
+def is_ready(checks: Iterable[Check]) -> bool:
+    """Warnings are for a human to weigh."""
+    return all(check.status != FAILED for check in checks)
+
+
+def _all_of(guest: GuestFacts, host: Capabilities, limits: Limits, space: tuple[Check, ...]) -> tuple[Check, ...]:
+    """Of each thing that was looked at, what was found, or that nothing was."""
+    found = [
+        *(refused(refusal.check, refusal.error, FAILED, refusal.disk) for refusal in guest.refusals),
+        *_journal(guest),
+        *_capabilities(host),
+        *_skipped(guest),
+        *_chains(guest, limits),
+        *_jobs(guest),
+        *_agent(guest, limits),
+        *space,
+        *_denied(guest),
+        *_definition(guest),
+        *_checkpoints(guest),
+        *_shared(guest),
+    ]
+    unseen = any(refusal.check in (DISKS, IMAGES) for refusal in guest.refusals)
+    told: list[Check] = []
+    for name, fine in _FINE.items():
+        of_name = [check for check in found if check.check == name]
+        unsure = any(check.status != OK for check in of_name) or (unseen and name in _OF_DISKS)
+        told += of_name if unsure or not fine else [*of_name, Check(name, OK, fine)]
+    return tuple(told)
+
+
+_FINE = {
+    JOURNAL: "No operation is open",
+    CAPABILITIES: "libvirt can take disk snapshots and commit active layers",
+    DISKS: "A snapshot can hold each disk that is not left out",
+    IMAGES: "The images and the folders for the overlays are there and can be written to",
+    CHAIN: "No chain gets too long",
+    JOBS: "No job is running",
+    AGENT: "",
+    OVERLAY_SPACE: "There is space for the overlays",
+    BASE_GROWTH: "There is space for the merge",
+    TARGET: "The copies fit",
+    APPARMOR: "No rule of AppArmor forbids the merge",
+    DEFINITION: "The persistent definition names the same images",
+    CHECKPOINTS: "It has no checkpoints",
+    SHARED: "No other domain stands on its images",
+}
+#: What cannot be told of disks that could not be looked at.
+_OF_DISKS = frozenset({DISKS, IMAGES, CHAIN, OVERLAY_SPACE, BASE_GROWTH, TARGET, DEFINITION, SHARED})
+
+
+# Each thing that is looked at
+
+
+def _will_be_resumed(operation: Operation) -> Check:
+    return warning(
+        JOURNAL,
+        "operation_open",
+        "Operation %r (begun %s, phase %s) was interrupted: the run finishes it first, so nothing else was looked at"
+        % (operation.name, operation.started, operation.phase),
+        "Run the play; virtops.libvirt.journal_info tells what will be done",
+    )
+
+
+def _journal(guest: GuestFacts) -> Iterator[Check]:
+    """One of another workflow is that one's to finish."""
+    for operation in guest.journal.operations:
+        if operation.open:
+            yield refused(JOURNAL, operation_open(guest.view.name, operation), FAILED)
+
+
+def _capabilities(host: Capabilities) -> Iterator[Check]:
+    if not host.disk_snapshots:
+        yield failed(
+            CAPABILITIES,
+            "unsupported",
+            "This libvirt and QEMU cannot take snapshots of single disks (no <disksnapshot/> in virsh capabilities)",
+            "Back this guest up on a hypervisor with a newer QEMU",
+        )
+    if host.libvirt_version < _ACTIVE_COMMIT:
+        yield failed(
+            CAPABILITIES, "unsupported", "This libvirt cannot commit an active layer", "Install libvirt 1.2.6 or later"
+        )
+
+
+def _skipped(guest: GuestFacts) -> Iterator[Check]:
+    for disk in guest.skipped:
+        yield Check(DISKS, OK, "It is left out of the backup: %s" % disk.reason, disk.target)
+
+
+def _chains(guest: GuestFacts, limits: Limits) -> Iterator[Check]:
+    for disk in guest.disks:
+        layers = len(disk.chain) + 1
+        if layers > limits.max_chain:
+            yield failed(
+                CHAIN,
+                "chain_too_long",
+                "The chain would have %d layers, and %d is the limit (max_chain)" % (layers, limits.max_chain),
+                "Merge layers that are not needed any more with virtops.libvirt.block_commit; some releases of libvirt "
+                "cannot start a guest on more than about 25",
+                disk.target,
+            )
+
+
+def _jobs(guest: GuestFacts) -> Iterator[Check]:
+    for disk in guest.view.disks:
+        if disk.job is not None:
+            yield failed(
+                JOBS,
+                "job_running",
+                "A block job (%s) of somebody else is running" % disk.job.kind,
+                "Wait for its end, or end it with 'virsh blockjob'",
+                disk.target,
+            )
+    if guest.job is not None:
+        yield failed(
+            JOBS,
+            "libvirt_busy",
+            "A job (%s) of somebody else holds the whole domain" % guest.job,
+            "Wait for its end, or end it with 'virsh domjobabort'",
+        )
+
+
+def _agent(guest: GuestFacts, limits: Limits) -> Iterator[Check]:
+    if limits.quiesce == "never" or not guest.view.active:
+        yield Check(AGENT, OK, "Nothing is to be frozen")
+    elif guest.agent is None:
+        yield Check(AGENT, OK, "The agent answers")
+    elif limits.quiesce == "required":
+        yield refused(AGENT, guest.agent, FAILED)
+    else:
+        check = refused(AGENT, guest.agent, WARNING)
+        yield replace(check, message="The backup would be crash-consistent only: %s" % check.message)
+
+
+def _denied(guest: GuestFacts) -> Iterator[Check]:
+    for disk in guest.disks:
+        if disk.base.path in guest.denied:
+            yield _denied_check(disk.target, disk.base.path, FAILED)
+
+
+def _denied_of(guest: GuestFacts, operation: Operation) -> Iterator[Check]:
+    """It was started on its overlays. Whether to go on is the recovery's to say."""
+    for disk in operation.disks:
+        if disk.base in guest.denied and guest.view.active:
+            yield _denied_check(disk.target, disk.base, WARNING)
+
+
+def _denied_check(target: str, path: str, status: str) -> Check:
+    check = failed(
+        APPARMOR,
+        "apparmor_denied",
+        "AppArmor denies this guest to write to %s, so that a live merge into it fails: the guest was started on an "
+        "overlay" % path,
+        "Shut the guest down and run virtops.libvirt.recover: an offline merge is not denied",
+        target,
+    )
+    return replace(check, status=status)
+
+
+def _definition(guest: GuestFacts) -> Iterator[Check]:
+    view = guest.view
+    if not view.persistent:
+        yield warning(
+            DEFINITION,
+            "transient_domain",
+            "The domain is transient: if it ends while it stands on its overlays, its definition and the journal are "
+            "gone, and one that names the bases would lose what was written since",
+            "Make it persistent: virsh dumpxml, then virsh define",
+        )
+        return
+    for facts in guest.disks:
+        config = view.config_disk(facts.target)
+        if config is None or config.active is None:
+            message = "The disk is not in the persistent definition"
+        elif config.active.path != facts.base.path:
+            message = "The persistent definition names %s, but the guest runs on %s" % (
+                config.active.path,
+                facts.base.path,
+            )
+        else:
+            continue
+        yield warning(
+            DEFINITION,
+            "definition_differs",
+            message,
+            "Compare virsh dumpxml with virsh dumpxml --inactive, and mend the latter, before the guest is next "
+            "started",
+            facts.target,
+        )
+
+
+def _checkpoints(guest: GuestFacts) -> Iterator[Check]:
+    if not guest.checkpoints:
+        return
+    told = "Checkpoints of another backup tool: %d" % guest.checkpoints
+    if not guest.incremental:
+        yield failed(
+            CHECKPOINTS,
+            "has_checkpoints",
+            "%s. This libvirt takes no snapshot beside one" % told,
+            "Delete them with 'virsh checkpoint-delete' if no other backup needs them",
+        )
+    else:
+        yield warning(
+            CHECKPOINTS,
+            "has_checkpoints",
+            "%s. What the guest writes until the merge may be missing from them" % told,
+            "Let the tool that made them begin with a full backup after this one",
+        )
+
+
+def _shared(guest: GuestFacts) -> Iterator[Check]:
+    for disk in guest.disks:
+        if disk.shared_with:
+            yield failed(
+                SHARED,
+                "base_shared",
+                "The image %s also belongs to %s, so nothing can be merged into it"
+                % (disk.base.path, ", ".join(disk.shared_with)),
+                "Give each domain an overlay or a copy of its own",
+                disk.target,
+            )

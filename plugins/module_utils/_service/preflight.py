@@ -1,0 +1,271 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the flow of a preflight: look at everything once, touch nothing, and judge.
+
+An error that is met while looking at one guest is one of its results, and hides no other guest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+
+from .._core import xml
+from .._core.backup import BackupWish, CopyOrder, Source, StorePort
+from .._core.errors import VirtopsError
+from .._core.journal import Journal
+from .._core.model import DomainView, Outcome
+from .._core.ports import ImagePort
+from .._core.preflight import is_ready, judge
+from .._core.preflight_facts import (
+    CHECKPOINTS,
+    DISKS,
+    IMAGES,
+    JOBS,
+    JOURNAL,
+    TARGET,
+    Capabilities,
+    DiskFacts,
+    FileSystem,
+    GuestFacts,
+    HostPort,
+    Limits,
+    Refusal,
+    denied_writes,
+    resumed,
+)
+from .._core.preflight_space import usage, usage_as_dict
+from .._core.snapshot import PlannedDisk, SnapshotWish, guest_paused, plan_snapshot
+from .backup import left_behind, order_of
+from .info import is_chosen, unmatched
+from .observe import observe_view
+from .overlays import require_place
+
+#: Errors of the host, and of no guest.
+_HOPELESS = ("connection_lost", "uri_unreachable", "missing_program")
+
+
+@dataclass(frozen=True)
+class PreflightWish:
+    """Which guests, and the backup that is to be made of them. `freeze_timeout` is in seconds."""
+
+    backup: BackupWish
+    snapshot: SnapshotWish
+    limits: Limits
+    guests: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    states: tuple[str, ...] = ("running",)
+
+
+class Preflight:
+    """Look at the guests of one hypervisor. `apparmor` gives the rules of a domain by its UUID."""
+
+    def __init__(
+        self,
+        wish: PreflightWish,
+        host: HostPort,
+        images: ImagePort,
+        store: StorePort,
+        apparmor: Callable[[str], str],
+    ) -> None:
+        self._wish = wish
+        self._host = host
+        self._images = images
+        self._store = store
+        self._apparmor = apparmor
+
+    def run(self) -> Outcome:
+        """Raises VirtopsError where the host itself cannot be looked at."""
+        capabilities = self._host.capabilities()
+        views = self._host.domains()
+        owners = self._owners(views)
+        wanted = [view for view in views if is_chosen(view, self._wish.guests, self._wish.exclude)]
+        found = [self._guest(view, capabilities, owners) for view in wanted]
+        # An interrupted operation is the run's to finish, also on a guest that was shut off meanwhile.
+        guests = [
+            guest
+            for guest in found
+            if guest.view.state in self._wish.states or resumed(guest, self._wish.limits) is not None
+        ]
+        guests = self._with_agents(guests)
+        checks = judge(guests, capabilities, self._wish.limits)
+        told = [
+            {
+                "name": guest.view.name,
+                "uuid": guest.view.uuid,
+                "state": guest.view.state,
+                "ready": is_ready(checks[guest.view.uuid]),
+                "checks": [asdict(check) for check in checks[guest.view.uuid]],
+            }
+            for guest in guests
+        ]
+        values: dict[str, object] = {
+            "guests": told,
+            "ready": all(guest["ready"] for guest in told),
+            "file_systems": [usage_as_dict(one) for one in usage(guests, self._wish.limits)],
+            "unmatched": unmatched(views, self._wish.guests),
+        }
+        return Outcome(values=values)
+
+    # -- one guest
+
+    def _guest(self, view: DomainView, host: Capabilities, owners: _Owners) -> GuestFacts:
+        """All but its agent. Of one that will be resumed, and of one that is not wanted, little is looked at."""
+        facts = self._with_journal(GuestFacts(view))
+        if "apparmor" in host.security_models and view.active:
+            facts = replace(facts, denied=denied_writes(self._apparmor(view.uuid)))
+        if view.state not in self._wish.states or resumed(facts, self._wish.limits) is not None:
+            return facts
+        look = _Look(self._wish, self._images, self._store, owners)
+        with look.noting(IMAGES):
+            view = observe_view(view, self._images)
+        facts = replace(facts, view=view)
+        with look.noting(DISKS):
+            # Jobs and operations are told by themselves: they must not hide what else is wrong.
+            bare = view.with_disks(tuple(replace(disk, job=None) for disk in view.disks))
+            plan = plan_snapshot(self._wish.snapshot, bare, None, Journal())
+            facts = replace(facts, skipped=plan.skipped, disks=look.disks(view, plan.disks))
+        with look.noting(TARGET):
+            target, reclaimed = look.target(view)
+            facts = replace(facts, target=target, reclaimed=reclaimed)
+        facts = self._with_libvirts_word(facts, look)
+        return replace(facts, refusals=facts.refusals + tuple(look.refusals))
+
+    def _with_journal(self, facts: GuestFacts) -> GuestFacts:
+        try:
+            return replace(facts, journal=xml.parse_journal(facts.view.journal_xml))
+        except VirtopsError as error:
+            return replace(facts, refusals=(Refusal(JOURNAL, error),))
+
+    def _with_libvirts_word(self, facts: GuestFacts, look: _Look) -> GuestFacts:
+        uuid = facts.view.uuid
+        if facts.view.active:
+            with look.noting(JOBS):
+                facts = replace(facts, job=self._host.job(uuid))
+        with look.noting(CHECKPOINTS):
+            facts = replace(facts, checkpoints=self._host.checkpoints(uuid))
+            if facts.checkpoints:
+                facts = replace(facts, incremental=self._host.keeps_checkpoints(uuid))
+        return facts
+
+    def _with_agents(self, guests: list[GuestFacts]) -> list[GuestFacts]:
+        """All agents are asked at once: each deaf one costs its timeout."""
+        limits, snapshot = self._wish.limits, self._wish.snapshot
+        if limits.quiesce == "never":
+            return guests
+        asked = [guest.view for guest in guests if guest.view.active and resumed(guest, limits) is None]
+        silent = {view.uuid: guest_paused(view) for view in asked if view.state != "running"}
+        running = [view for view in asked if view.state == "running"]
+        deaf = {**silent, **self._host.deaf_agents(running, snapshot.freeze_timeout)}
+        for error in deaf.values():
+            if error.code in _HOPELESS:
+                raise error
+        return [replace(guest, agent=deaf.get(guest.view.uuid)) for guest in guests]
+
+    # -- all domains of the host
+
+    def _owners(self, views: Sequence[DomainView]) -> _Owners:
+        """Which domains have a file in a chain, by the file itself: it may have several names."""
+        owners: _Owners = {}
+        for view in views:
+            try:
+                seen = observe_view(view, self._images)
+            except VirtopsError:
+                seen = view  # its definition still names the first layers
+            for disk in seen.disks + seen.config_disks:
+                mirror = () if disk.job is None or disk.job.target is None else (disk.job.target,)
+                for path in (*(layer.path for layer in disk.chain), *mirror):
+                    key = _file(path, self._images)
+                    if key is not None:
+                        owners.setdefault(key, {})[view.uuid] = view.name
+        return owners
+
+
+#: Device and inode of a file -> UUID and name of each domain that has it.
+_Owners = dict[tuple[int, int], dict[str, str]]
+
+
+class _Look:
+    """Looking at the files of one guest; what goes wrong is kept in `refusals`."""
+
+    def __init__(self, wish: PreflightWish, images: ImagePort, store: StorePort, owners: _Owners) -> None:
+        self._wish = wish
+        self._images = images
+        self._store = store
+        self._owners = owners
+        self.refusals: list[Refusal] = []
+
+    @contextmanager
+    def noting(self, check: str, disk: str | None = None) -> Iterator[None]:
+        try:
+            yield
+        except VirtopsError as error:
+            self._note(check, error, disk)
+
+    def _note(self, check: str, error: VirtopsError, disk: str | None) -> None:
+        if error.code in _HOPELESS:
+            raise error
+        self.refusals.append(Refusal(check, error, disk))
+
+    def disks(self, view: DomainView, planned: tuple[PlannedDisk, ...]) -> tuple[DiskFacts, ...]:
+        found = []
+        for disk in planned:
+            with self.noting(IMAGES, disk.target):
+                found.append(self._disk(view, disk))
+        return tuple(found)
+
+    def _disk(self, view: DomainView, planned: PlannedDisk) -> DiskFacts:
+        base, seen = planned.base, view.disk(planned.target)
+        info = self._images.info(base.path, base.format)
+        if not self._images.is_writable(base.path):
+            raise VirtopsError(
+                "not_writable",
+                "The image %s, that the overlay would be merged into, cannot be written to." % base.path,
+                "Mount its file system writable",
+            )
+        require_place(planned, self._images)
+        regular = self._store.is_regular(base.path)
+        return DiskFacts(
+            target=planned.target,
+            chain=(base,) if seen is None else seen.chain,
+            virtual_size=info.virtual_size,
+            allocation=info.allocation,
+            overlay_fs=self._file_system(planned.overlay.rpartition("/")[0]),
+            base_fs=self._file_system(base.path) if regular else None,
+            order=self._order(planned),
+            shared_with=self._shared_with(view, base.path),
+        )
+
+    def _order(self, planned: PlannedDisk) -> CopyOrder | None:
+        source = Source(planned.target, planned.base, planned.overlay)
+        try:
+            return order_of(self._wish.backup, source, self._images, self._store)
+        except VirtopsError as error:
+            self._note(TARGET, error, planned.target)
+        return None
+
+    def _shared_with(self, view: DomainView, path: str) -> tuple[str, ...]:
+        key = _file(path, self._images)
+        owners = {} if key is None else self._owners.get(key, {})
+        return tuple(sorted(name for uuid, name in owners.items() if uuid != view.uuid))
+
+    def target(self, view: DomainView) -> tuple[FileSystem, int]:
+        wish = self._wish.backup
+        self._store.check_destination(wish.dest)
+        return self._file_system(wish.dest), left_behind(wish, view, self._store)
+
+    def _file_system(self, path: str) -> FileSystem:
+        return FileSystem(self._images.identity(path).device, path, self._images.free_bytes(path))
+
+
+def _file(path: str, images: ImagePort) -> tuple[int, int] | None:
+    if not path.startswith("/") or not images.exists(path):
+        return None
+    try:
+        found = images.identity(path)
+    except VirtopsError:
+        return None  # a dangling symlink
+    return found.device, found.inode

@@ -1,0 +1,263 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: preflight_info
+short_description: Tell for each guest of a hypervisor whether a live backup of it would succeed
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Looks at the guests of one libvirt connection, and tells what would make a live backup of them fail, and what puts
+    them at risk while they stand on their overlays. Nothing is touched.
+  - One run looks at all guests of the hypervisor. So it also sees what they need of a file system together.
+  - What the other modules refuse is found by the same code as theirs, and has the same
+    RV(guests[].checks[].error_code).
+  - A guest whose own backup was interrupted is ready, with a warning, as the next run finishes that one first. It is
+    told in whatever state the guest is, and nothing else is looked at.
+notes:
+  - The guests are read over a read-only connection. libvirt asks guest agents over no such connection, and neither
+    does it tell there what an emulator can do. So where agents are to be asked, or a guest has checkpoints, one that
+    may write is opened for that question alone.
+  - Agents are asked five at a time. Each one that does not answer takes O(freeze_timeout) seconds.
+  - Space is what is free now. It is not reserved, and hypervisors that share a file system do not know of each other.
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.info
+  - virtops.libvirt.attributes.actiongroup_all
+options:
+  guests:
+    description:
+      - Patterns for names, as in a shell (V(*), V(?), V([seq]), V([!seq])), or whole UUIDs.
+      - A guest is looked at if one of them matches.
+    type: list
+    elements: str
+    default: ["*"]
+  exclude:
+    description: Patterns, as for O(guests), of guests that are left out.
+    type: list
+    elements: str
+    default: []
+  states:
+    description: Look only at guests in one of these states, and at those whose backup was interrupted.
+    type: list
+    elements: str
+    choices: [running, idle, paused, in shutdown, shut off, crashed, pmsuspended]
+    default: [running]
+  dest:
+    description: The directory that the backups would be made in, as O(virtops.libvirt.image_backup#module:dest).
+    type: path
+    required: true
+  format:
+    description: The format of the copies. V(same) is each base's own.
+    type: str
+    choices: [same, qcow2, raw]
+    default: same
+  compress:
+    description: Whether the copies' clusters would be compressed.
+    type: bool
+    default: false
+  method:
+    description: How the images would be copied, as O(virtops.libvirt.image_backup#module:method).
+    type: str
+    choices: [auto, reflink, copy, convert]
+    default: auto
+  keep_backing:
+    description: Whether a copy would keep its reference to backing files that its base has.
+    type: bool
+    default: false
+  disks:
+    description: Disks to treat otherwise than usual, as O(virtops.libvirt.snapshot_external#module:disks).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The disk's target, as V(vda).
+        type: str
+        required: true
+      snapshot:
+        description: V(no) leaves the disk out.
+        type: str
+        choices: [external, "no"]
+        default: external
+      file:
+        description: The absolute path of the overlay.
+        type: path
+      format:
+        description: The format of the overlay.
+        type: str
+        choices: [qcow2]
+        default: qcow2
+  overlay_dir:
+    description: The directory for the overlays. Unset, each lies beside its disk's image.
+    type: path
+  quiesce:
+    description:
+      - Whether the guests are to be frozen. With V(required) an agent that does not answer is a failure, with
+        V(preferred) a warning. With V(never) agents are not asked.
+    type: str
+    choices: [required, preferred, never]
+    default: preferred
+  freeze_timeout:
+    description: For how many seconds a guest agent may take to answer.
+    type: int
+    default: 10
+  operation:
+    description:
+      - The name of the workflow that makes the backups. It resumes its own interrupted operations, and no other.
+    type: str
+    default: live_backup
+  max_chain:
+    description:
+      - How many layers the chain of a disk may have once an overlay was added. Some releases of libvirt cannot start a
+        guest on more than about 25.
+    type: int
+    default: 25
+  overlay_reserve:
+    description:
+      - The space that has to be free for the overlay of each disk, as what the guest writes during its backup goes
+        there. In percent of the disk, as V(5%), or in MiB, as V(2048).
+      - The merge then writes the same data into the base. So a base that is thin needs as much on its own file system,
+        but never more than what it lacks to its virtual size.
+    type: str
+    default: 5%
+seealso:
+  - module: virtops.libvirt.guests_info
+  - module: virtops.libvirt.journal_info
+  - module: virtops.libvirt.snapshot_external
+  - module: virtops.libvirt.image_backup
+"""
+
+EXAMPLES = r"""
+- name: See whether all running guests can be backed up
+  virtops.libvirt.preflight_info:
+    dest: /srv/backup
+  register: preflight
+
+- name: Fail where one of them cannot
+  ansible.builtin.assert:
+    that: preflight.ready
+    fail_msg: "{{ preflight.guests | rejectattr('ready') | map(attribute='name') | join(', ') }}"
+
+- name: A strict look at the databases, which are to be frozen, with overlays elsewhere
+  virtops.libvirt.preflight_info:
+    guests: ["db*"]
+    dest: /srv/backup
+    quiesce: required
+    overlay_dir: /srv/overlays
+    overlay_reserve: 20%
+"""
+
+RETURN = r"""
+guests:
+  description: The guests that were looked at, sorted by name.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The domain's name.
+      type: str
+    uuid:
+      description: The domain's UUID.
+      type: str
+    state:
+      description: The state, in the words of O(states).
+      type: str
+    ready:
+      description: Whether no check failed. Warnings do not count.
+      type: bool
+    checks:
+      description: What was looked at.
+      type: list
+      elements: dict
+      contains:
+        check:
+          description:
+            - V(journal), V(capabilities), V(disks), V(images), V(chain), V(jobs), V(agent), V(overlay_space),
+              V(base_growth), V(target), V(apparmor), V(definition), V(checkpoints) or V(shared).
+          type: str
+        status:
+          description: V(ok), V(warning) or V(failed).
+          type: str
+        disk:
+          description: The disk's target. V(null) where it is about the whole guest.
+          type: str
+        message:
+          description: What was found.
+          type: str
+        remedy:
+          description: What to do about it. V(null) where nothing is to be done.
+          type: str
+        error_code:
+          description: A short word for it, which stays the same across releases. V(null) where all is well.
+          type: str
+  sample:
+    - name: web1
+      uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427
+      state: running
+      ready: false
+      checks:
+        - check: jobs
+          status: failed
+          disk: vdb
+          message: A block job (copy) of somebody else is running
+          remedy: Wait for its end, or end it with 'virsh blockjob'
+          error_code: job_running
+        - check: shared
+          status: ok
+          disk:
+          message: No other domain stands on its images
+          remedy:
+          error_code:
+ready:
+  description: Whether every guest is ready.
+  returned: success
+  type: bool
+  sample: false
+file_systems:
+  description: What the backups of all these guests together may need, for each file system.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    path:
+      description: A file or directory on it.
+      type: str
+    free:
+      description: The bytes that are free.
+      type: int
+    copies:
+      description: The bytes that the copies may take. Reflinks and compression may need less.
+      type: int
+    overlays:
+      description: The bytes that O(overlay_reserve) keeps for overlays.
+      type: int
+  sample: [{path: /srv/backup, free: 85899345920, copies: 2147483648, overlays: 0}]
+unmatched:
+  description: The patterns of O(guests) that match no domain of this connection, in whatever state.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: uri_unreachable
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import preflight_info
+
+
+def main() -> None:
+    preflight_info.main()
+
+
+if __name__ == "__main__":
+    main()
