@@ -53,8 +53,12 @@ class Images:
             raise
 
     def holds_data(self, path: str) -> bool:
-        """`qemu-img map`: extents at depth 0 are the image's own (QEMU before 6.1 does not say "present")."""
-        found = run(["qemu-img", "map", "--output=json", "-f", "qcow2", _absolute(path)], "Reading the image %s" % path)
+        """`qemu-img map`: extents at depth 0 are the image's own (QEMU before 6.1 does not say "present").
+
+        -U because it opens the base as well, and a guest that was not switched goes on writing into that.
+        """
+        argv = ["qemu-img", "map", "-U", "--output=json", "-f", "qcow2", _absolute(path)]
+        found = run(argv, "Reading the image %s" % path)
         return any(extent["depth"] == 0 and extent.get("present", True) for extent in json.loads(found))
 
     def commit(self, top: Layer, base: Layer) -> None:

@@ -46,6 +46,25 @@ def test_an_odd_name_is_only_a_name(tmp_path: Path, images: Images, name: str) -
     assert sorted(os.listdir(folder)) == sorted([name + ".raw", name + ".qcow2"])
 
 
+def test_whether_an_overlay_holds_data_while_a_guest_writes_into_its_base(tmp_path: Path, images: Images) -> None:
+    """As after a death between the making of the overlay and the switch to it."""
+    base, overlay = make(tmp_path / "base"), str(tmp_path / "overlay")
+    images.create_overlay(overlay, base, MIB)
+    with subprocess.Popen(
+        ["qemu-io", "-f", "qcow2", base.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        writer.stdin.write("write 0 4k\n")
+        writer.stdin.flush()
+        while "wrote" not in writer.stdout.readline():
+            pass
+        assert not images.holds_data(overlay)
+        writer.stdin.close()
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 4k", overlay], check=True, stdout=subprocess.PIPE)
+    assert images.holds_data(overlay)
+
+
 def test_an_overlay_is_for_its_owner_alone(tmp_path: Path, images: Images) -> None:
     old = os.umask(0)
     try:
