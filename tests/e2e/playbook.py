@@ -19,7 +19,8 @@ from virtlab import Lab
 
 HERE = Path(__file__).resolve().parent
 LIVE_BACKUP = "virtops.libvirt.live_backup"
-GUESTS_PLAY = "Back the guests up"
+RECOVER = "virtops.libvirt.recover"
+GUESTS_PLAYS = ("Back the guests up", "Bring the guests to rest")
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,25 @@ class Play:
 
     def of(self, host: str, action: str = "") -> list[TaskResult]:
         """Return the results of a guest in the guests' play in the order of time, of one action if it is given."""
-        found = [item for item in self.results if item.host == host and item.play == GUESTS_PLAY]
+        found = [item for item in self.results if item.host == host and item.play in GUESTS_PLAYS]
         return [item for item in found if item.action.endswith(action)]
 
     def guests(self) -> set[str]:
         """Return the inventory names of the guests that the play worked on; hypervisors have nothing to do in it."""
-        return {item.host for item in self.results if item.play == GUESTS_PLAY and "@" in item.host}
+        return {item.host for item in self.results if item.play in GUESTS_PLAYS and "@" in item.host}
 
     def report(self) -> dict[str, str]:
         """Return the closing report: the line of each guest, by the guest's inventory name."""
+        return {name: line for name in self.guests() for line in self.lines() if line.startswith(f"{name}: ")}
+
+    def lines(self) -> list[str]:
+        """Return the closing report."""
         (said,) = [item for item in self.results if item.task == "Report on each guest" and item.status == "ok"]
-        lines = said.result["msg"]
-        return {name: line for name in self.guests() for line in lines if line.startswith(f"{name}: ")}
+        return [str(line) for line in said.result["msg"]]
+
+    def changed(self) -> list[str]:
+        """Return the tasks that changed something, each with its host."""
+        return [f"{item.task} ({item.host})" for item in self.results if item.result.get("changed")]
 
 
 @dataclass
@@ -94,16 +102,18 @@ class Controller:
     lab: Lab
     runs: int = field(default=0, init=False)
 
-    def run(self, *arguments: str, **variables: object) -> Play:
-        """Run the playbook live_backup with extra variables."""
-        return self.start(*arguments, pipelining=False, **variables).end()
+    def run(self, *arguments: str, playbook: str = LIVE_BACKUP, **variables: object) -> Play:
+        """Run a playbook with extra variables."""
+        return self.start(*arguments, playbook=playbook, **variables).end()
 
-    def start(self, *arguments: str, pipelining: bool = False, **variables: object) -> RunningPlay:
+    def start(
+        self, *arguments: str, pipelining: bool = False, playbook: str = LIVE_BACKUP, **variables: object
+    ) -> RunningPlay:
         """Start the playbook; --kill-child: what kills unshare kills the namespace, and so everything."""
         self.runs += 1
         record, output = self.folder / f"{self.runs}.jsonl", self.folder / f"{self.runs}.log"
         command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", "--"]
-        command += [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(self._inventory()), LIVE_BACKUP]
+        command += [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(self._inventory()), playbook]
         command += ["-e", json.dumps({"live_backup_dest": "/srv/backup", "target": "e2e", **variables}), *arguments]
         with output.open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
