@@ -140,6 +140,16 @@ class RecoverPort(MergePort, Protocol):
         """virDomainFSThaw within `seconds`: the number of file systems thawed."""
 
 
+class ReaperPort(Protocol):
+    """Programs of ours that outlived the module that started them. The caller holds the domain's lock."""
+
+    def orphans(self, uuid: str) -> tuple[int, ...]:
+        """The PIDs of those that work for this domain."""
+
+    def reap(self, uuid: str, pid: int) -> None:
+        """kill(2) SIGKILL, and wait for the end; `orphan_stays` where it does not come."""
+
+
 class Watchdog(Protocol):
     """A detached process that lets go of the guest when we die or take too long."""
 

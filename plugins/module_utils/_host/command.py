@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .._core.errors import VirtopsError
 
@@ -28,6 +29,11 @@ if os.getppid() != int(sys.argv[1]):
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 
+#: The variable in the environment of all programs that work for a domain, whose UUID is its value: see reaper.py.
+MARK = "VIRTOPS_LIBVIRT_DOMAIN"
+# A mapping rather than os.environ: a daemon that libvirt starts for us (qemu:///session) would pass it on to its own.
+_marks: dict[str, str] = {}
+
 #: Between two calls of `check`.
 _CHECK_SECONDS = 0.2
 
@@ -42,6 +48,16 @@ _MEANINGS = (
     (errno.EROFS, "Read-only file system", "not_writable", "Make the file system writable"),
     (errno.ENOENT, "No such file or directory", "no_image", "Check the path, and that its storage is mounted"),
 )
+
+
+@contextlib.contextmanager
+def marked(uuid: str) -> Iterator[None]:
+    """Programs that are run meanwhile, by whichever thread, carry the mark of this domain. Its lock is held."""
+    _marks[MARK] = uuid
+    try:
+        yield
+    finally:
+        del _marks[MARK]
 
 
 def run(
@@ -64,7 +80,7 @@ def run(
         )
     if tied:
         argv = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *argv]
-    env = {**os.environ, "LC_ALL": "C"}
+    env = {**os.environ, "LC_ALL": "C", **_marks}
     # run_command would need an AnsibleModule, which this layer does not know, and cannot be stopped midway.
     with subprocess.Popen(  # pylint: disable=ansible-bad-function
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from .._core.model import Outcome
 from .._core.ports import Clock, Watchdog
 from .._core.xml import LXML_IMPORT_ERROR
 from .._host.clock import SystemClock
+from .._host.command import marked
 from .._host.images import Images
 from .._host.locks import DomainLock
 from .._host.watchdog import PythonWatchdog
@@ -96,7 +97,10 @@ def _on_domain(module: AnsibleModule, flow: Callable[[DomainContext], Outcome], 
             watchdog=PythonWatchdog(uri, guest_watchdog.__name__),
         )
         try:
-            with _lock(domain.uuid, changes and not module.check_mode):
+            with ExitStack() as held:
+                if changes and not module.check_mode:
+                    held.enter_context(DomainLock(domain.uuid))
+                    held.enter_context(marked(domain.uuid))
                 outcome = flow(context)
             found = {"name": domain.name, "uuid": domain.uuid, "state": domain.state()}
         finally:
@@ -109,10 +113,6 @@ def _on_host(module: AnsibleModule, flow: Callable[[HostContext], Outcome]) -> _
     with Connection(uri, readonly=True) as connection:
         outcome = flow(HostContext(module.params, module.check_mode, uri, Host(connection)))
     return _Ended(_result(outcome, changes=False), outcome.warnings)
-
-
-def _lock(uuid: str, needed: bool) -> AbstractContextManager[object]:
-    return DomainLock(uuid) if needed else nullcontext()
 
 
 def _result(outcome: Outcome, changes: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .._core.backup import BackupWish
 from .._core.model import Outcome
+from .._host.reaper import Reaper
 from .._service.recover import RecoverWish, Recovery
 from .entry import DomainContext, run_domain_module
 from .image_backup import back_up
@@ -34,4 +35,5 @@ def _flow(context: DomainContext) -> Outcome:
         return back_up(context, wish)
 
     backup = None if given is None else finish
-    return Recovery(wish, context.domain, context.images, context.clock, context.watchdog, backup).run(context.check)
+    tools = context.domain, context.images, context.clock, context.watchdog
+    return Recovery(wish, *tools, backup, Reaper(context.clock)).run(context.check)

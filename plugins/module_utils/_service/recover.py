@@ -18,7 +18,7 @@ from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, CREATED, KEPT, PREPARED, PULL, JournalDisk, Operation
 from .._core.model import DomainView, Outcome
-from .._core.ports import Clock, ImagePort, RecoverPort, Watchdog
+from .._core.ports import Clock, ImagePort, ReaperPort, RecoverPort, Watchdog
 from .._core.snapshot import is_in_chain, operation_open
 from .brake import held_words, let_go
 from .merge import Merge
@@ -50,6 +50,7 @@ class Recovery:
         clock: Clock,
         watchdog: Watchdog,
         backup: Backup | None = None,
+        reaper: ReaperPort | None = None,
     ) -> None:
         self._wish = wish
         self._domain = domain
@@ -57,6 +58,7 @@ class Recovery:
         self._clock = clock
         self._watchdog = watchdog
         self._backup = backup
+        self._reaper = reaper
 
     def run(self, check: bool) -> Outcome:
         """Raises VirtopsError where a human has to decide; what was recovered before that stays recovered."""
@@ -66,7 +68,7 @@ class Recovery:
         foreign = [op for op in found if self._wish.operations and op.kind not in self._wish.operations]
         if foreign:
             raise operation_open(view.name, foreign[0])
-        steps: list[str] = []
+        steps = self._reap(view, check)
         warnings: list[str] = []
         after: dict[str, object] = dict(before)
         backup = None
@@ -92,6 +94,14 @@ class Recovery:
         let_go(self._domain, operation.hold)
         self._write(operation, operation.held(None))
         return [Outcome((held_words(view, operation.hold),))]
+
+    def _reap(self, view: DomainView, check: bool) -> list[str]:
+        """A copier that outlived its module holds QEMU's lock on a base: no merge into it could succeed."""
+        orphans = () if self._reaper is None else self._reaper.orphans(view.uuid)
+        for pid in orphans:
+            if not check and self._reaper is not None:
+                self._reaper.reap(view.uuid, pid)
+        return ["end process %d, a copy that an interrupted run left" % pid for pid in orphans]
 
     def _recover(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
         """In the order of the phases; each of them is safe to enter again."""
