@@ -108,6 +108,7 @@ class Recovery:
         if operation.phase == PREPARED:
             return self._recover_prepared(operation, view, check)
         if operation.phase == CREATED:
+            self._refuse_fork(operation, view)
             return [*self._finish_backup(operation), self._merge(operation, check)]
         return [*self._find_backup(operation), self._merge(operation, check)]
 
@@ -159,6 +160,17 @@ class Recovery:
         return Outcome(("note in the journal that snapshot %s was taken" % operation.name,))
 
     # -- created or committing: the guest is on the overlays, or was
+
+    def _refuse_fork(self, operation: Operation, view: DomainView) -> None:
+        """No commit was attempted, yet the guest does not stand on an overlay that has data: it was started from an
+        older definition, as a transient domain is. Or somebody merged by hand: nothing here tells the one from the
+        other."""
+        for disk in operation.disks:
+            path = disk.overlay
+            if is_in_chain(view, disk.target, path) or not self._images.exists(path):
+                continue
+            if not is_unused(path, view, self._images):
+                raise refuse_data(path, view)
 
     def _finish_backup(self, operation: Operation) -> list[Outcome]:
         return [] if self._backup is None else [_without_diff(self._backup(operation.name))]

@@ -198,3 +198,52 @@ def test_a_domain_that_went_off_is_merged_offline(lab: Lab) -> None:
     lab.recover()
     assert any(call.startswith("commit ") for call in lab.images.calls)
     assert lab.whole()
+
+
+@pytest.mark.parametrize("has_data", [True, False])
+def test_a_guest_that_was_started_from_an_older_definition(lab: Lab, has_data: bool) -> None:
+    """It runs on its bases again, and no commit was ever attempted: what it wrote in between is only in the overlays."""
+    lab.snapshot("s1", "live_backup")
+    for name, disk in lab.domain.live.items():
+        lab.domain.config[name] = disk.chain[1:]
+    lab.domain.live = {name: replace(disk, chain=disk.chain[1:]) for name, disk in lab.domain.live.items()}
+    if has_data:
+        lab.images.dirty.add("/img/vm.vdb.s1.qcow2")
+        with pytest.raises(VirtopsError) as caught:
+            lab.recover()
+        assert caught.value.code == "overlay_in_use"
+        assert lab.images.exists("/img/vm.vdb.s1.qcow2")
+        assert lab.domain.journal is not None
+    else:
+        lab.recover()
+        assert lab.whole()
+
+
+class FakeReaper:
+    """One orphan of each domain that was named."""
+
+    def __init__(self, orphans: dict[str, int]) -> None:
+        self.orphans_of = dict(orphans)
+
+    def orphans(self, uuid: str) -> tuple[int, ...]:
+        return tuple(pid for owner, pid in self.orphans_of.items() if owner == uuid)
+
+    def reap(self, uuid: str, pid: int) -> None:
+        assert self.orphans_of.pop(uuid) == pid
+
+
+def test_an_orphaned_copy_is_ended_before_anything_else(lab: Lab) -> None:
+    lab.snapshot("s1", "live_backup")
+    uuid = lab.domain.view().uuid
+    reaper = FakeReaper({uuid: 4711, "another": 4712})
+
+    def recover(check: bool) -> Outcome:
+        return Recovery(RecoverWish(), lab.domain, lab.images, lab.clock, reaper=reaper).run(check)
+
+    foreseen = recover(True)
+    assert reaper.orphans(uuid) == (4711,)
+    outcome = recover(False)
+    assert foreseen.steps == outcome.steps
+    assert outcome.steps[0] == "end process 4711, a copy that an interrupted run left"
+    assert reaper.orphans_of == {"another": 4712}
+    assert not recover(False).changed
