@@ -3,6 +3,8 @@
 
 """The layers: modules -> _module -> {_service, _libvirt, _host} -> _core, and what each may use from outside.
 
+_boot is a second entry beside _module: what runs on a hypervisor without Ansible.
+
 The rules are read from the files' syntax trees, so nothing has to be importable. The checker is itself tested, on a
 small tree that keeps every rule and on changes to it that each break one.
 """
@@ -22,6 +24,7 @@ COLLECTION = ("ansible_collections", "virtops", "libvirt")
 MAY_IMPORT = {
     "modules": {"_module"},
     "_module": {"_module", "_service", "_libvirt", "_host", "_core"},
+    "_boot": {"_boot", "_service", "_libvirt", "_host", "_core"},
     "_service": {"_service", "_core"},
     "_libvirt": {"_libvirt", "_core"},
     "_host": {"_host", "_core"},
@@ -133,6 +136,7 @@ CLEAN = {
     "plugins/module_utils/_module/entry.py": PRIVATE
     + f"from ansible.module_utils.basic import AnsibleModule\nfrom {UTILS}._service.flow import Flow\n"
     + f"from {UTILS}._libvirt.domain import Domain\nfrom {UTILS}._host.run import run\n",
+    "plugins/module_utils/_boot/recover.py": PRIVATE + f"import argparse\nfrom {UTILS}._service.flow import Flow\n",
     "plugins/module_utils/_service/flow.py": PRIVATE + f"import time\nfrom {UTILS}._core.model import Disk\n",
     "plugins/module_utils/_libvirt/domain.py": PRIVATE + "import libvirt\nfrom .._core import model\n",
     "plugins/module_utils/_host/run.py": PRIVATE + "import os\nimport subprocess\nos.execv('/bin/true', [])\n",
@@ -169,6 +173,10 @@ def test_a_tree_that_keeps_the_rules_has_no_problem(tmp_path: Path) -> None:
         ("_host/run.py", f"from {UTILS}._module.entry import run", "_host must not import"),
         ("_host/run.py", "from ...modules import thing_info", "_host must not import"),
         ("_module/entry.py", f"from {UTILS}.stray import x", "_module must not import"),
+        # the two entries know nothing of each other
+        ("_module/entry.py", f"from {UTILS}._boot.recover import main", "_module must not import"),
+        ("_boot/recover.py", f"from {UTILS}._module.entry import run", "_boot must not import"),
+        ("_boot/recover.py", "from ansible.module_utils.basic import AnsibleModule", "only _module may"),
         # a module decides nothing, so it sees only _module
         ("../modules/thing_info.py", f"from {UTILS}._core.model import Disk", "modules must not import"),
         ("../modules/thing_info.py", "from ..module_utils._service.flow import Flow", "modules must not import"),

@@ -202,7 +202,7 @@ def test_a_domain_that_went_off_is_merged_offline(lab: Lab) -> None:
 
 @pytest.mark.parametrize("has_data", [True, False])
 def test_a_guest_that_was_started_from_an_older_definition(lab: Lab, has_data: bool) -> None:
-    """It runs on its bases again, and no commit was ever attempted: what it wrote in between is only in the overlays."""
+    """It runs on its bases again, and no commit was attempted: what it wrote in between is only in the overlays."""
     lab.snapshot("s1", "live_backup")
     for name, disk in lab.domain.live.items():
         lab.domain.config[name] = disk.chain[1:]

@@ -1,0 +1,144 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: bring all guests of a hypervisor to rest after it was booted, without Ansible.
+
+    python3 -m ansible_collections.virtops.libvirt.plugins.module_utils._boot.recover [--uri URI] [--timeout SECONDS]
+
+The systemd unit that the role `hypervisor` installs runs this. It says one line for each guest, and ends with 1 where
+one of them needs a human. Only operations that were begun before this boot are looked at: nobody can be at work on
+them any more, while a later one may be between two tasks of a play. No backup is finished: where to, and how, only
+the play knows that made it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from .._core import xml
+from .._core.errors import VirtopsError
+from .._core.model import DomainView
+from .._core.xml import LXML_IMPORT_ERROR
+from .._host.boottime import booted_at
+from .._host.clock import SystemClock
+from .._host.command import marked
+from .._host.images import Images
+from .._host.locks import DomainLock
+from .._host.reaper import Reaper
+from .._libvirt.connection import Connection
+from .._libvirt.domain import Domain
+from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
+from .._libvirt.host import Host
+from .._service.recover import RecoverWish, Recovery
+
+#: Seconds that libvirt's daemon gets to answer after the boot.
+CONNECT_SECONDS = 60
+#: Seconds that a guest gets beyond its merge's timeout, for all that is done besides.
+GRACE_SECONDS = 60
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = argparse.ArgumentParser(description="Bring all guests to rest that an interrupted operation left.")
+    options.add_argument("--uri", default="qemu:///system", help="the libvirt connection")
+    options.add_argument("--timeout", type=int, default=600, help="seconds after which a guest's merge is given up")
+    given = options.parse_args(arguments)
+    for library, problem in (("libvirt-python", LIBVIRT_IMPORT_ERROR), ("lxml", LXML_IMPORT_ERROR)):
+        if problem is not None:
+            _say("The Python library %s is missing for %s. Run the role hypervisor." % (library, sys.executable))
+            return 1
+    try:
+        with _connect(given.uri) as connection:
+            return recover_all(connection, given.timeout, booted_at(), _say)
+    except VirtopsError as error:
+        _say(str(error))
+        return 1
+
+
+def recover_all(connection: Connection, timeout: int, boot: str, say: Callable[[str], None]) -> int:
+    """One guest after another; 1 where one of them needs a human."""
+    needy = 0
+    for view in Host(connection).domains():
+        try:
+            if _was_interrupted(view, boot):
+                steps = _recover(connection, view, timeout)
+                say("%s: %s" % (view.name, "healed: " + "; ".join(steps) if steps else "nothing to do"))
+            else:
+                say("%s: nothing to do" % view.name)
+        except VirtopsError as error:
+            needy += 1
+            say("%s: NEEDS A HUMAN (%s): %s" % (view.name, error.code, error))
+        except Exception:  # noqa: BLE001  (a bug: it is shown as one, and the other guests get their turn)
+            needy += 1
+            traceback.print_exc()
+            say("%s: NEEDS A HUMAN: its recovery broke off, see above" % view.name)
+    return 1 if needy else 0
+
+
+def _was_interrupted(view: DomainView, boot: str) -> bool:
+    """By the boot. UTC times of one form compare as text."""
+    operations = xml.parse_journal(view.journal_xml).operations
+    return any(operation.open and operation.started < boot for operation in operations)
+
+
+def _recover(connection: Connection, view: DomainView, timeout: int) -> tuple[str, ...]:
+    domain = Domain(connection, view.uuid)
+    clock = SystemClock()
+    wish = RecoverWish(timeout=timeout)
+    try:
+        with DomainLock(view.uuid), marked(view.uuid), _at_most(timeout + GRACE_SECONDS, view.name):
+            return Recovery(wish, domain, Images(), clock, reaper=Reaper(clock)).run(check=False).steps
+    finally:
+        domain.close()
+
+
+def _connect(uri: str) -> Connection:
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            return Connection(uri)
+        except VirtopsError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(1)
+
+
+@contextmanager
+def _at_most(seconds: int, name: str) -> Iterator[None]:
+    """Whatever a guest's recovery waits for, the others get their turn; it may be broken off anywhere.
+
+    setitimer(2), again and again: a flow may take one for the failure of a step that it can do without. A call that
+    hangs in libvirt itself is ended by the unit's own timeout.
+    """
+
+    def give_up(_number: int, _frame: FrameType | None) -> None:
+        raise VirtopsError(
+            "timeout",
+            "The recovery of domain %s took longer than %d s" % (name, seconds),
+            "Run the playbook virtops.libvirt.recover, which gives it more time",
+        )
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _say(text: str) -> None:
+    """One line, at once: the journal keeps them even if we are ended."""
+    sys.stdout.write(" ".join(text.split()) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

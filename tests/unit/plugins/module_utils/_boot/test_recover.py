@@ -1,0 +1,179 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""All guests of libvirt's in-process driver, after a boot."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+libvirt = pytest.importorskip("libvirt")
+pytest.importorskip("lxml")
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._boot import recover  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import JOURNAL_PREFIX, JOURNAL_URI  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.boottime import booted_at  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import DomainLock  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
+
+URI = "test:///default"
+BEFORE, BOOT, AFTER = "20261120T115959Z", "20261120T120000Z", "20261120T120001Z"
+XML = """
+<domain type='test'>
+  <name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>8</memory><os><type arch='i686'>hvm</type></os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/><source file='/img/{name}.raw'/><target dev='vda' bus='virtio'/>
+    </disk>
+  </devices>
+</domain>
+"""
+JOURNAL = (
+    "<journal schema='1'><operation id='{id}' kind='live_backup' name='s1' phase='{phase}' started='{started}'>"
+    "<disk target='vda' base='/img/base.raw' base_format='raw' overlay='{overlay}'/></operation></journal>"
+)
+Define = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place for locks that needs no root."""
+    monkeypatch.setattr(recover, "DomainLock", lambda domain: DomainLock(domain, lambda: str(tmp_path)))
+    return tmp_path
+
+
+@pytest.fixture
+def connection() -> Iterator[Connection]:
+    """Without the driver's own domain."""
+    with Connection(URI) as opened:
+        opened.handle.lookupByName("test").destroy()
+        yield opened
+        opened.handle.lookupByName("test").create()
+
+
+@pytest.fixture
+def define(connection: Connection) -> Iterator[Define]:
+    """Make a running guest, with an open operation in this phase that was begun at this time."""
+    made = []
+
+    def make(name: str, phase: str = "", started: str = BEFORE, overlay: str = "/img/none.qcow2") -> None:
+        domain = connection.handle.defineXML(XML.format(name=name, uuid=uuid.uuid4()))
+        domain.create()
+        made.append(domain)
+        if phase:
+            journal = JOURNAL.format(id=uuid.uuid4(), phase=phase, started=started, overlay=overlay)
+            flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, journal, JOURNAL_PREFIX, JOURNAL_URI, flags)
+
+    yield make
+    for domain in made:
+        domain.destroy()
+        domain.undefine()
+
+
+def run(connection: Connection) -> tuple[int, dict[str, str]]:
+    """The exit code, and what is said of each guest."""
+    said: list[str] = []
+    code = recover.recover_all(connection, 60, BOOT, said.append)
+    return code, dict(line.split(": ", 1) for line in said if not line.startswith("test: "))
+
+
+def test_a_healthy_host(connection: Connection, define: Define, locks: Path) -> None:
+    define("a")
+    define("b")
+    definitions = [domain.XMLDesc(0) for domain in connection.handle.listAllDomains()]
+    assert run(connection) == (0, {"a": "nothing to do", "b": "nothing to do"})
+    assert [domain.XMLDesc(0) for domain in connection.handle.listAllDomains()] == definitions
+    assert os.listdir(locks) == []
+
+
+def test_what_the_boot_interrupted_is_healed_once(connection: Connection, define: Define) -> None:
+    define("a", "prepared")
+    define("b")
+    code, said = run(connection)
+    assert code == 0
+    assert said == {"a": "healed: remove operation s1 from the journal", "b": "nothing to do"}
+    assert run(connection) == (0, {"a": "nothing to do", "b": "nothing to do"})
+
+
+def test_what_was_begun_since_the_boot_is_left_alone(connection: Connection, define: Define) -> None:
+    """A play may be at work on it, between two of its tasks."""
+    define("a", "prepared", AFTER)
+    assert run(connection) == (0, {"a": "nothing to do"})
+    assert "s1" in connection.handle.lookupByName("a").XMLDesc(0)
+
+
+def test_one_that_needs_a_human_stops_no_other(connection: Connection, define: Define, tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay.qcow2"
+    overlay.write_text("no image")
+    define("a", "prepared", overlay=str(overlay))
+    define("b", "prepared")
+    code, said = run(connection)
+    assert code == 1
+    assert said["a"].startswith("NEEDS A HUMAN (image_failed): ")
+    assert said["b"].startswith("healed: ")
+
+
+def test_a_bug_is_shown_and_stops_no_other(
+    connection: Connection, define: Define, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    define("a", "prepared")
+    define("b")
+
+    def broken(*_unused: object, **_ignored: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(recover, "Recovery", broken)
+    code, said = run(connection)
+    assert code == 1
+    assert said["a"].startswith("NEEDS A HUMAN")
+    assert said["b"] == "nothing to do"
+    assert "RuntimeError: a bug" in capfd.readouterr().err
+
+
+def test_one_that_somebody_works_on(connection: Connection, define: Define, locks: Path) -> None:
+    define("a", "prepared")
+    with DomainLock(connection.handle.lookupByName("a").UUIDString(), lambda: str(locks)):
+        code, said = run(connection)
+    assert code == 1
+    assert said["a"].startswith("NEEDS A HUMAN (locked): ")
+
+
+def test_a_recovery_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recover.signal, "setitimer", _sooner(recover.signal.setitimer))
+    with pytest.raises(VirtopsError) as caught, recover._at_most(60, "a"):
+        time.sleep(30)
+    assert caught.value.code == "timeout"
+    time.sleep(0.05)  # and nothing comes later
+
+
+def _sooner(setitimer: Callable[..., object]) -> Callable[..., object]:
+    def set_sooner(which: int, seconds: float, interval: float = 0.0) -> object:
+        return setitimer(which, seconds / 6000, interval / 6000)
+
+    return set_sooner
+
+
+def test_what_it_says_when_libvirt_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recover, "CONNECT_SECONDS", 0)
+    assert recover.main(["--uri", "test:///nonexistent"]) == 1
+    assert "test:///nonexistent" in capfd.readouterr().out
+
+
+def test_the_time_of_the_boot() -> None:
+    """PID 1 is not younger than we are, and times of that form compare as text."""
+    found = booted_at()
+    assert re.fullmatch(r"20\d{6}T\d{6}Z", found)
+    assert found <= time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    assert os.stat("/proc/1").st_ctime <= time.time()
