@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from .._core import xml
+from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.model import DomainView
 from .._core.xml import LXML_IMPORT_ERROR
@@ -33,6 +34,8 @@ from .._host.command import marked
 from .._host.images import Images
 from .._host.locks import DomainLock
 from .._host.reaper import Reaper
+from .._host.watchdog import PythonWatchdog
+from .._libvirt import guest_watchdog
 from .._libvirt.connection import Connection
 from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
@@ -91,10 +94,12 @@ def _was_interrupted(view: DomainView, boot: str) -> bool:
 def _recover(connection: Connection, view: DomainView, timeout: int) -> tuple[str, ...]:
     domain = Domain(connection, view.uuid)
     clock = SystemClock()
-    wish = RecoverWish(timeout=timeout)
+    wish = RecoverWish(deadline=Deadline(timeout=timeout))
+    watchdog = PythonWatchdog(connection.uri, guest_watchdog.__name__)
     try:
         with DomainLock(view.uuid), marked(view.uuid), _at_most(timeout + GRACE_SECONDS, view.name):
-            return Recovery(wish, domain, Images(), clock, reaper=Reaper(clock)).run(check=False).steps
+            flow = Recovery(wish, domain, Images(), clock, watchdog, reaper=Reaper(clock))
+            return flow.run(check=False).steps
     finally:
         domain.close()
 

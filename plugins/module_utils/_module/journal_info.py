@@ -16,4 +16,4 @@ def main() -> None:
 
 
 def _flow(context: DomainContext) -> Outcome:
-    return info.journal(context.domain, context.images, context.clock)
+    return info.journal(context.domain, context.images, context.clock, context.watchdog)

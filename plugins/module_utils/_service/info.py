@@ -15,7 +15,7 @@ from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, CREATED, KEPT, PULL, Journal, JournalDisk, Operation
 from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome
-from .._core.ports import BlockInfoPort, Clock, ImagePort, RecoverPort
+from .._core.ports import BlockInfoPort, Clock, ImagePort, RecoverPort, Watchdog
 from .._core.snapshot import is_in_chain
 from .observe import observe
 from .recover import RecoverWish, Recovery
@@ -100,11 +100,11 @@ def _operation(operation: Operation) -> dict[str, Any]:
 # journal_info
 
 
-def journal(domain: RecoverPort, images: ImagePort, clock: Clock) -> Outcome:
+def journal(domain: RecoverPort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> Outcome:
     """The operations as guests_info tells them, where their disks really stand, and how the open ones end."""
     view = observe(domain, images)
     operations = xml.parse_journal(view.journal_xml).operations
-    recovery = _recovery(domain, images, clock) if any(operation.open for operation in operations) else ""
+    recovery = _recovery(domain, images, clock, watchdog) if any(operation.open for operation in operations) else ""
     told = [
         {
             **_operation(operation),
@@ -138,10 +138,10 @@ def _unchanged(noted: JournalDisk, images: ImagePort) -> bool | None:
     return images.exists(noted.base) and images.identity(noted.base) == noted.identity
 
 
-def _recovery(domain: RecoverPort, images: ImagePort, clock: Clock) -> str:
+def _recovery(domain: RecoverPort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> str:
     """What virtops.libvirt.recover would do: its own plan, so that the words cannot differ from the deed."""
     try:
-        steps = Recovery(RecoverWish(), domain, images, clock).run(check=True).steps
+        steps = Recovery(RecoverWish(), domain, images, clock, watchdog).run(check=True).steps
     except VirtopsError as error:
         if error.code in ("connection_lost", "no_such_domain"):
             raise

@@ -40,7 +40,9 @@ XML = """
 
 @pytest.fixture(autouse=True)
 def _no_collection() -> Iterator[None]:
-    """A libvirt object that is collected between a failed call and its exception takes the error's number away."""
+    """A libvirt object that is collected between a failed call and its exception takes the error's number away. And an
+    error that a test makes itself has the words of the last one that libvirt made, if there was one."""
+    libvirt.virResetLastError()
     gc.collect()
     gc.disable()
     yield

@@ -239,14 +239,14 @@ def snapshotted(kind: str = "live_backup", die_after: str | None = None) -> tupl
     else:
         with pytest.raises(Died):
             ExternalSnapshot(wish, domain, images, FakeWatchdog(), clock).run(check=False)
-        domain.die_after = None
+        domain.revive()
     domain.calls.clear()
     images.calls.clear()
     return domain, images, clock
 
 
 def operation_of(domain: FakeDomain, images: FakeImages, clock: FakeClock) -> dict[str, Any]:
-    (operation,) = info.journal(domain, images, clock).values["operations"]  # type: ignore[misc,attr-defined]
+    (operation,) = info.journal(domain, images, clock, FakeWatchdog()).values["operations"]  # type: ignore[misc,attr-defined]
     told: dict[str, Any] = operation
     return told
 
@@ -271,9 +271,9 @@ def test_its_recovery_is_what_recover_then_does() -> None:
     words = operation_of(domain, images, clock)["recovery"]
     assert (domain.calls, images.calls) == ([], []), "looking changes nothing"
     assert "The play that began it (live_backup) finishes its backup first" in words
-    done = Recovery(RecoverWish(), domain, images, clock).run(check=False)
+    done = Recovery(RecoverWish(), domain, images, clock, FakeWatchdog()).run(check=False)
     assert words.startswith("virtops.libvirt.recover would: %s." % "; ".join(done.steps))
-    assert info.journal(domain, images, clock).values == {"operations": []}
+    assert info.journal(domain, images, clock, FakeWatchdog()).values == {"operations": []}
 
 
 def test_a_run_that_died_before_the_switch() -> None:
@@ -315,5 +315,5 @@ def test_a_journal_that_cannot_be_read_is_a_failure() -> None:
     domain, images, clock = snapshotted()
     domain.journal = "<journal schema='99'/>"
     with pytest.raises(VirtopsError) as caught:
-        info.journal(domain, images, clock)
+        info.journal(domain, images, clock, FakeWatchdog())
     assert caught.value.code == "journal_unreadable"

@@ -238,7 +238,7 @@ def test_an_orphaned_copy_is_ended_before_anything_else(lab: Lab) -> None:
     reaper = FakeReaper({uuid: 4711, "another": 4712})
 
     def recover(check: bool) -> Outcome:
-        return Recovery(RecoverWish(), lab.domain, lab.images, lab.clock, reaper=reaper).run(check)
+        return Recovery(RecoverWish(), lab.domain, lab.images, lab.clock, lab.watchdog, reaper=reaper).run(check)
 
     foreseen = recover(True)
     assert reaper.orphans(uuid) == (4711,)
