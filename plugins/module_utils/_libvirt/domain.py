@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import uuid as uuid_module
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from .._core import xml
 from .._core.errors import VirtopsError
@@ -30,6 +30,8 @@ JOB_KINDS = ("unknown", "pull", "copy", "commit", "active-commit", "backup")
 #: virDomainPausedReason by number, in the words of `virsh domstate --reason`; the others do not matter here.
 PAUSED_BY = {1: "user", 5: IO_ERROR}
 
+T = TypeVar("T")
+
 
 class Domain:
     """A domain, found by UUID or name, in this order as virsh does."""
@@ -44,29 +46,36 @@ class Domain:
     def close(self) -> None:
         self._events.close()
 
+    def _again(self, call: Callable[[], T]) -> T:
+        """A call that may as well be made twice: where libvirtd went away, once more over a new connection.
+
+        Not for calls that begin or end something: after a lost answer only a new reading tells what came of them.
+        """
+        try:
+            return call()
+        except libvirt.libvirtError as problem:
+            if not is_connection_lost(problem):
+                raise
+        self._connection.reopen()
+        self._domain = _lookup(self._connection, self.uuid)
+        return call()
+
     # ViewPort
 
     def state(self) -> str:
         """virDomainGetState."""
         with mapped(f"Reading the state of {self.name}"):
-            return STATES[self._domain.state()[0]]
+            return STATES[self._again(lambda: self._domain.state())[0]]
 
     def view(self) -> DomainView:
         """One reading; where libvirtd was restarted since the last call, over a new connection."""
-        try:
-            return read_view(self._connection, self._domain)
-        except libvirt.libvirtError as problem:
-            if not is_connection_lost(problem):
-                raise failure(problem, f"Reading the domain {self.name}") from problem
-        self._connection.reopen()
-        self._domain = _lookup(self._connection, self.uuid)
         with mapped(f"Reading the domain {self.name}"):
-            return read_view(self._connection, self._domain)
+            return self._again(lambda: read_view(self._connection, self._domain))
 
     def snapshot(self, name: str) -> SnapshotRecord | None:
         try:
-            found = self._domain.snapshotLookupByName(name)
-            return xml.parse_snapshot(found.getXMLDesc())
+            found = self._again(lambda: self._domain.snapshotLookupByName(name).getXMLDesc())
+            return xml.parse_snapshot(found)
         except libvirt.libvirtError as problem:
             if is_number(problem, "VIR_ERR_NO_DOMAIN_SNAPSHOT"):
                 return None
@@ -74,15 +83,21 @@ class Domain:
 
     def snapshots(self) -> tuple[SnapshotRecord, ...]:
         with mapped(f"Listing the snapshots of {self.name}"):
-            found = self._domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
-            return tuple(xml.parse_snapshot(snapshot.getXMLDesc()) for snapshot in found)
+            return self._again(self._snapshots)
+
+    def _snapshots(self) -> tuple[SnapshotRecord, ...]:
+        found = self._domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
+        return tuple(xml.parse_snapshot(snapshot.getXMLDesc()) for snapshot in found)
 
     def domain_xml(self) -> str:
-        flags = libvirt.VIR_DOMAIN_XML_SECURE
         with mapped(f"Reading the definition of {self.name}"):
-            if self._domain.isPersistent():
-                flags |= libvirt.VIR_DOMAIN_XML_INACTIVE
-            return str(self._domain.XMLDesc(flags))
+            return self._again(self._domain_xml)
+
+    def _domain_xml(self) -> str:
+        flags = libvirt.VIR_DOMAIN_XML_SECURE
+        if self._domain.isPersistent():
+            flags |= libvirt.VIR_DOMAIN_XML_INACTIVE
+        return str(self._domain.XMLDesc(flags))
 
     # BlockInfoPort
 
@@ -100,11 +115,14 @@ class Domain:
     def write_journal(self, xml: str | None) -> None:
         """libvirt has the definition (and a running domain's status) on disk when this returns."""
         with mapped(f"Writing the journal into the metadata of {self.name}"):
-            flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if self._domain.isActive() else 0
-            if self._domain.isPersistent():
-                flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
-            prefix = None if xml is None else JOURNAL_PREFIX
-            self._domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, prefix, JOURNAL_URI, flags)
+            self._again(lambda: self._set_journal(xml))
+
+    def _set_journal(self, xml: str | None) -> None:
+        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if self._domain.isActive() else 0
+        if self._domain.isPersistent():
+            flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        prefix = None if xml is None else JOURNAL_PREFIX
+        self._domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, prefix, JOURNAL_URI, flags)
 
     # SnapshotPort
 
@@ -115,6 +133,14 @@ class Domain:
         return agent.freeze(self._domain, seconds)
 
     def thaw(self, seconds: int) -> int:
+        try:
+            return agent.thaw(self._domain, seconds)
+        except VirtopsError as error:
+            if error.code != "connection_lost":
+                raise
+        # libvirtd died while the guest was frozen: nobody else may thaw it before we do
+        self._connection.reopen()
+        self._domain = _lookup(self._connection, self.uuid)
         return agent.thaw(self._domain, seconds)
 
     def create_snapshot(self, xml: str, metadata: bool) -> None:
@@ -207,9 +233,12 @@ class Domain:
 
     def set_config_disks(self, layers: dict[str, Layer]) -> None:
         with mapped(f"Defining {self.name} on its merged images"):
-            flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-            definition = xml.with_disk_layers(self._domain.XMLDesc(flags), layers)
-            self._connection.handle.defineXMLFlags(definition, 0)
+            self._again(lambda: self._define(layers))
+
+    def _define(self, layers: dict[str, Layer]) -> None:
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+        definition = xml.with_disk_layers(self._domain.XMLDesc(flags), layers)
+        self._connection.handle.defineXMLFlags(definition, 0)
 
     def other_images(self) -> OtherImages:
         known: set[str] = set()
@@ -224,7 +253,7 @@ class Domain:
         """Live and persistent XML of each other domain; one that is undefined meanwhile is left out."""
         doing = "Reading the definitions of the host's other domains"
         with mapped(doing):
-            domains = self._connection.handle.listAllDomains()
+            domains = self._again(lambda: self._connection.handle.listAllDomains())
         for domain in domains:
             if domain.UUIDString() == self.uuid:
                 continue

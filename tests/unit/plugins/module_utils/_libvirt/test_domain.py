@@ -267,6 +267,69 @@ def test_the_images_of_the_other_domains(connection: Connection, define: Define)
     assert isinstance(found, OtherImages)
 
 
+class Gone:
+    """A domain or a connection over which nothing comes any more, as after the death of libvirtd."""
+
+    def __getattr__(self, _unused: str) -> Callable[..., Any]:
+        return self._fail
+
+    def _fail(self, *_: object) -> None:
+        error = libvirt.libvirtError("gone")
+        error.err = (libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_RPC, "gone", 2, None, None, None, -1, -1)
+        raise error
+
+    def name(self) -> str:
+        return "survives"
+
+    def close(self) -> None:
+        """A connection that is lost can be closed."""
+
+
+@pytest.fixture
+def abandoned(connection: Connection, define: Define) -> Domain:
+    """A domain that was looked up before libvirtd was restarted."""
+    define("survives", devices=AGENT)
+    domain = Domain(connection, "survives")
+    connection.handle, domain._domain = Gone(), Gone()
+    return domain
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda domain: domain.state(),
+        lambda domain: domain.view(),
+        lambda domain: domain.snapshot("none"),
+        lambda domain: domain.snapshots(),
+        lambda domain: domain.domain_xml(),
+        lambda domain: domain.write_journal(None),
+        lambda domain: domain.thaw(1),
+        lambda domain: domain.set_config_disks({"vda": Layer("/img/next.raw", "raw")}),
+        lambda domain: domain.other_images(),
+    ],
+)
+def test_what_may_be_done_twice_survives_a_restart_of_libvirtd(
+    abandoned: Domain, call: Callable[[Domain], object]
+) -> None:
+    call(abandoned)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda domain: domain.freeze(1),
+        lambda domain: domain.create_snapshot("<domainsnapshot/>", metadata=True),
+        lambda domain: domain.start_commit("vda", "/a", "/b", True, 0, False),
+        lambda domain: domain.pivot("vda"),
+        lambda domain: domain.cancel_job("vda"),
+    ],
+)
+def test_what_begins_or_ends_something_is_not_done_twice(abandoned: Domain, call: Callable[[Domain], object]) -> None:
+    with pytest.raises(VirtopsError) as caught:
+        call(abandoned)
+    assert caught.value.code == "connection_lost"
+
+
 # Waiting
 
 
