@@ -13,7 +13,7 @@ options:
   on_timeout:
     description:
       - What is done when a running guest writes faster than its merge copies, so that it is not ready to pivot at the
-        end of O(timeout), or the file system of its overlays runs short of space (see O(overlay_reserve)).
+        end of O(timeout), or the file system of its overlays runs short of space (see O(keep_free)).
       - With V(fail) the guest is never held back. At the end of O(timeout) the merge is given up, and the guest goes
         on, on its overlays, unharmed.
       - With V(throttle) the guest's writes to the disks that are not ready are limited, more and more, for at most
@@ -33,7 +33,7 @@ options:
     description: For how many seconds the guest may be paused.
     type: int
     default: 10
-  overlay_reserve:
+  keep_free:
     description:
       - When less than this is free (in MiB) in the file system of an overlay, what O(on_timeout) says is done at once.
         At nothing free QEMU would pause the guest. Of a file system smaller than twenty times of this, a twentieth.

@@ -108,7 +108,7 @@ options:
         ones wait.
     type: int
     default: 4
-  overlay_reserve:
+  keep_free:
     description:
       - When less than this is free (in MiB) in the file system of an overlay, which the guest writes to meanwhile, the
         copy is given up before QEMU would have to pause the guest. Of a file system smaller than twenty times of this,

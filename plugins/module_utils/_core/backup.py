@@ -42,7 +42,7 @@ _STAMP = "%Y%m%dT%H%M%SZ"
 class BackupWish:
     """What the user asked for: `snapshot` or `overlays`. `rate_limit` is MiB/s of each copy, 0: no limit.
 
-    `overlay_reserve` is in MiB: the copy gives way to the overlays where they have less.
+    `keep_free` is in MiB: the copy gives way to the overlays where they have less.
     """
 
     dest: str
@@ -55,7 +55,7 @@ class BackupWish:
     rate_limit: int = 0
     keep_backing: bool = False
     parallel: int = 4
-    overlay_reserve: int = 256
+    keep_free: int = 256
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,13 @@ LIMIT_PART = 8
 
 @dataclass(frozen=True)
 class Deadline:
-    """How long a merge may take, and what happens then. Seconds; `overlay_reserve` in MiB."""
+    """How long a merge may take, and what happens then. Seconds; `keep_free` in MiB."""
 
     timeout: int = 3600
     on_timeout: str = FAIL
     throttle_timeout: int = 60
     suspend_timeout: int = 10
-    overlay_reserve: int = 256
+    keep_free: int = 256
 
     @property
     def brakes(self) -> bool:

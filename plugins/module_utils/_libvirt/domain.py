@@ -170,12 +170,12 @@ class Domain:
 
     def io_tune(self, disk: str) -> dict[str, int]:
         with mapped(f"Reading the I/O limits of {disk} of {self.name}"):
-            found = self._domain.blockIoTune(disk, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            found = self._again(lambda: self._domain.blockIoTune(disk, libvirt.VIR_DOMAIN_AFFECT_LIVE))
         return {name: value for name, value in found.items() if isinstance(value, int)}
 
     def set_io_tune(self, disk: str, limits: dict[str, int]) -> None:
         with mapped(f"Setting the I/O limits of {disk} of {self.name}"):
-            self._domain.setBlockIoTune(disk, limits, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            self._again(lambda: self._domain.setBlockIoTune(disk, limits, libvirt.VIR_DOMAIN_AFFECT_LIVE))
 
     def suspend(self) -> None:
         with mapped(f"Suspending {self.name}"):

@@ -13,12 +13,12 @@ from .._host.copy import ImageCopier
 from .._host.store import BackupStore
 from .._service.backup import Backup
 from .entry import DomainContext, run_domain_module
-from .specs import BACKUP, COPY, RESERVE, ArgumentSpec, merged
+from .specs import BACKUP, COPY, KEEP_FREE, ArgumentSpec, merged
 
 SPEC: ArgumentSpec = merged(
     BACKUP,
     COPY,
-    RESERVE,
+    KEEP_FREE,
     {"snapshot": {"type": "str"}, "overlays": {"type": "list", "elements": "path"}},
 )
 
@@ -43,7 +43,7 @@ def back_up(context: DomainContext, wish: BackupWish) -> Outcome:
     for name, given, least in (
         ("rate_limit", wish.rate_limit, 0),
         ("parallel", wish.parallel, 1),
-        ("overlay_reserve", wish.overlay_reserve, 0),
+        ("keep_free", wish.keep_free, 0),
     ):
         if given < least:
             raise VirtopsError("bad_option", "%s is %d" % (name, given), "Give a number of %d or more" % least)

@@ -31,7 +31,7 @@ def _flow(context: DomainContext) -> Outcome:
     given = context.params["backup"]
 
     def finish(snapshot: str) -> Outcome:
-        wish = BackupWish(snapshot=snapshot, overlay_reserve=context.params["overlay_reserve"], **given)
+        wish = BackupWish(snapshot=snapshot, keep_free=context.params["keep_free"], **given)
         return back_up(context, wish)
 
     backup = None if given is None else finish

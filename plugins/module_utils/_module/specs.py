@@ -27,10 +27,10 @@ MERGE: ArgumentSpec = {
     "delete_merged": {"type": "bool", "default": False},
 }
 #: How little space may be left where overlays grow.
-RESERVE: ArgumentSpec = {"overlay_reserve": {"type": "int", "default": 256}}
+KEEP_FREE: ArgumentSpec = {"keep_free": {"type": "int", "default": 256}}
 #: What happens to a guest whose writes the merge cannot keep up with; doc fragment virtops.libvirt.deadline.
 DEADLINE: ArgumentSpec = {
-    **RESERVE,
+    **KEEP_FREE,
     "on_timeout": {"type": "str", "choices": list(POLICIES), "default": FAIL},
     "throttle_timeout": {"type": "int", "default": 60},
     "suspend_timeout": {"type": "int", "default": 10},

@@ -206,7 +206,7 @@ class Backup:
     def _watch(self, selection: Selection) -> Callable[[], None]:
         """The guest writes to its overlays meanwhile. A full file system there stops it, so the copy gives way."""
         overlays = [source.overlay for source in selection.sources]
-        return lambda: refuse_short(self._images, overlays, self._wish.overlay_reserve)
+        return lambda: refuse_short(self._images, overlays, self._wish.keep_free)
 
     def _require_unchanged(self, selection: Selection) -> DomainView:
         """The same look as before the copy: what it read was that point in time to the end."""

@@ -110,7 +110,7 @@ class GuestBrake:
 
     def _is_short(self, goals: Sequence[MergeGoal]) -> bool:
         folders = {os.path.dirname(goal.top.path) for goal in goals if goal.pivots}
-        reserve = self._deadline.overlay_reserve
+        reserve = self._deadline.keep_free
         return any(is_short(self._images.free_bytes(path), self._images.size_bytes(path), reserve) for path in folders)
 
     def _can_end(self, goals: Sequence[MergeGoal], view: DomainView) -> bool:
