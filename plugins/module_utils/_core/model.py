@@ -114,7 +114,10 @@ class SnapshotDisk:
 
 @dataclass(frozen=True)
 class SnapshotRecord:
-    """A libvirt snapshot record (virDomainSnapshotGetXMLDesc). `creation_time` is epoch seconds."""
+    """A libvirt snapshot record (virDomainSnapshotGetXMLDesc). `creation_time` is epoch seconds.
+
+    `metadata` is False for one that only our journal knows: it was taken without a record (NO_METADATA).
+    """
 
     name: str
     state: str
@@ -124,6 +127,7 @@ class SnapshotRecord:
     parent: str | None = None
     memory: str = "no"
     memory_file: str | None = None
+    metadata: bool = True
 
     @property
     def external(self) -> bool:

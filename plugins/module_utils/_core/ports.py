@@ -43,6 +43,19 @@ class ViewPort(Protocol):
         """The persistent XML (of a transient domain: the live one), secrets included."""
 
 
+class SnapshotInfoPort(ViewPort, Protocol):
+    """What snapshot_info needs."""
+
+    def snapshot_xmls(self, secure: bool) -> tuple[str, ...]:
+        """virDomainListAllSnapshots, parents first, and virDomainSnapshotGetXMLDesc of each: one call for a record.
+
+        `secure` includes passwords and the like (VIR_DOMAIN_SNAPSHOT_XML_SECURE), over no read-only connection.
+        """
+
+    def current_snapshot(self) -> str | None:
+        """virDomainSnapshotCurrent: its name; None where there is none."""
+
+
 class BlockInfoPort(ViewPort, Protocol):
     """What block_info needs."""
 

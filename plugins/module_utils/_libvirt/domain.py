@@ -86,8 +86,11 @@ class Domain:
             return self._again(self._snapshots)
 
     def _snapshots(self) -> tuple[SnapshotRecord, ...]:
+        return tuple(xml.parse_snapshot(text) for text in self._snapshot_xmls(0))
+
+    def _snapshot_xmls(self, flags: int) -> tuple[str, ...]:
         found = self._domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
-        return tuple(xml.parse_snapshot(snapshot.getXMLDesc()) for snapshot in found)
+        return tuple(snapshot.getXMLDesc(flags) for snapshot in found)
 
     def domain_xml(self) -> str:
         with mapped(f"Reading the definition of {self.name}"):
@@ -98,6 +101,21 @@ class Domain:
         if self._domain.isPersistent():
             flags |= libvirt.VIR_DOMAIN_XML_INACTIVE
         return str(self._domain.XMLDesc(flags))
+
+    # SnapshotInfoPort
+
+    def snapshot_xmls(self, secure: bool) -> tuple[str, ...]:
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE if secure else 0
+        with mapped(f"Listing the snapshots of {self.name}"):
+            return self._again(lambda: self._snapshot_xmls(flags))
+
+    def current_snapshot(self) -> str | None:
+        try:
+            return str(self._again(lambda: self._domain.snapshotCurrent().getName()))
+        except libvirt.libvirtError as problem:
+            if is_number(problem, "VIR_ERR_NO_DOMAIN_SNAPSHOT"):
+                return None
+            raise failure(problem, f"Looking for the current snapshot of {self.name}") from problem
 
     # BlockInfoPort
 

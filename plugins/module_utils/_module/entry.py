@@ -67,14 +67,21 @@ class _Ended:
 
 
 def run_domain_module(
-    argument_spec: ArgumentSpec, flow: Callable[[DomainContext], Outcome], *, changes: bool, **options: Any
+    argument_spec: ArgumentSpec,
+    flow: Callable[[DomainContext], Outcome],
+    *,
+    changes: bool,
+    needs_secrets: Callable[[Mapping[str, Any]], bool] = lambda _params: False,
+    **options: Any,
 ) -> None:
     """Run a module on one domain. `options` go to AnsibleModule; `argument_spec` is without COMMON and DOMAIN.
 
-    A module that only reads opens a read-only connection; one that changes holds the domain's lock meanwhile.
+    A module that only reads opens a read-only connection, unless these parameters make it read what libvirt tells over
+    none; one that changes holds the domain's lock meanwhile.
     """
     module = _new_module(merged(COMMON, DOMAIN, argument_spec), options)
-    _finish(module, lambda: _on_domain(module, flow, changes))
+    readonly = not changes and not needs_secrets(module.params)
+    _finish(module, lambda: _on_domain(module, flow, changes, readonly))
 
 
 def run_host_module(argument_spec: ArgumentSpec, flow: Callable[[HostContext], Outcome], **options: Any) -> None:
@@ -83,9 +90,11 @@ def run_host_module(argument_spec: ArgumentSpec, flow: Callable[[HostContext], O
     _finish(module, lambda: _on_host(module, flow))
 
 
-def _on_domain(module: AnsibleModule, flow: Callable[[DomainContext], Outcome], changes: bool) -> _Ended:
+def _on_domain(
+    module: AnsibleModule, flow: Callable[[DomainContext], Outcome], changes: bool, readonly: bool
+) -> _Ended:
     uri = module.params["uri"]
-    with Connection(uri, readonly=not changes) as connection:
+    with Connection(uri, readonly=readonly) as connection:
         domain = Domain(connection, module.params["domain"])
         context = DomainContext(
             params=module.params,

@@ -1,0 +1,92 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the flow of snapshot_info. It reads each record once, and changes nothing."""
+
+from __future__ import annotations
+
+import calendar
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._core import xml
+from .._core.errors import VirtopsError
+from .._core.journal import KEPT, Operation
+from .._core.model import Outcome, SnapshotDisk, SnapshotRecord
+from .._core.ports import SnapshotInfoPort
+from .._core.snapshot_tree import Filters, children_of, selected, tree_data, tree_text
+
+
+@dataclass(frozen=True)
+class SnapshotInfoWish:
+    """`xml`: each snapshot's XML as well, with `security_info` passwords and the like in it."""
+
+    filters: Filters = field(default_factory=Filters)
+    xml: bool = False
+    security_info: bool = False
+
+
+def snapshots(wish: SnapshotInfoWish, domain: SnapshotInfoPort) -> Outcome:
+    """Those that pass the filters, parents first; their tree, in words and as data; and which one is current."""
+    texts = domain.snapshot_xmls(wish.security_info)
+    records = tuple(xml.parse_snapshot(text) for text in texts)
+    if wish.filters.start is not None and wish.filters.start not in {record.name for record in records}:
+        raise VirtopsError(
+            "no_such_snapshot",
+            "The domain has no snapshot %r." % wish.filters.start,
+            "virtops.libvirt.snapshot_info without from lists them",
+        )
+    current = domain.current_snapshot() if records else None
+    known = {record.name for record in records}
+    everything = records + tuple(record for record in _unrecorded(domain) if record.name not in known)
+    chosen = selected(everything, current, wish.filters)
+    children = children_of(everything)
+    by_name = dict(zip((record.name for record in records), texts))
+    told = [told_snapshot(record, children[record.name], record.name == current) for record in chosen]
+    if wish.xml:
+        told = [{**one, "xml": by_name.get(one["name"])} for one in told]
+    values: dict[str, object] = {
+        "snapshots": told,
+        "current": current,
+        "tree": tree_text(chosen),
+        "tree_data": tree_data(chosen),
+    }
+    return Outcome(values=values)
+
+
+def _unrecorded(domain: SnapshotInfoPort) -> tuple[SnapshotRecord, ...]:
+    """Kept snapshots that were taken without a record: only the journal knows them."""
+    operations = xml.parse_journal(domain.view().journal_xml).operations
+    return tuple(_as_record(operation) for operation in operations if operation.kind == KEPT)
+
+
+def _as_record(operation: Operation) -> SnapshotRecord:
+    return SnapshotRecord(
+        name=operation.name,
+        state="shutoff" if operation.consistency == "offline" else "disk-snapshot",
+        creation_time=calendar.timegm(time.strptime(operation.started, "%Y%m%dT%H%M%SZ")),
+        disks=tuple(SnapshotDisk(disk.target, "external", disk.overlay, "qcow2") for disk in operation.disks),
+        metadata=False,
+    )
+
+
+def told_snapshot(record: SnapshotRecord, children: list[str], current: bool) -> dict[str, Any]:
+    """A snapshot as results show it; `creation_time` in seconds since 1970."""
+    return {
+        "name": record.name,
+        "description": record.description,
+        "parent": record.parent,
+        "children": children,
+        "creation_time": record.creation_time,
+        "state": record.state,
+        "kind": "external" if record.external else "internal",
+        "memory": {"snapshot": record.memory, "file": record.memory_file},
+        "disks": [
+            {"name": disk.target, "snapshot": disk.mode, "file": disk.file, "format": disk.format}
+            for disk in record.disks
+        ],
+        "current": current,
+        "metadata": record.metadata,
+    }

@@ -1,0 +1,219 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: snapshot_info
+short_description: List the snapshots of a libvirt domain, filtered and as a tree
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Lists a domain's snapshots, parents first, with their disks, memory, parents and children, and the tree that they
+    form. What C(virsh snapshot-list), C(snapshot-info), C(snapshot-current), C(snapshot-parent) and
+    C(snapshot-dumpxml) tell, in one task.
+  - The filters are those of C(virsh snapshot-list). A snapshot has to pass all that are set. But of O(active),
+    O(inactive) and O(disk_only) it has to pass one, and so of O(internal) and O(external).
+  - No snapshot that passes is an empty list, and no failure. Nor is it one if O(current) finds that none is current.
+  - Snapshots that M(virtops.libvirt.snapshot_external) took without metadata are listed too, from the journal. libvirt
+    does not know them.
+  - Each record is read once. The connection is read-only, but for O(security_info).
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.domain
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.info
+  - virtops.libvirt.attributes.actiongroup_all
+options:
+  name:
+    description: Only the snapshot of this name.
+    type: str
+  current:
+    description: Only the current snapshot, that is, the one that the next snapshot becomes a child of.
+    type: bool
+    default: false
+  roots:
+    description: Only snapshots without a parent.
+    type: bool
+    default: false
+  leaves:
+    description: Only snapshots without children.
+    type: bool
+    default: false
+  has_children:
+    description: Only snapshots with children.
+    type: bool
+    default: false
+  metadata:
+    description:
+      - Only snapshots that libvirt has a record of, or with V(false) only those that the journal alone knows.
+      - Unset, both.
+    type: bool
+  active:
+    description: Only snapshots of a running guest with its memory.
+    type: bool
+    default: false
+  inactive:
+    description: Only snapshots of a guest that was off.
+    type: bool
+    default: false
+  disk_only:
+    description: Only snapshots of a running guest without its memory.
+    type: bool
+    default: false
+  internal:
+    description: Only snapshots inside the images.
+    type: bool
+    default: false
+  external:
+    description: Only snapshots that added overlays, or a file with the memory.
+    type: bool
+    default: false
+  from:
+    description: Only the children of the snapshot of this name. That one must be there.
+    type: str
+  descendants:
+    description: With O(from), its children and all of theirs.
+    type: bool
+    default: false
+  xml:
+    description: Whether each snapshot's XML is returned.
+    type: bool
+    default: false
+  security_info:
+    description:
+      - Whether the XML is returned with passwords and other secrets in it, as C(--security-info) does. Set C(no_log) on
+        the task.
+      - Needs the right to change domains.
+    type: bool
+    default: false
+seealso:
+  - module: virtops.libvirt.snapshot_external
+  - module: virtops.libvirt.snapshot_metadata
+  - name: virsh manual, snapshot-list
+    description: The command and the flags that this module stands for.
+    link: https://www.libvirt.org/manpages/virsh.html#snapshot-list
+"""
+
+EXAMPLES = r"""
+- name: Look at all snapshots of a guest
+  virtops.libvirt.snapshot_info:
+    domain: web1
+  register: found
+
+- name: Show them as a tree
+  ansible.builtin.debug:
+    msg: "{{ found.tree.splitlines() }}"
+
+- name: List disk-only snapshots that nothing was built on
+  virtops.libvirt.snapshot_info:
+    domain: web1
+    disk_only: true
+    leaves: true
+
+- name: Keep the definitions of a snapshot and of all below it
+  virtops.libvirt.snapshot_info:
+    domain: web1
+    from: before-upgrade
+    descendants: true
+    xml: true
+  register: below
+"""
+
+RETURN = r"""
+snapshots:
+  description: The snapshots that pass the filters, parents first.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: Its name.
+      type: str
+    description:
+      description: Its description, null if it has none.
+      type: str
+    parent:
+      description: The name of its parent, null for a root.
+      type: str
+    children:
+      description: The names of its children, whether or not they pass the filters.
+      type: list
+      elements: str
+    creation_time:
+      description: When it was taken, in seconds since 1970.
+      type: int
+    state:
+      description: What the guest was, in libvirt's words. V(disk-snapshot) is a running guest, without its memory.
+      type: str
+    kind:
+      description: V(internal) or V(external).
+      type: str
+    memory:
+      description: Where the guest's memory is, with snapshot (V(no), V(internal) or V(external)) and file.
+      type: dict
+    disks:
+      description: What was done per disk, with name, snapshot (V(no), V(internal) or V(external)), file and format.
+      type: list
+      elements: dict
+    current:
+      description: Whether it is the current one.
+      type: bool
+    metadata:
+      description: Whether libvirt has a record of it.
+      type: bool
+    xml:
+      description: Its XML, null where libvirt has no record.
+      returned: with O(xml) or O(security_info)
+      type: str
+  sample:
+    - name: before-upgrade
+      description: 4.2
+      parent:
+      children: []
+      creation_time: 1795190400
+      state: disk-snapshot
+      kind: external
+      memory: {snapshot: 'no', file: null}
+      disks:
+        - {name: vda, snapshot: external, file: /var/lib/libvirt/images/web1.vda.before-upgrade.qcow2, format: qcow2}
+      current: true
+      metadata: true
+current:
+  description: The name of the domain's current snapshot, null if none is. The filters do not count here.
+  returned: success
+  type: str
+  sample: before-upgrade
+tree:
+  description:
+    - The snapshots that pass the filters, drawn as C(virsh snapshot-list --tree) does.
+    - Null if they are more than a hundred levels deep.
+  returned: success
+  type: str
+  sample: before-upgrade
+tree_data:
+  description: The same as data, in the order of the drawing, with the name and depth (V(0) for a root) of each.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - name: before-upgrade
+      depth: 0
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: no_such_snapshot
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import snapshot_info
+
+
+def main() -> None:
+    snapshot_info.main()
+
+
+if __name__ == "__main__":
+    main()
