@@ -46,7 +46,7 @@ def run_unit(host: Hypervisor) -> tuple[int, dict[str, str]]:
     """Run what systemd would; the exit code, and what it says of each guest."""
     lines = host.outside(UNIT).read_text(encoding="utf-8").splitlines()
     settings = dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
-    command = ["env", "-C", "/", settings["Environment"], *shlex.split(settings["ExecStart"])]
+    command = ["env", "-C", "/", *shlex.split(settings["Environment"]), *shlex.split(settings["ExecStart"])]
     done = host.exec(command, check=False, timeout=300)
     return done.returncode, dict(line.split(": ", 1) for line in done.stdout.splitlines())
 

@@ -59,6 +59,15 @@ class HostContext:
 
 
 @dataclass(frozen=True)
+class LocalContext:
+    """What a flow gets that changes the hypervisor itself, without libvirt."""
+
+    params: Mapping[str, Any]
+    check: bool
+    uri: str
+
+
+@dataclass(frozen=True)
 class _Ended:
     """A module's result, and what it warns of."""
 
@@ -88,6 +97,13 @@ def run_host_module(argument_spec: ArgumentSpec, flow: Callable[[HostContext], O
     """Run a module that reads the whole host, over a read-only connection."""
     module = _new_module(merged(COMMON, argument_spec), options)
     _finish(module, lambda: _on_host(module, flow))
+
+
+def run_local_module(argument_spec: ArgumentSpec, flow: Callable[[LocalContext], Outcome], **options: Any) -> None:
+    """Run a module that changes files of the hypervisor's own. It needs the libraries all the same: what it installs
+    needs them."""
+    module = _new_module(merged(COMMON, argument_spec), options)
+    _finish(module, lambda: _on_local(module, flow))
 
 
 def _on_domain(
@@ -122,6 +138,11 @@ def _on_host(module: AnsibleModule, flow: Callable[[HostContext], Outcome]) -> _
     with Connection(uri, readonly=True) as connection:
         outcome = flow(HostContext(module.params, module.check_mode, uri, Host(connection)))
     return _Ended(_result(outcome, changes=False), outcome.warnings)
+
+
+def _on_local(module: AnsibleModule, flow: Callable[[LocalContext], Outcome]) -> _Ended:
+    outcome = flow(LocalContext(module.params, module.check_mode, module.params["uri"]))
+    return _Ended(_result(outcome, changes=True), outcome.warnings)
 
 
 def _result(outcome: Outcome, changes: bool) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: boot_recovery
+short_description: Install a systemd unit that recovers guests when their hypervisor was booted
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Installs C(virtops-libvirt-recover.service), which runs once at each boot, after libvirt and before
+    C(libvirt-guests). It brings every guest to rest on which an operation was interrupted before the boot, as
+    M(virtops.libvirt.recover) does without O(virtops.libvirt.recover#module:backup), and says one line for each guest.
+    The unit has failed if a guest needs a human. It changes nothing on a healthy host.
+  - It finishes no backup, because where to and how only the play knows that began it.
+  - An operation that was begun after the boot is left alone, as a play may be at work on it.
+  - The unit runs a copy of this collection's code in C(/usr/local/lib/virtops.libvirt), with the interpreter that
+    Ansible uses. Run the module again after an upgrade of the collection.
+  - systemd does not have to run. Where it does, have it read its units again if this module says changed.
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.changes
+  - virtops.libvirt.attributes.actiongroup_all
+options:
+  state:
+    description: Whether the unit is there and enabled. V(absent) removes it and the code.
+    type: str
+    choices: [present, absent]
+    default: present
+  timeout:
+    description: For how many seconds the unit may merge one guest before it turns to the next.
+    type: int
+    default: 600
+seealso:
+  - module: virtops.libvirt.recover
+  - ref: ansible_collections.virtops.libvirt.docsite.guide_recovery
+    description: What recovery does.
+"""
+
+EXAMPLES = r"""
+- name: Recover guests after a power loss
+  virtops.libvirt.boot_recovery:
+  register: unit
+
+- name: Have systemd read it
+  ansible.builtin.systemd_service:
+    daemon_reload: true
+  when: unit is changed
+"""
+
+RETURN = r"""
+actions:
+  description: The steps that were taken, or in check mode those that would be.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - write the code in /usr/local/lib/virtops.libvirt
+    - write the unit /etc/systemd/system/virtops-libvirt-recover.service
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: permission_denied
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import boot_recovery
+
+
+def main() -> None:
+    boot_recovery.main()
+
+
+if __name__ == "__main__":
+    main()
