@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from conftest import every_guest, in_parallel
 from fleet import Facts, Member, Set, carry, chains, images, locks, sha256
-from playbook import GUESTS_PLAY, Controller, Play
+from playbook import GUESTS_PLAYS, Controller, Play
 from virtlab import BACKUP, IMAGES, Hypervisor, Mark, lost
 
 GOLDEN = f"{IMAGES}/golden/base.qcow2"
@@ -222,7 +222,7 @@ def test_second_run_makes_a_second_set(run: Run, fleet: dict[str, Member], contr
         assert sets[0] == first[alias].folder
         assert len(sets) == (2 if alias in play.guests() else 1)
     # One after another: the first guest's merge has ended before the second's snapshot begins
-    order = [item.host for item in play.results if item.play == GUESTS_PLAY and item.host in play.guests()]
+    order = [item.host for item in play.results if item.play in GUESTS_PLAYS and item.host in play.guests()]
     assert order == sorted(order, key=order.index)
 
 
