@@ -16,13 +16,13 @@ from ._sys import LabError, locked, run
 class Disk:
     """One disk of a guest.
 
-    target      name in the guest and in libvirt: vda, vdb, … (virtio), sda (scsi), hda (ide; for a cdrom)
+    target      name in the guest and in libvirt: vda, vdb, … (virtio), sda (scsi), hda (ide; for a cdrom), fda
     size_mib    size of the disk; its ext4 takes all of it
     format      raw or qcow2
     fill_mib    that much incompressible data in /fill.bin on it
     golden      name of a golden image: the disk is a qcow2 overlay of it, and so are those of other guests
     path        where the image lies inside the hypervisor; default IMAGES/<guest>/<target>.<format>
-    device      disk or cdrom; a cdrom is empty unless `path` names an image that is there already
+    device      disk, cdrom or floppy; the latter two are empty unless `path` names an image that is there already
     blank       no file system: the guest leaves the disk alone (the right thing for a shareable one)
     existing    do not make the image: `path` is there already (another guest's shareable disk, a restored backup)
     """
@@ -41,14 +41,14 @@ class Disk:
     existing: bool = False
 
     def __post_init__(self) -> None:
-        if self.format not in ("raw", "qcow2") or self.device not in ("disk", "cdrom"):
-            raise LabError(f"{self.target}: format is raw or qcow2, device disk or cdrom")
+        if self.format not in ("raw", "qcow2") or self.device not in ("disk", "cdrom", "floppy"):
+            raise LabError(f"{self.target}: format is raw or qcow2, device disk, cdrom or floppy")
         if self.golden and self.format != "qcow2":
             raise LabError(f"{self.target}: only a qcow2 disk can stand on a golden image")
 
     @property
     def bus(self) -> str:
-        return {"vd": "virtio", "sd": "scsi", "hd": "ide"}[self.target[:2]]
+        return {"vd": "virtio", "sd": "scsi", "hd": "ide", "fd": "fdc"}[self.target[:2]]
 
 
 def ext4_image(cache: Path, size_mib: int, fill_mib: int) -> Path:

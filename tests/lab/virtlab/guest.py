@@ -112,7 +112,7 @@ class Guest:
         return disk.path or f"{IMAGES}/{self.name}/{disk.target}.{disk.format}"
 
     def _make_image(self, disk: Disk) -> None:
-        if disk.device == "cdrom" or disk.existing:
+        if disk.device != "disk" or disk.existing:
             return
         hypervisor = self.hypervisor
         path = self.path_of(disk)
@@ -168,8 +168,8 @@ class Guest:
 """
 
     def _disk_xml(self, disk: Disk) -> str:
-        path = disk.path if disk.device == "cdrom" else self.path_of(disk)
-        driver = "raw" if disk.device == "cdrom" else disk.format
+        path = self.path_of(disk) if disk.device == "disk" else disk.path
+        driver = disk.format if disk.device == "disk" else "raw"
         parts = [f"<driver name='qemu' type='{driver}'/>"]
         if path:
             parts.append(f"<source file={quoteattr(path)}/>")

@@ -213,6 +213,7 @@ class Hypervisor:
         """Remove it with all it had. Also right after a run that was killed half-way."""
         with locked(self.lab.dir / f".{self.name}.lock"):
             self.powerloss()
+            (self.dir / "config.json").unlink(missing_ok=True)  # first: without it nobody looks at the rest
             run(["rm", "-rf", "--one-file-system", self.dir])
         (self.lab.dir / f".{self.name}.lock").unlink(missing_ok=True)
 

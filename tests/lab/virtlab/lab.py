@@ -82,7 +82,7 @@ class Lab:
 
     def free_port(self, first: int = FIRST_PORT) -> int:
         """A loopback port that nothing listens on and that no hypervisor of this lab was given."""
-        taken = {hypervisor.port for hypervisor in self.hypervisors() if (hypervisor.dir / "config.json").exists()}
+        taken = {hypervisor.port for hypervisor in self.made()}
         for port in range(first, FIRST_PORT + 1000):
             if port in taken:
                 continue
@@ -101,11 +101,17 @@ class Lab:
         """Written anew each time: the hosts' keys are made with them and go with them."""
         path = self.dir / "known_hosts"
         lines = []
-        for hypervisor in self.hypervisors():
+        for hypervisor in self.made():
             key = (hypervisor.dir / "state/etc/virtlab/host_key.pub").read_text(encoding="utf-8")
             lines.append(f"[127.0.0.1]:{hypervisor.port} {key}")
-        path.write_text("".join(lines), encoding="utf-8")
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text("".join(lines), encoding="utf-8")
+        partial.rename(path)
         return path
+
+    def made(self) -> list[Hypervisor]:
+        """The hypervisors that are complete: another process may be about to make or to remove one."""
+        return [hypervisor for hypervisor in self.hypervisors() if (hypervisor.dir / "config.json").exists()]
 
     def ssh_args(self) -> list[str]:
         return ["-o", f"UserKnownHostsFile={self.known_hosts()}", "-o", "StrictHostKeyChecking=yes"]
@@ -113,7 +119,7 @@ class Lab:
     def inventory(self) -> str:
         """An Ansible inventory in YAML: group `hypervisors`, one host per hypervisor."""
         lines = ["hypervisors:", "  hosts:"]
-        for hypervisor in self.hypervisors():
+        for hypervisor in self.made():
             lines += [
                 f"    {hypervisor.name}:",
                 "      ansible_host: 127.0.0.1",
