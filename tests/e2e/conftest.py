@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab"))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("lab", "plays")]
+pytest.register_assert_rewrite("endstate", "fleet")
 
 from fleet import Member
 from playbook import Controller

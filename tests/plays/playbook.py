@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,10 @@ from virtlab import Lab
 HERE = Path(__file__).resolve().parent
 LIVE_BACKUP = "virtops.libvirt.live_backup"
 RECOVER = "virtops.libvirt.recover"
-GUESTS_PLAYS = ("Back the guests up", "Bring the guests to rest")
+GUESTS_PLAY = "Back the guests up"
+GUESTS_PLAYS = (GUESTS_PLAY, "Bring the guests to rest")
+#: The inventory group of all hypervisors of the test.
+TESTED = "tested"
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,20 @@ class RunningPlay:
     record: Path
     output: Path
 
-    def end(self, timeout: float = 300) -> Play:
+    def reach_gate(self, timeout: float = 120) -> None:
+        """Wait until the play stands before the task that it was started with as `gate`."""
+        gate = Path(f"{self.record}.gate")
+        deadline = time.monotonic() + timeout
+        while not gate.exists():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the play did not come to its gate:\n{self.output.read_text()}")
+            time.sleep(0.02)
+
+    def open_gate(self) -> None:
+        """Let it go on."""
+        Path(f"{self.record}.open").touch()
+
+    def end(self, timeout: float = 180) -> Play:
         """Wait for its end."""
         self.process.wait(timeout)
         lines = self.record.read_text(encoding="utf-8").splitlines() if self.record.exists() else []
@@ -100,6 +117,7 @@ class Controller:
     folder: Path
     hosts: Sequence[str]
     lab: Lab
+    collections: Path = field(default_factory=lambda: Path(os.environ["ANSIBLE_COLLECTIONS_PATH"]))
     runs: int = field(default=0, init=False)
 
     def run(self, *arguments: str, playbook: str = LIVE_BACKUP, **variables: object) -> Play:
@@ -107,14 +125,22 @@ class Controller:
         return self.start(*arguments, playbook=playbook, **variables).end()
 
     def start(
-        self, *arguments: str, pipelining: bool = False, playbook: str = LIVE_BACKUP, **variables: object
+        self,
+        *arguments: str,
+        pipelining: bool = False,
+        gate: str = "",
+        playbook: str = LIVE_BACKUP,
+        **variables: object,
     ) -> RunningPlay:
-        """Start the playbook; --kill-child: what kills unshare kills the namespace, and so everything."""
+        """Start the playbook; with `gate`, it waits before the first task of that name (see recorder.py).
+
+        --kill-child: what kills unshare kills the namespace, and so everything.
+        """
         self.runs += 1
         record, output = self.folder / f"{self.runs}.jsonl", self.folder / f"{self.runs}.log"
         command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", "--"]
         command += [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(self._inventory()), playbook]
-        command += ["-e", json.dumps({"live_backup_dest": "/srv/backup", "target": "e2e", **variables}), *arguments]
+        command += ["-e", json.dumps({"live_backup_dest": "/srv/backup", "target": TESTED, **variables}), *arguments]
         with output.open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
                 command,
@@ -122,26 +148,41 @@ class Controller:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=self._environment(record, pipelining),
+                env=self._environment(record, pipelining, gate),
                 start_new_session=True,
             )
         return RunningPlay(process, record, output)
 
+    def start_module(self, host: str, module: str, /, **options: object) -> RunningPlay:
+        """Start one module of the collection on a hypervisor."""
+        task = {"name": module, f"virtops.libvirt.{module}": options}
+        play = {"name": module, "hosts": host, "gather_facts": False, "tasks": [task]}
+        path = self.folder / f"{self.runs + 1}.yml"
+        path.write_text(yaml.safe_dump([play]), encoding="utf-8")
+        return self.start(pipelining=True, playbook=str(path))
+
+    def module(self, host: str, module: str, /, **options: object) -> dict[str, Any]:
+        """Run one module and return its result, failed or not."""
+        play = self.start_module(host, module, **options).end()
+        if not play.results:
+            raise AssertionError(f"{module} gave no result:\n{play.output}")
+        return play.results[-1].result
+
     def _inventory(self) -> Path:
         whole = yaml.safe_load(self.lab.inventory())["hypervisors"]
         hosts = {name: whole["hosts"][name] for name in self.hosts}
-        groups = {"e2e": {"hosts": hosts, "vars": whole["vars"]}, "second": {"hosts": {self.hosts[-1]: None}}}
+        groups = {TESTED: {"hosts": hosts, "vars": whole["vars"]}, "second": {"hosts": {self.hosts[-1]: None}}}
         path = self.folder / "inventory.yml"
         path.write_text(yaml.safe_dump(groups), encoding="utf-8")
         return path
 
-    def _environment(self, record: Path, pipelining: bool) -> Mapping[str, str]:
+    def _environment(self, record: Path, pipelining: bool, gate: str) -> Mapping[str, str]:
         config = self.folder / "ansible.cfg"
         config.touch()
         env = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
         return {
             **env,
-            "ANSIBLE_COLLECTIONS_PATH": os.environ["ANSIBLE_COLLECTIONS_PATH"],
+            "ANSIBLE_COLLECTIONS_PATH": str(self.collections),
             "ANSIBLE_CONFIG": str(config),
             "ANSIBLE_HOME": str(self.folder / "home"),
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.lab.dir / "cp"),
@@ -151,4 +192,5 @@ class Controller:
             "ANSIBLE_FORCE_COLOR": "0",
             "ANSIBLE_NOCOLOR": "1",
             "VIRTOPS_RECORD": str(record),
+            "VIRTOPS_GATE": gate,
         }

@@ -1,12 +1,18 @@
 # SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Writes each task result as one line of JSON into the file that VIRTOPS_RECORD names: see playbook.py."""
+"""Writes each task result as one line of JSON into the file that VIRTOPS_RECORD names: see playbook.py.
+
+And holds the play where a test wants to do something between two tasks: before the task that VIRTOPS_GATE names, until
+the file VIRTOPS_RECORD.open is there. VIRTOPS_RECORD.gate says that the play has come so far.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import time
+from pathlib import Path
 from typing import Any
 
 from ansible.plugins.callback import CallbackBase
@@ -15,8 +21,11 @@ DOCUMENTATION = """
 name: recorder
 type: notification
 short_description: Write each task result as one line of JSON
-description: For the end-to-end tests.
+description: For the tests, which may also hold the play before a task.
 """
+
+#: How long a gate holds at most: a test that failed opens none.
+GATE_SECONDS = 180
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc]
@@ -35,6 +44,16 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
     def v2_playbook_on_play_start(self, play: Any) -> None:
         """Remember which play the results belong to."""
         self._play = play.get_name()
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """The gate: nothing of this task has been started yet."""
+        record = os.environ["VIRTOPS_RECORD"]
+        if task.name != os.environ.get("VIRTOPS_GATE") or Path(f"{record}.gate").exists():
+            return
+        Path(f"{record}.gate").touch()
+        deadline = time.monotonic() + GATE_SECONDS
+        while not Path(f"{record}.open").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def v2_runner_on_ok(self, result: Any) -> None:
         """Task succeeded."""

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The guests of the end-to-end tests, what can be known of one from outside, and what a backup set of one holds."""
+"""The guests of a test, what can be known of one from outside, and what a backup set of one holds."""
 
 from __future__ import annotations
 
@@ -90,11 +90,12 @@ class Set:
 
 @dataclass(frozen=True)
 class Member:
-    """One guest of the fleet. `skipped` are the disks that no snapshot can hold, and a word of the reason."""
+    """One guest. `skipped` are the disks that no snapshot can hold, and a word of the reason."""
 
     guest: Guest
     disks: tuple[Disk, ...]
     skipped: dict[str, str] = field(default_factory=dict)
+    agent: bool = True
 
     @property
     def alias(self) -> str:
@@ -113,7 +114,7 @@ class Member:
 
     def define(self) -> None:
         """Make its disks and its definition. One guest after another: golden images are made by the first."""
-        self.guest.define(self.disks)
+        self.guest.define(self.disks, agent=self.agent)
 
     def boot(self) -> None:
         """Start it, and wait for its first records."""
@@ -126,10 +127,6 @@ class Member:
         live = ElementTree.fromstring(virsh("dumpxml", name))
         config = ElementTree.fromstring(virsh("dumpxml", "--inactive", name))
         running = self.guest.state() == "running"
-
-        def has_job(disk: str) -> bool:
-            return running and "type=" in virsh("blockjob", name, disk, "--raw", check=False)
-
         return Facts(
             boot_id=self.guest.command("cat /proc/sys/kernel/random/boot_id").strip() if running else "",
             id=virsh("domid", name).strip(),
