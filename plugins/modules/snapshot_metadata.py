@@ -7,17 +7,22 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: snapshot_metadata
-short_description: Delete libvirt's record of a snapshot, not its data
+short_description: Write, change or delete libvirt's record of a snapshot, not its data
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Makes libvirt forget a snapshot, as C(virsh snapshot-delete --metadata) does. No image and no chain is touched.
-  - This is for a record that is stale, because its layers were merged by hand. libvirt then can neither delete the
-    snapshot nor undefine the domain.
+  - Changes what libvirt knows of a snapshot. No image and no chain is touched, and the guest does not notice.
+  - With O(state=absent) libvirt forgets it, as by C(virsh snapshot-delete --metadata). This is for a record that is
+    stale because its layers were merged by hand. libvirt then can neither delete the snapshot nor undefine the domain.
   - The layers of an external snapshot whose record is deleted stay in use. As long as they are, the journal of this
-    collection keeps the snapshots that it made, and M(virtops.libvirt.block_commit) can still merge them by name.
-  - The data of an internal snapshot stays in the image, where C(qemu-img snapshot) finds it.
-  - It is refused while another operation on the domain is open in the journal, also if that was interrupted.
+    collection keeps the snapshots that it made, and M(virtops.libvirt.block_commit) can still merge them by name. The
+    data of an internal snapshot stay in the image, where C(qemu-img snapshot) finds them.
+  - With O(xml) a record is written, as by C(virsh snapshot-create --redefine). A record that says all that the XML says
+    is not changed. So the records of a domain that was moved, or of a transient one that was started anew, are put
+    back, parents first.
+  - With O(current), O(description) or O(new_name) a record is changed, as by C(virsh snapshot-current) and
+    C(virsh snapshot-edit). The domain itself is not reverted.
+  - It is refused while an operation on the domain is open in the journal, also if that was interrupted.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -26,18 +31,42 @@ extends_documentation_fragment:
   - virtops.libvirt.attributes.actiongroup_all
 options:
   name:
-    description: The snapshot's name.
+    description: The snapshot's name. With O(xml) it is in there.
     type: str
-    required: true
   state:
     description:
-      - V(absent) deletes the record if there is one.
+      - V(present) writes or changes the record. V(absent) deletes it if there is one.
     type: str
-    choices: [absent]
-    required: true
+    choices: [present, absent]
+    default: present
+  xml:
+    description:
+      - The record as RV(virtops.libvirt.snapshot_info#module:snapshots[].xml) or C(virsh snapshot-dumpxml) gives it.
+      - Its parent has to be on record already, and the UUID of the domain in it must be this domain's.
+    type: str
+  current:
+    description: Whether it becomes the current snapshot, that is, the parent of the next one. V(false) leaves that be.
+    type: bool
+    default: false
+  description:
+    description: The description that it gets. Empty, it has none. Unset, it stays as it is.
+    type: str
+  new_name:
+    description:
+      - The name that it gets. Its children are moved with it.
+      - An internal snapshot cannot be renamed or cloned, as its data in the images go by its name.
+    type: str
+  clone:
+    description: With O(new_name), whether the record is kept under its old name as well.
+    type: bool
+    default: false
+  validate:
+    description: Whether libvirt compares what is written with its schema first (libvirt 5.6.0).
+    type: bool
+    default: false
   children:
     description:
-      - What becomes of the records that descend from this one.
+      - With O(state=absent), what becomes of the records that descend from this one.
       - V(keep) makes its children those of its parent.
       - V(delete) deletes them all as well, as C(virsh snapshot-delete --children) does.
       - V(only) deletes them and keeps this one, as C(virsh snapshot-delete --children-only) does.
@@ -45,11 +74,15 @@ options:
     choices: [keep, delete, only]
     default: keep
 seealso:
+  - module: virtops.libvirt.snapshot_info
   - module: virtops.libvirt.snapshot_external
   - module: virtops.libvirt.block_commit
   - name: virsh manual, snapshot-delete
     description: The command and the flags that this module stands for.
     link: https://www.libvirt.org/manpages/virsh.html#snapshot-delete
+  - name: virsh manual, snapshot-edit
+    description: The same.
+    link: https://www.libvirt.org/manpages/virsh.html#snapshot-edit
 """
 
 EXAMPLES = r"""
@@ -65,6 +98,35 @@ EXAMPLES = r"""
     name: installed
     state: absent
     children: only
+
+- name: Describe a snapshot and make it the current one
+  virtops.libvirt.snapshot_metadata:
+    domain: web1
+    name: before-update
+    description: Release 4.2, before the update
+    current: true
+
+- name: Rename an external snapshot
+  virtops.libvirt.snapshot_metadata:
+    domain: web1
+    name: before-update
+    new_name: release-4.2
+
+- name: Read the records of a guest that was moved, where it was
+  virtops.libvirt.snapshot_info:
+    domain: web1
+    security_info: true
+  register: moved
+  delegate_to: hv1
+  no_log: true
+
+- name: Write them where it is now; they come parents first
+  virtops.libvirt.snapshot_metadata:
+    domain: web1
+    xml: "{{ item.xml }}"
+    current: "{{ item.current }}"
+  loop: "{{ moved.snapshots | selectattr('metadata') }}"
+  no_log: true
 """
 
 RETURN = r"""
@@ -80,43 +142,24 @@ domain:
   type: dict
   sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
 snapshot:
-  description: What the record of O(name) said before. V(null) if there was none.
+  description:
+    - The record as it is afterwards, or with O(state=absent) as it was before. Null if there was none.
+    - The keys are those of RV(virtops.libvirt.snapshot_info#module:snapshots).
   returned: success
   type: dict
-  contains:
-    name:
-      description: The snapshot's name.
-      type: str
-    description:
-      description: Its description. V(null) if it has none.
-      type: str
-    parent:
-      description: The name of its parent. V(null) if it has none.
-      type: str
-    state:
-      description: The domain's state at the snapshot, as V(running), V(shutoff) or V(disk-snapshot).
-      type: str
-    kind:
-      description: V(external) or V(internal).
-      type: str
-    creation_time:
-      description: When it was taken, in seconds since 1970.
-      type: int
-    disks:
-      description: Its disks, each with RV(ignore:name), RV(ignore:snapshot) and RV(ignore:file).
-      type: list
-      elements: dict
   sample:
     name: before-update
     description:
     parent:
+    children: []
     state: disk-snapshot
     kind: external
+    memory: {snapshot: 'no', file: null}
     creation_time: 1795176000
+    current: true
+    metadata: true
     disks:
-      - name: vda
-        snapshot: external
-        file: /var/lib/libvirt/images/web1.before-update.qcow2
+      - {name: vda, snapshot: external, file: /var/lib/libvirt/images/web1.before-update.qcow2, format: qcow2}
 error_code:
   description: A short word for the cause of a failure, which stays the same across releases.
   returned: failure

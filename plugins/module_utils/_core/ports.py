@@ -89,8 +89,11 @@ class SnapshotPort(ViewPort, JournalPort, Protocol):
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
 
 
-class RecordPort(ViewPort, JournalPort, Protocol):
+class RecordPort(SnapshotInfoPort, JournalPort, Protocol):
     """What work on snapshot records needs, which touches no image."""
+
+    def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:
+        """virDomainSnapshotCreateXML, REDEFINE, and CURRENT and VALIDATE where asked for."""
 
     def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""

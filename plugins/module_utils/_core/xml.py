@@ -339,6 +339,65 @@ def _snapshot_disk(disk: etree._Element) -> SnapshotDisk:
     )
 
 
+def snapshot_uuid(xml: str) -> str | None:
+    """The UUID of the domain whose definition is in a snapshot's XML; None where there is none in it."""
+    return _parse(xml).findtext("domain/uuid")
+
+
+def edited_snapshot(
+    xml: str, name: str | None = None, description: str | None = None, parent: str | None = None
+) -> str:
+    """A snapshot's XML with another name, description or parent; an empty description is none."""
+    root = _parse(xml)
+    if root.tag != "domainsnapshot":
+        raise _bad_xml(f"it is a <{root.tag!s}>, and no <domainsnapshot>")
+    if name is not None:
+        _set_text(root, "name", name, 0)
+    if description is not None:
+        _set_text(root, "description", description, 1)
+    if parent is not None:
+        _set_text(_child(root, "parent"), "name", parent, 0)
+    return _serialize(root)
+
+
+def _set_text(parent: etree._Element, tag: str, value: str, position: int) -> None:
+    """The child's text; empty: without the child."""
+    found = parent.find(tag)
+    if found is None and value:
+        found = etree.Element(tag)
+        parent.insert(position, found)
+    if found is None:
+        return
+    if not value:
+        _remove(found)
+        return
+    try:
+        found.text = value
+    except ValueError as problem:
+        raise _not_for_xml(value) from problem
+
+
+def covers(found: str, wanted: str) -> bool:
+    """Does a record's XML say all that another text asks for? libvirt adds defaults and addresses of its own."""
+    return _covers(_parse(found), _parse(wanted))
+
+
+def _covers(found: etree._Element, wanted: etree._Element) -> bool:
+    if found.tag != wanted.tag or (wanted.text or "").strip() != (found.text or "").strip():
+        return False
+    if any(found.get(str(key)) != value for key, value in wanted.attrib.items()):
+        return False
+    left = [child for child in found if isinstance(child.tag, str)]
+    for child in wanted:
+        if not isinstance(child.tag, str):
+            continue
+        match = next((one for one in left if _covers(one, child)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True
+
+
 # The journal
 
 

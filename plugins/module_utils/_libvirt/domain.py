@@ -172,6 +172,15 @@ class Domain:
         with mapped(f"Creating the snapshot of {self.name}"):
             self._domain.snapshotCreateXML(xml, flags)
 
+    def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+        if current:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
+        if validate:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_VALIDATE
+        with mapped(f"Writing a snapshot record of {self.name}"):
+            self._domain.snapshotCreateXML(xml, flags)
+
     def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
         flags = (
             libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY

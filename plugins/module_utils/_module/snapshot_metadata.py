@@ -2,26 +2,47 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Private to virtops.libvirt: the options of snapshot_metadata, and how they reach the flow."""
+"""Private to virtops.libvirt: the options of snapshot_metadata, and how they reach the flows."""
 
 from __future__ import annotations
 
 from .._core.model import Outcome
 from .._service.metadata import CHILDREN, delete_record
+from .._service.records import Records, RecordWish
 from .entry import DomainContext, run_domain_module
 from .specs import ArgumentSpec
 
 SPEC: ArgumentSpec = {
-    "name": {"type": "str", "required": True},
-    "state": {"type": "str", "choices": ["absent"], "required": True},
+    "name": {"type": "str"},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "xml": {"type": "str"},
+    "current": {"type": "bool", "default": False},
+    "description": {"type": "str"},
+    "new_name": {"type": "str"},
+    "clone": {"type": "bool", "default": False},
+    "validate": {"type": "bool", "default": False},
     "children": {"type": "str", "choices": list(CHILDREN), "default": "keep"},
 }
 
 
 def main() -> None:
-    run_domain_module(SPEC, _flow, changes=True)
+    run_domain_module(
+        SPEC,
+        _flow,
+        changes=True,
+        required_one_of=[("name", "xml")],
+        mutually_exclusive=[("xml", "new_name")],
+        required_if=[("state", "absent", ("name",)), ("clone", True, ("new_name",))],
+    )
 
 
 def _flow(context: DomainContext) -> Outcome:
-    params = context.params
-    return delete_record(context.domain, context.images, params["name"], params["children"], context.check)
+    given = context.params
+    if given["state"] == "absent":
+        return delete_record(context.domain, context.images, given["name"], given["children"], context.check)
+    wish = RecordWish(
+        name=given["name"],
+        text=given["xml"],
+        **{name: given[name] for name in ("current", "description", "new_name", "clone", "validate")},
+    )
+    return Records(wish, context.domain).run(context.check)

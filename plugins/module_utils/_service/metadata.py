@@ -10,14 +10,15 @@ observe -> plan -> (check mode stops here) -> journal written -> records deleted
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from .._core import xml
 from .._core.journal import Journal, Operation
 from .._core.model import DomainView, Outcome, SnapshotRecord
 from .._core.ports import ImagePort, RecordPort
 from .._core.snapshot import is_in_chain, operation_open
+from .._core.snapshot_tree import children_of, family_of
 from .observe import observe
+from .snapshot_info import told_snapshot
 
 #: What becomes of a record's descendants: virsh's plain delete, --children and --children-only.
 CHILDREN = ("keep", "delete", "only")
@@ -30,6 +31,10 @@ def delete_record(domain: RecordPort, images: ImagePort, name: str, children: st
     """
     records = domain.snapshots()
     doomed = _doomed(records, name, children)
+    found = next((record for record in records if record.name == name), None)
+    told = (
+        None if found is None else told_snapshot(found, children_of(records)[name], domain.current_snapshot() == name)
+    )
     before = tuple(record.name for record in records)
     after = tuple(left for left in before if left not in {record.name for record in doomed})
     if doomed:
@@ -38,22 +43,17 @@ def delete_record(domain: RecordPort, images: ImagePort, name: str, children: st
             if left is not None:
                 domain.write_journal(xml.build_journal(left))
             domain.delete_snapshot_record(name, children)
-    found = next((record for record in records if record.name == name), None)
     return Outcome(
         steps=tuple(f"delete the record of snapshot {record.name}, not its data" for record in doomed),
         before={"snapshots": list(before)},
         after={"snapshots": list(after)},
-        values={"snapshot": None if found is None else _told(found)},
+        values={"snapshot": told},
     )
 
 
 def _doomed(records: Sequence[SnapshotRecord], name: str, children: str) -> tuple[SnapshotRecord, ...]:
-    """`records` are in topological order, so a parent is met before its children."""
-    family = {name}
-    for record in records:
-        if record.parent in family:
-            family.add(record.name)
-    doomed = {"keep": {name}, "delete": family, "only": family - {name}}[children]
+    family = family_of(name, records)
+    doomed = {"keep": {name}, "delete": family | {name}, "only": family}[children]
     return tuple(record for record in records if record.name in doomed)
 
 
@@ -81,15 +81,3 @@ def _journal_without(domain: RecordPort, images: ImagePort, doomed: Sequence[Sna
 def _has_layers(operation: Operation, view: DomainView) -> bool:
     """Is a layer of it still in use? Then it stays in the journal, as a snapshot without metadata does."""
     return any(is_in_chain(view, disk.target, disk.overlay) for disk in operation.disks)
-
-
-def _told(record: SnapshotRecord) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "description": record.description,
-        "parent": record.parent,
-        "state": record.state,
-        "kind": "external" if record.external else "internal",
-        "creation_time": record.creation_time,
-        "disks": [{"name": disk.target, "snapshot": disk.mode, "file": disk.file} for disk in record.disks],
-    }

@@ -211,6 +211,9 @@ class FakeDomain:
     def snapshots(self) -> tuple[SnapshotRecord, ...]:
         return tuple(self.records.values())
 
+    def current_snapshot(self) -> str | None:
+        return next(reversed(self.records), None)
+
     def domain_xml(self) -> str:
         return "<domain/>"
 

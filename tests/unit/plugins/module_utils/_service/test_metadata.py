@@ -94,10 +94,14 @@ def test_what_the_record_said_is_returned() -> None:
             "name": "leaf",
             "description": None,
             "parent": "child",
+            "children": [],
+            "creation_time": 1,
             "state": "running",
             "kind": "internal",
-            "creation_time": 1,
-            "disks": [{"name": "vda", "snapshot": "internal", "file": None}],
+            "memory": {"snapshot": "no", "file": None},
+            "disks": [{"name": "vda", "snapshot": "internal", "file": None, "format": None}],
+            "current": False,
+            "metadata": True,
         }
     }
     assert lab.delete("nothing").values == {"snapshot": None}

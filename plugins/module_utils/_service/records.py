@@ -1,0 +1,228 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: snapshot records as they are to be: redefined, current, described, renamed, cloned.
+
+read -> plan -> (check mode stops here) -> records written, a renamed one's children with it -> the old one deleted.
+Each step may be made again, so a run that died is finished by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .._core import xml
+from .._core.errors import VirtopsError
+from .._core.model import Outcome, SnapshotRecord
+from .._core.ports import RecordPort
+from .._core.snapshot import operation_open
+from .._core.snapshot_tree import children_of
+from .snapshot_info import told_snapshot
+
+
+@dataclass(frozen=True)
+class RecordWish:
+    """What the user asked for. `text` is the XML of a record to write; without it `name` is there already."""
+
+    name: str | None = None
+    text: str | None = None
+    current: bool = False
+    description: str | None = None
+    new_name: str | None = None
+    clone: bool = False
+    validate: bool = False
+
+
+@dataclass(frozen=True)
+class _Write:
+    """One record to write, and why."""
+
+    text: str
+    current: bool
+    words: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """`doomed` is the record whose place another one has taken."""
+
+    name: str
+    writes: tuple[_Write, ...]
+    doomed: str | None = None
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        last = () if self.doomed is None else ("delete the record of snapshot %s, not its data" % self.doomed,)
+        return tuple(write.words for write in self.writes) + last
+
+
+class Records:
+    """Bring one snapshot record of a domain into the form that was asked for."""
+
+    def __init__(self, wish: RecordWish, domain: RecordPort) -> None:
+        self._wish = wish
+        self._domain = domain
+
+    def run(self, check: bool) -> Outcome:
+        """Raises VirtopsError; images are never touched."""
+        texts = {xml.parse_snapshot(text).name: text for text in self._domain.snapshot_xmls(secure=True)}
+        current = self._domain.current_snapshot() if texts else None
+        plan = self._plan(texts, current)
+        after = dict(texts)
+        for write in plan.writes:
+            after[xml.parse_snapshot(write.text).name] = write.text
+        if plan.doomed is not None:
+            del after[plan.doomed]
+        if plan.steps:
+            self._refuse_open()
+            if not check:
+                self._apply(plan)
+        current_after = next((plan.name for write in plan.writes if write.current), current)
+        before_name = plan.doomed or plan.name
+        return Outcome(
+            steps=plan.steps,
+            before={"snapshots": sorted(texts), "snapshot": _told(texts, before_name, current)},
+            after={"snapshots": sorted(after), "snapshot": _told(after, plan.name, current_after)},
+            values={"snapshot": _told(after, plan.name, current_after)},
+        )
+
+    # -- plan
+
+    def _plan(self, texts: dict[str, str], current: str | None) -> _Plan:
+        wish = self._wish
+        name = self._name()
+        if wish.new_name is not None:
+            return self._plan_copy(name, wish.new_name, texts, current)
+        wanted = self._wanted(name, texts)
+        self._check_place(wanted, texts)
+        makes_current = wish.current and current != name
+        if name in texts and xml.covers(texts[name], wanted) and _same_words(texts[name], wanted):
+            if not makes_current:
+                return _Plan(name, ())
+            return _Plan(name, (_Write(texts[name], True, "make snapshot %s the current one" % name),))
+        verb = "write the record of snapshot %s%s" % (name, " and make it the current one" if makes_current else "")
+        keeps_current = wish.current or current == name
+        return _Plan(name, (_Write(wanted, keeps_current, verb),))
+
+    def _name(self) -> str:
+        wish = self._wish
+        if wish.text is None:
+            return wish.name or ""
+        found = xml.parse_snapshot(wish.text).name
+        if not found or (wish.name is not None and wish.name != found):
+            raise VirtopsError(
+                "bad_option",
+                "The XML is of snapshot %r, and name is %r." % (found, wish.name),
+                "Give the XML of that snapshot, or leave name out",
+            )
+        return found
+
+    def _wanted(self, name: str, texts: dict[str, str]) -> str:
+        text = self._wish.text if self._wish.text is not None else texts.get(name)
+        if text is None:
+            raise _no_such_snapshot(name)
+        return xml.edited_snapshot(text, description=self._wish.description)
+
+    def _check_place(self, wanted: str, texts: dict[str, str]) -> None:
+        """What libvirt would refuse, said in the order in which a whole tree is written."""
+        record = xml.parse_snapshot(wanted)
+        if record.parent is not None and record.parent not in texts:
+            raise VirtopsError(
+                "no_such_parent",
+                "Snapshot %r has the parent %r, which the domain has no record of." % (record.name, record.parent),
+                "Write the parents first; virtops.libvirt.snapshot_info lists them in that order",
+            )
+        uuid = xml.snapshot_uuid(wanted)
+        own = self._domain.view().uuid
+        if uuid is not None and uuid != own:
+            raise VirtopsError(
+                "other_domain",
+                "The record of snapshot %r belongs to the domain with the UUID %s, and this one has %s."
+                % (record.name, uuid, own),
+                "Define the domain with the UUID that it had, or give another domain",
+            )
+
+    def _plan_copy(self, name: str, new_name: str, texts: dict[str, str], current: str | None) -> _Plan:
+        """A rename is a copy, then the children moved to it, then the end of the old one."""
+        if name not in texts:
+            if new_name in texts and not self._wish.clone:
+                return _Plan(new_name, ())  # renamed already
+            raise _no_such_snapshot(name)
+        old = xml.parse_snapshot(texts[name])
+        _refuse_internal(old, new_name)
+        wanted = xml.edited_snapshot(texts[name], name=new_name, description=self._wish.description)
+        writes = []
+        if new_name in texts and xml.parse_snapshot(texts[new_name]) != xml.parse_snapshot(wanted):
+            raise VirtopsError(
+                "snapshot_differs",
+                "Snapshot %r exists already, and is no copy of %r." % (new_name, name),
+                "Choose another name",
+            )
+        if new_name not in texts:
+            kept = self._wish.current or (current == name and not self._wish.clone)
+            verb = "clone" if self._wish.clone else "copy"
+            writes.append(_Write(wanted, kept, "%s the record of snapshot %s as %s" % (verb, name, new_name)))
+        if self._wish.clone:
+            return _Plan(new_name, tuple(writes))
+        records = [xml.parse_snapshot(text) for text in texts.values()]
+        for child in children_of(records)[name]:
+            moved = xml.edited_snapshot(texts[child], parent=new_name)
+            writes.append(_Write(moved, current == child, "move snapshot %s below %s" % (child, new_name)))
+        return _Plan(new_name, tuple(writes), name)
+
+    def _refuse_open(self) -> None:
+        """A record of an operation that is under way is in motion."""
+        view = self._domain.view()
+        for operation in xml.parse_journal(view.journal_xml).operations:
+            if operation.open:
+                raise operation_open(view.name, operation)
+
+    # -- effects
+
+    def _apply(self, plan: _Plan) -> None:
+        for write in plan.writes:
+            self._domain.redefine_snapshot(write.text, write.current, self._wish.validate)
+        if plan.doomed is not None:
+            self._rename_operation(plan.doomed, plan.name)
+            self._domain.delete_snapshot_record(plan.doomed)
+
+    def _rename_operation(self, old: str, new: str) -> None:
+        """The journal finds a kept snapshot's overlays by its name."""
+        journal = xml.parse_journal(self._domain.view().journal_xml)
+        operation = journal.find(old)
+        if operation is not None:
+            self._domain.write_journal(xml.build_journal(journal.put(replace(operation, name=new))))
+
+
+def _same_words(found: str, wanted: str) -> bool:
+    """`covers` cannot tell that something is to be left out."""
+    return xml.parse_snapshot(found).description == xml.parse_snapshot(wanted).description
+
+
+def _refuse_internal(record: SnapshotRecord, new_name: str) -> None:
+    if any(disk.mode == "internal" for disk in record.disks) or record.memory == "internal":
+        raise VirtopsError(
+            "internal_name",
+            "Snapshot %r is internal: its data in the images go by that name, so a record named %r would have none."
+            % (record.name, new_name),
+            "Keep the name and give it a description, or take a new snapshot under the other name",
+        )
+
+
+def _no_such_snapshot(name: str) -> VirtopsError:
+    return VirtopsError(
+        "no_such_snapshot",
+        "The domain has no record of a snapshot %r." % name,
+        "virtops.libvirt.snapshot_info lists them; to write one anew give its xml",
+    )
+
+
+def _told(texts: dict[str, str], name: str, current: str | None) -> dict[str, Any] | None:
+    if name not in texts:
+        return None
+    records: Sequence[SnapshotRecord] = [xml.parse_snapshot(text) for text in texts.values()]
+    found = next(record for record in records if record.name == name)
+    return told_snapshot(found, children_of(records)[name], name == current)
