@@ -43,7 +43,9 @@ options:
     elements: str
     default: []
   states:
-    description: Look only at guests in one of these states, and at those whose backup was interrupted.
+    description:
+      - Look only at guests in one of these states, and at those whose backup was interrupted. An empty list is all
+        states.
     type: list
     elements: str
     choices: [running, idle, paused, in shutdown, shut off, crashed, pmsuspended]

@@ -88,7 +88,7 @@ class Preflight:
         guests = [
             guest
             for guest in found
-            if guest.view.state in self._wish.states or resumed(guest, self._wish.limits) is not None
+            if self._is_wanted(guest.view) or resumed(guest, self._wish.limits) is not None
         ]
         guests = self._with_agents(guests)
         checks = judge(guests, capabilities, self._wish.limits)
@@ -110,6 +110,9 @@ class Preflight:
         }
         return Outcome(values=values)
 
+    def _is_wanted(self, view: DomainView) -> bool:
+        return not self._wish.states or view.state in self._wish.states
+
     # -- one guest
 
     def _guest(self, view: DomainView, host: Capabilities, owners: _Owners) -> GuestFacts:
@@ -117,7 +120,7 @@ class Preflight:
         facts = self._with_journal(GuestFacts(view))
         if "apparmor" in host.security_models and view.active:
             facts = replace(facts, denied=denied_writes(self._apparmor(view.uuid)))
-        if view.state not in self._wish.states or resumed(facts, self._wish.limits) is not None:
+        if not self._is_wanted(view) or resumed(facts, self._wish.limits) is not None:
             return facts
         look = _Look(self._wish, self._images, self._store, owners)
         with look.noting(IMAGES):

@@ -143,6 +143,7 @@ def test_guests_are_chosen_as_by_guests_info(lab: Lab) -> None:
     told = lab.run(replace(WISH, guests=("web*", "nobody*"), exclude=("web9",)))
     assert [(guest["name"], guest["ready"], guest["state"]) for guest in told["guests"]] == [("web1", True, "running")]
     assert (told["ready"], told["unmatched"]) == (True, ["nobody*"])
+    assert list(lab.found(replace(WISH, states=()))) == ["web1", "web2", "db"]
 
 
 def test_one_guests_failure_hides_no_other(lab: Lab) -> None:
