@@ -25,6 +25,7 @@ GUESTS_PLAY = "Back the guests up"
 GUESTS_PLAYS = (GUESTS_PLAY, "Bring the guests to rest")
 #: The inventory group of all hypervisors of the test.
 TESTED = "tested"
+REFUSALS = "Refuse the guests that are not ready"
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,15 @@ class Play:
         """Return the inventory names of the guests that the play worked on; hypervisors have nothing to do in it."""
         return {item.host for item in self.results if item.play in GUESTS_PLAYS and "@" in item.host}
 
+    def refused(self) -> dict[str, str]:
+        """Return why guests were not touched, by their inventory names."""
+        refusals = [item for item in self.results if item.play == REFUSALS and item.status == "failed"]
+        return {item.host: str(item.result["msg"]) for item in refusals}
+
     def report(self) -> dict[str, str]:
         """Return the closing report: the line of each guest, by the guest's inventory name."""
-        return {name: line for name in self.guests() for line in self.lines() if line.startswith(f"{name}: ")}
+        found = {line.split(": ", 1)[0]: line for line in self.lines()}
+        return {name: line for name, line in found.items() if "@" in name}
 
     def lines(self) -> list[str]:
         """Return the closing report."""

@@ -86,9 +86,7 @@ class Preflight:
         found = [self._guest(view, capabilities, owners) for view in wanted]
         # An interrupted operation is the run's to finish, also on a guest that was shut off meanwhile.
         guests = [
-            guest
-            for guest in found
-            if self._is_wanted(guest.view) or resumed(guest, self._wish.limits) is not None
+            guest for guest in found if self._is_wanted(guest.view) or resumed(guest, self._wish.limits) is not None
         ]
         guests = self._with_agents(guests)
         checks = judge(guests, capabilities, self._wish.limits)
