@@ -32,7 +32,7 @@ from tests.tools.tree import COLLECTIONS, TREE, sync
 # A SIGTERM then takes down what was set up, also where a SIGINT is ignored, as in the background of a script.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-SETS = ("lint", "sanity", "units", "galaxy", "docs", "lab", "integration", "e2e")
+SETS = ("lint", "sanity", "units", "galaxy", "docs", "lab", "integration", "e2e", "faults")
 
 nox.options.sessions = SETS
 nox.options.default_venv_backend = "none"
@@ -115,7 +115,7 @@ def shell_scripts() -> list[str]:
 
 def typed_test_folders() -> list[str]:
     """Return the folders of test tooling that are checked for types."""
-    names = ("bench", "demo", "e2e", "lab", "tools")
+    names = ("bench", "demo", "e2e", "faults", "lab", "plays", "tools")
     return [f"tests/{name}" for name in names if any((TREE / "tests" / name).rglob("*.py"))]
 
 
@@ -125,8 +125,9 @@ def lint(session: nox.Session) -> None:
     sync()
     bin_ = ensure("lint", newest_python(), "lint")
     typing = ensure("typing", newest_python(), "typing")
-    # virtlab, the lab's package, is found beside the lab's command; pytest finds the helpers of e2e in its folder
-    packages = os.pathsep.join(map(str, [COLLECTIONS, TREE / "tests" / "lab", TREE / "tests" / "e2e"]))
+    # As conftest.py has them on sys.path, and pytest finds the conftest of e2e itself in its folder
+    folders = [TREE / "tests" / name for name in ("lab", "plays", "e2e")]
+    packages = os.pathsep.join(map(str, [COLLECTIONS, *folders]))
     env = environment(bin_, MYPYPATH=packages, MYPY_CACHE_DIR=str(STATE / "mypy"), ANSIBLE_LINT_NODEPS="1")
     utils = "ansible_collections.virtops.libvirt.plugins.module_utils"
     with Checks("lint", session.error) as checks:
@@ -299,15 +300,58 @@ def e2e(session: nox.Session) -> None:
     run_pytest(session, "e2e")
 
 
-def run_pytest(session: nox.Session, name: str) -> None:
-    """Run tests/NAME in ./dev's own environment, with --long also the tests marked `long`."""
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Each fault for real, on two generations of libvirt and QEMU side by side.
+
+    With arguments one generation only: `./dev test faults -- -k fault_07 --generation debian13`, or `-- --mutate 7`.
+    """
+    if session.posargs:
+        named = any(word.startswith("tests/") for word in session.posargs)
+        run_pytest(session, "faults", *session.posargs, *([] if named else ["tests/faults"]))
+        return
+    older = "host" if debian_release().startswith("12") else "debian12"
     sync()
+    with Checks("faults", session.error) as checks:
+        generations = (older, "debian13")
+        outcomes = checks.side_by_side(
+            {
+                generation: [*pytest_command(f"faults-{generation}"), "tests/faults", "--generation", generation]
+                for generation in generations
+            },
+            cwd=TREE,
+            env=environment(BIN),
+        )
+        for generation in generations:
+            if not checks.add_junit(junit_files(f"faults-{generation}")):
+                checks.report(generation, outcomes[generation] or "no test was run")
+
+
+def debian_release() -> str:
+    """Return the machine's Debian release, as 12.5; nothing elsewhere."""
+    path = Path("/etc/debian_version")
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
+def run_pytest(session: nox.Session, name: str, *arguments: str) -> None:
+    """Run tests/NAME, or with these arguments, in ./dev's own environment."""
+    sync()
+    arguments = arguments or tuple(session.posargs) or (f"tests/{name}",)
+    with Checks(name, session.error) as checks:
+        checks.run("pytest", [*pytest_command(name), *arguments], cwd=TREE, env=environment(BIN))
+        if not checks.add_junit(junit_files(name)):
+            checks.report("pytest", "no test was run")
+
+
+def pytest_command(name: str) -> list[str | Path]:
+    """Return the command that leaves its counts to `junit_files`; with --long it runs also the tests marked `long`."""
     junit = STATE / "results" / f"{name}.xml"
     junit.unlink(missing_ok=True)
     marks = [] if os.environ.get("DEV_LONG") else ["-m", "not long"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.tools.interruptible"]
-    command += ["--junitxml", junit, *marks]
-    with Checks(name, session.error) as checks:
-        checks.run("pytest", [*command, *(session.posargs or [f"tests/{name}"])], cwd=TREE, env=environment(BIN))
-        if not checks.add_junit([junit] if junit.exists() else []):
-            checks.report("pytest", "no test was run")
+    return [*command, "--junitxml", junit, *marks]
+
+
+def junit_files(name: str) -> list[Path]:
+    """Return what it left."""
+    return list((STATE / "results").glob(f"{name}.xml"))

@@ -64,8 +64,7 @@ class Before:
         expected = replace(self.facts, boot_id=facts.boot_id, id=facts.id) if rebooted else self.facts
         # What the persistent XML says below the layer that the guest writes to, libvirt itself reads from the images
         assert replace(facts, persistent=tops(facts)) == replace(expected, persistent=tops(expected))
-        below = [disk for disk, chain in facts.persistent.items() if chain[1:] not in ([], facts.live[disk][1:])]
-        assert below == []
+        assert [disk for disk, chain in facts.persistent.items() if chain != facts.live[disk][: len(chain)]] == []
         live, persistent = definitions(member)
         assert difference(self.persistent, persistent) == []
         if not rebooted:

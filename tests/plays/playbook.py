@@ -127,7 +127,7 @@ class Controller:
     collections: Path = field(default_factory=lambda: Path(os.environ["ANSIBLE_COLLECTIONS_PATH"]))
     runs: int = field(default=0, init=False)
 
-    def run(self, *arguments: str, playbook: str = LIVE_BACKUP, **variables: object) -> Play:
+    def run(self, *arguments: str, playbook: str = LIVE_BACKUP, **variables: Any) -> Play:
         """Run a playbook with extra variables."""
         return self.start(*arguments, playbook=playbook, **variables).end()
 
@@ -137,7 +137,7 @@ class Controller:
         pipelining: bool = False,
         gate: str = "",
         playbook: str = LIVE_BACKUP,
-        **variables: object,
+        **variables: Any,
     ) -> RunningPlay:
         """Start the playbook; with `gate`, it waits before the first task of that name (see recorder.py).
 

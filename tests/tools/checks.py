@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from xml.etree import ElementTree
@@ -65,6 +67,38 @@ class Checks:
             print(output, end="", flush=True)
             problem = problem or verdict(output)
         self.report(label, problem, time.monotonic() - started)
+
+    def side_by_side(
+        self, commands: Mapping[str, Iterable[str | Path]], *, cwd: Path, env: Mapping[str, str]
+    ) -> dict[str, str | None]:
+        """Run commands at once, each one's output after its end; return what was wrong with each. It counts nothing."""
+        processes = {}
+        with ExitStack() as stack:
+            logs = {label: stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for label in commands}
+            try:
+                for label, command in commands.items():
+                    processes[label] = subprocess.Popen(
+                        [str(word) for word in command],
+                        cwd=cwd,
+                        env=dict(env),
+                        stdin=subprocess.DEVNULL,
+                        stdout=logs[label],
+                        stderr=subprocess.STDOUT,
+                    )
+                for process in processes.values():
+                    process.wait()
+            except KeyboardInterrupt:
+                for process in processes.values():  # they were interrupted too, and take down what they had set up
+                    process.wait(timeout=120)
+                raise
+            finally:
+                for label, log in logs.items():
+                    log.seek(0)
+                    print(f"--- {self.name}: {label}", log.read(), sep="\n", flush=True)
+        return {
+            label: f"exit status {process.returncode}" if process.returncode else None
+            for label, process in processes.items()
+        }
 
     def report(self, label: str, problem: str | None, seconds: float = 0) -> None:
         """Count one check that is done: a pass if there is no problem."""

@@ -45,10 +45,11 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         """Remember which play the results belong to."""
         self._play = play.get_name()
 
-    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
-        """The gate: nothing of this task has been started yet."""
+    def v2_runner_on_start(self, host: Any, task: Any) -> None:
+        """The gate: nothing of this task has been started on this guest yet."""
         record = os.environ["VIRTOPS_RECORD"]
-        if task.name != os.environ.get("VIRTOPS_GATE") or Path(f"{record}.gate").exists():
+        is_there = task.name == os.environ.get("VIRTOPS_GATE") and "@" in host.get_name()
+        if not is_there or Path(f"{record}.gate").exists():
             return
         Path(f"{record}.gate").touch()
         deadline = time.monotonic() + GATE_SECONDS

@@ -1,0 +1,85 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Faults 11 to 14: no space, or no end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fleet import until
+from virtlab import BACKUP, IMAGES
+
+from .scene import ELSEWHERE, MERGE, SLOW_COPY, Scene
+
+
+def test_fault_11_no_space_for_the_overlay(scene: Scene) -> None:
+    """QEMU pauses the guest. Merging needs no space there: after it the guest goes on, without a write lost."""
+    play = scene.start(MERGE, overlay_dir=ELSEWHERE)
+    guest = scene.member.guest
+    with scene.full(BACKUP):
+        guest.command("dd if=/dev/urandom of=/mnt/vda/dirt.bin bs=1M count=8 >/dev/null 2>&1 &")
+        guest.command("(sleep 1; sync; rm /mnt/vda/dirt.bin; sync) >/dev/null 2>&1 &")
+        until("a guest paused by QEMU", lambda: guest.state() == "paused", 30)
+        scene.record("paused")
+        scene.assert_succeeded(scene.go(play))
+    scene.before.assert_normal_end()
+    scene.heal(sets=2)
+
+
+def test_fault_12_no_space_for_the_base(scene: Scene) -> None:
+    """The job fails, the guest writes on, on its overlay; with space again the next run merges."""
+    # The overlays have space, the bases have none; and more is written than any test before has put into them
+    play = scene.start(MERGE, overlay_dir=ELSEWHERE)
+    scene.dirty(24)
+    with scene.full(IMAGES):
+        failed = scene.assert_failed(scene.go(play), "commit_failed", "no_space")
+        scene.record("failed")
+        assert "vda" in str(failed["partial"])
+        assert "vda" in scene.overlays()
+        scene.before.assert_writes()
+    scene.heal(overlay_dir=ELSEWHERE)
+
+
+@pytest.mark.parametrize("policy", ["fail", "throttle", "suspend"])
+def test_fault_14_commit_never_ready(scene: Scene, policy: str) -> None:
+    """The guest writes faster than its merge copies: at the deadline the run does what it was told to."""
+    # A suspended guest may only stand still if that ends the merge: what is left must be little then
+    limits = {
+        "fail": {},
+        "throttle": {"throttle_timeout": 60},
+        "suspend": {"throttle_timeout": 1, "suspend_timeout": 20},
+    }
+    role: dict[str, Any] = {"bandwidth": 2, "timeout": 3, "on_timeout": policy, **limits[policy]}
+    play = scene.start(MERGE, **role)
+    scene.dirty(4)
+    scene.member.guest.write(rate=4, bulk_kib=1024, span_mib=4, disks=["vda"])
+    try:
+        ended = scene.go(play)
+        scene.record("ended")
+        if policy == "fail":
+            scene.assert_failed(ended, "timeout", "job_ending")
+            assert "vda" in scene.overlays()
+        else:
+            scene.assert_succeeded(ended)
+            (result,) = [item.result for item in ended.of(scene.member.alias, "block_commit")]
+            assert result["held_seconds"] > 0
+            assert (result["suspended_seconds"] > 0) == (policy == "suspend")
+            assert result["suspended_seconds"] < 20
+        scene.before.assert_writes()
+    finally:
+        scene.member.guest.write(rate=10)
+    if policy != "fail":
+        scene.before.assert_normal_end()
+    scene.heal(sets=1 if policy == "fail" else 2)
+
+
+def test_fault_13_no_space_on_the_target_mid_copy(scene: Scene) -> None:
+    """The partial set goes, the guest is merged all the same, and the sets that were there stay."""
+    play = scene.start(rate_limit=SLOW_COPY)
+    scene.until_copied(4)
+    with scene.full(BACKUP):
+        scene.assert_failed(play.end(), "no_space")
+    assert (scene.member.sets(), scene.member.leftovers(), scene.overlays()) == ([], [], {})
+    scene.heal()
