@@ -32,7 +32,7 @@ from tests.tools.tree import COLLECTIONS, TREE, sync
 # A SIGTERM then takes down what was set up, also where a SIGINT is ignored, as in the background of a script.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-SETS = ("lint", "sanity", "units", "galaxy", "docs", "lab", "integration", "e2e", "faults")
+SETS = ("lint", "sanity", "units", "galaxy", "docs", "lab", "integration", "e2e", "faults", "campaign")
 
 nox.options.sessions = SETS
 nox.options.default_venv_backend = "none"
@@ -115,7 +115,7 @@ def shell_scripts() -> list[str]:
 
 def typed_test_folders() -> list[str]:
     """Return the folders of test tooling that are checked for types."""
-    names = ("bench", "demo", "e2e", "faults", "lab", "plays", "tools")
+    names = ("bench", "campaign", "demo", "e2e", "faults", "lab", "plays", "tools")
     return [f"tests/{name}" for name in names if any((TREE / "tests" / name).rglob("*.py"))]
 
 
@@ -298,6 +298,12 @@ def lab(session: nox.Session) -> None:
 def e2e(session: nox.Session) -> None:
     """The playbooks over SSH on lab hypervisors with running guests."""
     run_pytest(session, "e2e")
+
+
+@nox.session
+def campaign(session: nox.Session) -> None:
+    """Live backups of a writing guest, each killed at a random moment; arguments go to tests/campaign."""
+    run_pytest(session, "campaign", "tests/campaign", *session.posargs)
 
 
 @nox.session

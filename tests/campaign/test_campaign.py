@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Each run: the play, a kill, the play again; then all is as it was, but for a backup."""
+
+from __future__ import annotations
+
+import pytest
+from endstate import Before, all_lost_nothing
+from fleet import Member
+from playbook import Controller, Play, RunningPlay
+from virtlab import Mark, lost
+
+from .conftest import Stage, Tally
+from .strike import Hit, Striker, chosen
+
+#: Seconds for one play, all waiting of the role included.
+PLAY_SECONDS = 180
+#: Slow enough that each phase can be hit: MiB/s.
+ROLE = {
+    "live_backup_rate_limit": 8,
+    "live_backup_bandwidth": 4,
+    "live_backup_timeout": 90,
+    "live_backup_lock_timeout": 60,
+    "live_backup_freeze_timeout": 5,
+}
+
+
+def test_run(run: int, stage: Stage, tally: Tally) -> None:
+    """Kill, and run again."""
+    strike = chosen(tally.seed, run)
+    hit = Hit("")
+    tally.runs += 1
+    try:
+        member = stage.ready()
+        before = Before.of(member)
+        play = start(stage.controller)
+        hit = Striker(strike, member, play).strike()
+        if strike.kind != "controller" or not hit.phase:
+            play.end(PLAY_SECONDS)
+        again_on_running = member.guest.state() == "running"
+        again = start(stage.controller).end(PLAY_SECONDS)
+        check(before, hit, again, again_on_running, tally)
+        remove_sets(member)
+    except BaseException as error:
+        error.add_note(
+            f"seed {tally.seed}, run {run}: {strike}; hit: {hit.phase or 'nothing, the play was over'}\n"
+            f"again: ./dev test campaign -- --seed {tally.seed} --run {run}"
+        )
+        stage.down()
+        raise
+    finally:
+        if hit.phase:
+            tally.kinds[strike.kind] += 1
+            tally.phases[hit.phase] += 1
+        else:
+            tally.missed += 1
+
+
+def test_disks_at_the_end(stage: Stage, tally: Tally) -> None:
+    """The guest off, its images read: whole, with each record that it was ever promised."""
+    if stage.first is None:
+        pytest.skip("the last run failed, and left no guest to read")
+    try:
+        all_lost_nothing([stage.first])
+    except AssertionError:
+        tally.lost += 1
+        raise
+
+
+def start(controller: Controller) -> RunningPlay:
+    """Start the play; its modules outlive their controller."""
+    return controller.start(pipelining=True, **ROLE)
+
+
+def check(before: Before, hit: Hit, again: Play, was_running: bool, tally: Tally) -> None:
+    """The second run ended well, and left nothing but a backup."""
+    member = before.member
+    assert again.rc == 0, again.output
+    rebooted = member.guest.state() != "running"
+    if rebooted:
+        member.boot()
+    gone = lost_records(member, [before.mark, *([hit.mark] if hit.mark else [])])
+    tally.lost += len(gone)
+    assert gone == []
+    # A guest that is off is not backed up, but for what was begun while it ran
+    new = [found for found in member.sets() if found.folder not in before.sets]
+    try:
+        before.assert_normal_end(rebooted=rebooted, sets=None if was_running else len(new))
+    except AssertionError:
+        tally.leftovers += 1
+        raise
+
+
+def lost_records(member: Member, marks: list[Mark]) -> list[str]:
+    """Return what the guest's disks, not its memory, do not hold of what it was promised by then."""
+    member.guest.command("echo 3 >/proc/sys/vm/drop_caches")
+    journals = list(member.guest.journals().values())
+    return [text for mark in marks for text in lost(journals, mark)]
+
+
+def remove_sets(member: Member) -> None:
+    """Each run begins without one."""
+    for found in member.sets():
+        member.hypervisor.exec(["rm", "-rf", found.folder])
