@@ -17,9 +17,9 @@ from virtlab import Hypervisor, Mark
 
 KINDS = ("module", "controller", "libvirtd", "QEMU")
 #: Where a strike aims at, and how many seconds after that has begun it comes at the latest.
-AIMS = {"snapshot": 1.2, "copy": 2.2, "merge": 1.0, "pivot": 0.3}
-#: What a strike was seen to hit: before anything was begun, the phases, after all was done.
-PHASES = ("start", "snapshot", "copy", "merge", "pivot", "end")
+AIMS = {"snapshot": 0.6, "copy": 2.2, "merge": 1.0, "pivot": 0.3}
+#: What a strike may hit: the phases, or what comes after the last of them.
+PHASES = ("snapshot", "copy", "merge", "pivot", "end")
 
 #: Seconds for an aim to come in sight, and for a module to be there to be killed.
 AIM_SECONDS = 90
@@ -66,7 +66,6 @@ class Striker:
         self._member = member
         self._play = play
         self._host: Hypervisor = member.hypervisor
-        self._modules: list[int] = []
         self._was_open = False
 
     def strike(self) -> Hit:
@@ -74,7 +73,7 @@ class Striker:
         if not self._await(self._in_sight, AIM_SECONDS):
             return Hit("")
         began = time.monotonic()
-        mark = self._member.guest.mark()
+        mark = self._member.guest.mark()  # on a frozen guest too
         time.sleep(max(0.0, self._strike.delay - (time.monotonic() - began)))
         if self._strike.kind == "module" and not self._await(lambda: bool(modules(self._host)), MODULE_SECONDS):
             return Hit("", mark)
@@ -94,18 +93,14 @@ class Striker:
         return True
 
     def _in_sight(self) -> bool:
-        """Whether what is aimed at has begun. The first module looks for guests, the second takes the snapshot."""
-        phase = self._phase()
-        if self._strike.aim == "snapshot":
-            self._modules += [pid for pid in modules(self._host) if pid not in self._modules]
-            return len(self._modules) > 1 or phase in PHASES[1:]
-        return phase in PHASES[PHASES.index(self._strike.aim) :]
+        """Whether what is aimed at has begun."""
+        return self._phase() in PHASES[PHASES.index(self._strike.aim) :]
 
     def _phase(self) -> str:
         noted = self._member.phase()
         self._was_open = self._was_open or bool(noted)
         if not noted:
-            return "end" if self._was_open else "start"
+            return "end" if self._was_open else ""
         if noted == "committing":
             return "pivot" if is_ready(self._member) else "merge"
         return {"prepared": "snapshot", "created": "copy"}[noted]
