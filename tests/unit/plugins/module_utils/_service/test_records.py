@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connectio
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.records import Records, RecordWish  # noqa: E402
 
-from .test_snapshot_info import RECORDS, _xml  # noqa: E402
+from .test_snapshot_info import NODE, RECORDS, _xml  # noqa: E402
 
 ODD = "b <é> & 'c'"
 OTHER_DOMAIN = "<domain><uuid>6695eb01-f6a4-8304-79aa-97f2502e1930</uuid></domain>"
@@ -42,8 +43,9 @@ class TestDomain(Domain):
 
 
 @pytest.fixture
-def domain() -> Iterator[Domain]:
-    with Connection("test:///default") as connection:
+def domain(tmp_path: Path) -> Iterator[Domain]:
+    (tmp_path / "node.xml").write_text(NODE)
+    with Connection(f"test://{tmp_path}/node.xml") as connection:
         found = TestDomain(connection, "test")
         raw = connection.handle.lookupByName("test")
         for record in RECORDS:

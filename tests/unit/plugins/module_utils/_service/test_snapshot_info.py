@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,9 +46,16 @@ RECORDS = (
 )
 
 
+#: A host of each test's own: all connections to test:///default share one.
+NODE = """<node><domain type='test'><name>test</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
+<memory>8192</memory><os><type arch='i686'>hvm</type></os><devices><disk type='file' device='disk'>
+<source file='/img/vda'/><target dev='vda' bus='virtio'/></disk></devices></domain></node>"""
+
+
 @pytest.fixture
-def domain() -> Iterator[Domain]:
-    with Connection("test:///default") as connection:
+def domain(tmp_path: Path) -> Iterator[Domain]:
+    (tmp_path / "node.xml").write_text(NODE)
+    with Connection(f"test://{tmp_path}/node.xml") as connection:
         found = Domain(connection, "test")
         raw = connection.handle.lookupByName("test")
         for name, parent, state, disk in RECORDS:
