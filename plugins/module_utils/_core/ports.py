@@ -157,7 +157,10 @@ class RecoverPort(MergePort, Protocol):
 
 
 class ReaperPort(Protocol):
-    """Programs of ours that outlived the module that started them. The caller holds the domain's lock."""
+    """Programs that outlived their module, or libvirt's knowledge of them. The caller holds the domain's lock."""
+
+    def emulators(self, uuid: str) -> tuple[int, ...]:
+        """The PIDs of the QEMU processes that run this domain, whether or not libvirt knows."""
 
     def orphans(self, uuid: str) -> tuple[int, ...]:
         """The PIDs of those that work for this domain."""

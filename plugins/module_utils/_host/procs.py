@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Private to virtops.libvirt: which processes of this host use a file, by proc(5)."""
+"""Private to virtops.libvirt: which processes of this host use a file, or run a domain, by proc(5)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,21 @@ def holders(path: str) -> tuple[int, ...]:
     key = (wanted.st_dev, wanted.st_ino)
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
     return tuple(sorted(pid for pid in pids if _holds(pid, key)))
+
+
+def emulators(uuid: str) -> tuple[int, ...]:
+    """The PIDs of the QEMU processes that run the domain of this UUID, by libvirt's command lines."""
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return tuple(sorted(pid for pid in pids if _emulates(pid, uuid.encode())))
+
+
+def _emulates(pid: int, uuid: bytes) -> bool:
+    try:
+        with open("/proc/%d/cmdline" % pid, "rb") as file:
+            words = file.read().split(b"\0")
+    except OSError:
+        return False
+    return b"qemu" in os.path.basename(words[0]) and (b"-uuid", uuid) in zip(words, words[1:])
 
 
 def _holds(pid: int, key: tuple[int, int]) -> bool:

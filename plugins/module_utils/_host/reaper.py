@@ -20,6 +20,7 @@ from .._core.errors import VirtopsError
 from .._core.ports import Clock
 from .clock import SystemClock
 from .command import MARK
+from .procs import emulators
 
 #: The only program that is ever ended: never the watchdog, which has to thaw.
 PROGRAM = "qemu-img"
@@ -38,6 +39,10 @@ class Reaper:
         """The PIDs of qemu-img processes that carry the mark of this domain. A zombie holds nothing: it is none."""
         pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
         return tuple(sorted(pid for pid in pids if _is_ours(pid, uuid)))
+
+    def emulators(self, uuid: str) -> tuple[int, ...]:
+        """The PIDs of the QEMU processes that run this domain, whether or not libvirt knows."""
+        return emulators(uuid)
 
     def reap(self, uuid: str, pid: int) -> None:
         """SIGKILL, then wait until it is gone. A number that means another process by now is left alone."""

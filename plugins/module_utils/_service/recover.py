@@ -65,6 +65,7 @@ class Recovery:
         view = observe(self._domain, self._images)
         before = chains(view)
         found = [op for op in xml.parse_journal(view.journal_xml).operations if op.open]
+        self._refuse_lost(view)
         foreign = [op for op in found if self._wish.operations and op.kind not in self._wish.operations]
         if foreign:
             raise operation_open(view.name, foreign[0])
@@ -94,6 +95,19 @@ class Recovery:
         let_go(self._domain, operation.hold)
         self._write(operation, operation.held(None))
         return [Outcome((held_words(view, operation.hold),))]
+
+    def _refuse_lost(self, view: DomainView) -> None:
+        """libvirt 9.0 that is killed while it ends a pivot leaves a status file (a <mirror> with an empty job) that it
+        cannot read again: then it shows the domain as shut off, on images that its QEMU may have left since."""
+        running = () if view.active or self._reaper is None else self._reaper.emulators(view.uuid)
+        if running:
+            raise VirtopsError(
+                "guest_lost",
+                "libvirt takes the domain %s for %s, but its QEMU, process %d, runs on: libvirt's daemon lost it when "
+                "it was restarted" % (view.name, view.state, running[0]),
+                "Do not start the domain, do not end that process, and merge nothing before QEMU has told which "
+                "images it uses: see the recovery guide, 'A guest that libvirt has lost'",
+            )
 
     def _reap(self, view: DomainView, check: bool) -> list[str]:
         """A copier that outlived its module holds QEMU's lock on a base: no merge into it could succeed."""

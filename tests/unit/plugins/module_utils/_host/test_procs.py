@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.procs import holders
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.procs import emulators, holders
 
 
 def test_another_process_by_a_hard_link(tmp_path: Path) -> None:
@@ -45,3 +46,20 @@ def test_a_mapped_file_is_held(tmp_path: Path) -> None:
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
     assert holders(str(tmp_path / "none")) == ()
+
+
+def test_the_emulators_of_a_domain(tmp_path: Path) -> None:
+    """By libvirt's own command line; not somebody who only names the domain."""
+    uuid, program = "1b4e28ba-2fa1-11d2-883f-0016d3cca427", tmp_path / "qemu-system-x86_64"
+    shutil.copy(shutil.which("sh") or "", program)
+    words = ["-c", "read line", "-name", "guest=web,debug-threads=on", "-uuid"]
+    with (
+        subprocess.Popen([program, *words, uuid], stdin=subprocess.PIPE) as ours,
+        subprocess.Popen([program, *words, uuid.replace("1b", "2c")], stdin=subprocess.PIPE) as other,
+        subprocess.Popen(["sh", *words, uuid], stdin=subprocess.PIPE) as another,
+    ):
+        assert emulators(uuid) == (ours.pid,)
+        for process in (ours, other, another):
+            assert process.stdin is not None
+            process.stdin.close()
+    assert emulators(uuid) == ()

@@ -11,6 +11,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import ReaperPort
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
@@ -58,7 +59,13 @@ class Lab(test_merge.Lab):
         self.domain.revive()
         self.domain.calls.clear()
 
-    def recover(self, check: bool = False, operations: tuple[str, ...] = (), backup: bool = False) -> Outcome:
+    def recover(
+        self,
+        check: bool = False,
+        operations: tuple[str, ...] = (),
+        backup: bool = False,
+        reaper: ReaperPort | None = None,
+    ) -> Outcome:
         flow = Recovery(
             RecoverWish(operations),
             self.domain,
@@ -66,6 +73,7 @@ class Lab(test_merge.Lab):
             self.clock,
             self.watchdog,
             self._back_up if backup else None,
+            reaper,
         )
         return flow.run(check)
 
@@ -222,8 +230,12 @@ def test_a_guest_that_was_started_from_an_older_definition(lab: Lab, has_data: b
 class FakeReaper:
     """One orphan of each domain that was named."""
 
-    def __init__(self, orphans: dict[str, int]) -> None:
+    def __init__(self, orphans: dict[str, int], emulators: tuple[int, ...] = ()) -> None:
         self.orphans_of = dict(orphans)
+        self.running = emulators
+
+    def emulators(self, uuid: str) -> tuple[int, ...]:
+        return self.running
 
     def orphans(self, uuid: str) -> tuple[int, ...]:
         return tuple(pid for owner, pid in self.orphans_of.items() if owner == uuid)
@@ -247,3 +259,19 @@ def test_an_orphaned_copy_is_ended_before_anything_else(lab: Lab) -> None:
     assert outcome.steps[0] == "end process 4711, a copy that an interrupted run left"
     assert reaper.orphans_of == {"another": 4712}
     assert not recover(False).changed
+
+
+def test_a_guest_that_libvirt_has_lost(lab: Lab) -> None:
+    """It is shown as off, on overlays that its QEMU may have left: nothing is merged, nothing is removed."""
+    lab.die("after", "start_commit", "live_backup", "merge")
+    lab.domain.state = "shut off"
+    lab.domain.live = {name: replace(disk, job=None) for name, disk in lab.domain.live.items()}
+    lab.images.calls.clear()
+    for check in (True, False):
+        with pytest.raises(VirtopsError) as caught:
+            lab.recover(check=check, reaper=FakeReaper({}, (4711,)))
+        assert caught.value.code == "guest_lost"
+        assert "4711" in caught.value.cause
+    assert (lab.images.calls, lab.domain.calls) == ([], [])
+    lab.recover(reaper=FakeReaper({}))
+    assert lab.whole()
