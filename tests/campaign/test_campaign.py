@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from endstate import Before, all_lost_nothing
 from fleet import Member
@@ -17,7 +19,7 @@ from .strike import Hit, Striker, chosen
 #: Seconds for one play, all waiting of the role included.
 PLAY_SECONDS = 180
 #: Slow enough that each phase can be hit: MiB/s.
-ROLE = {
+ROLE: dict[str, Any] = {
     "live_backup_rate_limit": 8,
     "live_backup_bandwidth": 4,
     "live_backup_timeout": 90,
