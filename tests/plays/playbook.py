@@ -129,7 +129,7 @@ class Controller:
 
     def run(self, *arguments: str, playbook: str = LIVE_BACKUP, **variables: Any) -> Play:
         """Run a playbook with extra variables."""
-        return self.start(*arguments, playbook=playbook, **variables).end()
+        return self.start(*arguments, pipelining=False, gate="", playbook=playbook, **variables).end()
 
     def start(
         self,
