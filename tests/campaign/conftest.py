@@ -40,6 +40,7 @@ class Tally:
     phases: Counter[str] = field(default_factory=Counter)
     missed: int = 0
     forgotten: int = 0
+    failed: int = 0
     lost: int = 0
     leftovers: int = 0
 
@@ -53,7 +54,7 @@ class Tally:
         missed += f", {self.forgotten} guests that libvirt forgot, and that were refused" if self.forgotten else ""
         return (
             f"campaign: seed {self.seed}, {self.runs} runs, {kills} kills ({kinds}; {phases}){missed}, "
-            f"{self.lost} lost records, {self.leftovers} leftovers"
+            f"{self.failed} runs that failed, {self.lost} lost records, {self.leftovers} leftovers"
         )
 
 

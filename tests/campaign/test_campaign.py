@@ -54,6 +54,7 @@ def test_run(run: int, stage: Stage, tally: Tally) -> None:
             f"seed {tally.seed}, run {run}: {strike}; hit: {hit.phase or 'nothing, the play was over'}\n"
             f"again: ./dev test campaign -- --seed {tally.seed} --run {run}"
         )
+        tally.failed += 1
         stage.give_up()
         raise
     finally:
