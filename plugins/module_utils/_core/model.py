@@ -31,7 +31,8 @@ class BlockJob:
     just ended.
     `target` is the mirror's image (for an active commit: the base). `ready` is the XML's
     `<mirror ready='yes'>`; cur == end alone does not mean that a pivot can succeed. `ending` is its 'pivot' or 'abort':
-    somebody asked for the end, which QEMU gives when it can, and nothing else may be asked of the job any more.
+    somebody asked for the end, which QEMU gives when it can, and nothing else may be asked of the job any more. Not
+    `tracked`: the XML shows it, and libvirt has no job.
     `cur` and `end` are bytes, `bandwidth` is bytes/s (0: no limit).
     """
 
@@ -42,6 +43,7 @@ class BlockJob:
     ready: bool = False
     target: str | None = None
     ending: bool = False
+    tracked: bool = True
 
 
 @dataclass(frozen=True)

@@ -364,6 +364,6 @@ def _with_job(domain: Any, disk: Disk) -> Disk:
             return disk
         raise
     if not info:
-        return disk
+        return disk if disk.job is None else replace(disk, job=replace(disk.job, tracked=False))
     seen = disk.job or BlockJob(kind=JOB_KINDS[info["type"]] if info["type"] < len(JOB_KINDS) else "unknown")
     return replace(disk, job=replace(seen, cur=info["cur"], end=info["end"], bandwidth=info["bandwidth"]))

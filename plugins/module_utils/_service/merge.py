@@ -135,6 +135,7 @@ class Merge:
                 item.done = not self._wish.wait and not item.started
                 return self._start(item)
             item.seen = True
+            self._refuse_lost(item, view)
             if step is Next.WAIT:
                 item.done = not self._wish.wait
                 return item.done
@@ -154,6 +155,20 @@ class Merge:
                 return self._unknown(item)
             item.error = error
         return True
+
+    def _refuse_lost(self, item: _Progress, view: DomainView) -> None:
+        """libvirt's daemon may die after QEMU has ended the job and before that is written down: it never learns."""
+        disk = view.disk(item.goal.target)
+        if disk is None or disk.job is None or disk.job.tracked:
+            item.gone_since = None
+        elif self._is_gone(item):
+            raise VirtopsError(
+                "pivot_lost",
+                "libvirt shows a pivot of disk %s of domain %s that never ends: its daemon was killed while QEMU ended "
+                "it, and does not know which image the guest uses" % (disk.target, view.name),
+                "Do not restart the guest before QEMU has told that: see the recovery guide, 'A pivot that libvirt has "
+                "lost'",
+            )
 
     def _unknown(self, item: _Progress) -> bool:
         """libvirtd went away before it answered: only the next look, over a new connection, tells what came of it."""

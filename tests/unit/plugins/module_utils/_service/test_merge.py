@@ -503,3 +503,16 @@ def test_pull_down_to_the_active_layer_itself(lab: Lab) -> None:
     with pytest.raises(VirtopsError) as caught:
         lab.run(pull=True, disks=("vda",), base="/img/vm.vda.s1.qcow2")
     assert caught.value.code == "base_not_in_chain"
+
+
+def test_a_pivot_that_libvirt_has_lost_is_said_so_and_soon(lab: Lab) -> None:
+    """The mirror stays in the XML and no job is behind it; that is so for a moment at each end, too."""
+    lost = BlockJob("active-commit", target="/img/a.raw", ending=True, tracked=False)
+    lab.domain.live["vda"] = replace(lab.domain.live["vda"], job=lost)
+    lab.domain.wait_event = lab.clock.sleep  # type: ignore[method-assign]
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1", disks=("vda",), delete_merged=True)
+    assert caught.value.code == "pivot_lost"
+    assert 5 <= lab.clock.seconds < 10
+    assert lab.images.exists("/img/vm.vda.s1.qcow2")
+    assert not any(call.startswith(("start_commit", "cancel_job", "pivot")) for call in lab.domain.calls)
