@@ -120,6 +120,7 @@ def mutation(request: pytest.FixtureRequest, stage: Stage, tmp_path: Path) -> It
         yield
         return
     whole = stage.controller.collections
+    stage.controller.patience = 90  # without its mechanism a play may never end
     stage.controller.collections = mutated(whole, tmp_path / "collections", number_of(request.node.name))
     yield
     stage.controller.collections = whole

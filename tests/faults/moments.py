@@ -24,8 +24,8 @@ def keep(member: Member, path: Path) -> None:
     live, config = virsh("dumpxml", name), virsh("dumpxml", "--inactive", name)
     state = member.guest.state()
     root = ElementTree.Element("moment", state=state)
-    for kind, xml in (("live", live), ("config", config)):
-        ElementTree.SubElement(root, kind).append(reduced(ElementTree.fromstring(xml)))
+    for kind, xml, also in (("live", live, ("metadata",)), ("config", config, ())):
+        ElementTree.SubElement(root, kind).append(reduced(ElementTree.fromstring(xml), also))
     for disk, file in member.guest.disk_paths().items():
         raw = virsh("blockjob", name, disk, "--raw", "--bytes", check=False)
         words = dict(line.strip().partition("=")[::2] for line in raw.splitlines() if "=" in line)
@@ -41,10 +41,10 @@ def keep(member: Member, path: Path) -> None:
     path.write_text(ElementTree.tostring(root, encoding="unicode") + "\n", encoding="utf-8")
 
 
-def reduced(domain: ElementTree.Element) -> ElementTree.Element:
-    """Leave what the collection reads."""
+def reduced(domain: ElementTree.Element, also: tuple[str, ...]) -> ElementTree.Element:
+    """Leave what the collection reads: the journal counts in the live definition only."""
     for element in list(domain):
-        if element.tag not in ("name", "uuid", "metadata", "devices"):
+        if element.tag not in ("name", "uuid", "devices", *also):
             domain.remove(element)
     for devices in domain.iterfind("devices"):
         for device in list(devices):

@@ -247,7 +247,7 @@ class Scene:
     def dirty(self, mib: int = DIRT, disk: str = "vda") -> None:
         """Write so much into the guest's disk, durably: a merge then takes its time."""
         file = f"/mnt/{disk}/dirt.bin"
-        copy = f"dd if=/dev/urandom of={file} bs=1M count={mib} conv=fsync 2>&1"
+        copy = f"dd if=/mnt/vda/fill.bin of={file} bs=1M count={mib} conv=fsync 2>&1"
         self.member.guest.command(f"{copy}; rm {file}; sync", timeout=60)
 
     def start_merging(self, **role: Any) -> RunningPlay:

@@ -98,7 +98,8 @@ def foreign_copy(scene: Scene) -> Iterator[None]:
 def foreign_backup(scene: Scene) -> Iterator[None]:
     """Somebody reads the guest's disks over NBD (virsh backup-begin, pull mode)."""
     virsh, name = scene.hypervisor.virsh, scene.member.guest.name
-    xml = "<domainbackup mode='pull'><server transport='unix' socket='/run/foreign.sock'/></domainbackup>"
+    port = scene.hypervisor.lab.free_port()
+    xml = f"<domainbackup mode='pull'><server name='127.0.0.1' port='{port}'/></domainbackup>"
     virsh("backup-begin", name, "/dev/stdin", stdin=xml)
     try:
         yield
@@ -166,6 +167,7 @@ def test_fault_24_disk_detached(scene: Scene) -> None:
     play = scene.start(MERGE)
     overlay = scene.member.facts().live["vdc"][0]
     detach(scene)
+    scene.record("detached")
     scene.assert_failed(scene.go(play), "chain_changed")
     assert scene.hypervisor.outside(overlay).exists()
     attach(scene, overlay, "qcow2")

@@ -68,6 +68,7 @@ def test_fault_19_stale_overlay_of_an_earlier_run(scene: Scene) -> None:
 def test_fault_20_agent_absent_dead_or_hanging(scene: Scene, stage: Stage) -> None:
     """`required` fails in bounded time; `preferred` backs up, and says what it did instead."""
     odd = stage.odd()
+    scene.before = Before.of(scene.member)  # with the other guest's images beside it
     before, both = Before.of(odd), [scene.member.guest.name, odd.guest.name]
     scene.member.guest.agent_service("hang")
     try:

@@ -11,7 +11,7 @@ import pytest
 from fleet import until
 from virtlab import BACKUP, IMAGES
 
-from .scene import ELSEWHERE, MERGE, SLOW_COPY, Scene
+from .scene import ELSEWHERE, MERGE, SLOW_COPY, SLOW_MERGE, Scene
 
 
 def test_fault_11_no_space_for_the_overlay(scene: Scene) -> None:
@@ -29,16 +29,19 @@ def test_fault_11_no_space_for_the_overlay(scene: Scene) -> None:
 
 
 def test_fault_12_no_space_for_the_base(scene: Scene) -> None:
-    """The job fails, the guest writes on, on its overlay; with space again the next run merges."""
+    """The job fails, and the guest stays on its overlay; with space again the next run merges.
+
+    The other disk may be on its base by then, where the guest's own next write finds no space either: QEMU pauses the
+    guest, and the next run resumes it.
+    """
     # The overlays have space, the bases have none; and more is written than any test before has put into them
     play = scene.start(MERGE, overlay_dir=ELSEWHERE)
     scene.dirty(24)
     with scene.full(IMAGES):
         failed = scene.assert_failed(scene.go(play), "commit_failed", "no_space")
         scene.record("failed")
-        assert "vda" in str(failed["partial"])
-        assert "vda" in scene.overlays()
-        scene.before.assert_writes()
+        told = {disk["disk"]: disk for disk in failed["partial"]}
+        assert told["vda"]["after"][1:] == scene.before.facts.live["vda"]
     scene.heal(overlay_dir=ELSEWHERE)
 
 
@@ -51,16 +54,15 @@ def test_fault_14_commit_never_ready(scene: Scene, policy: str) -> None:
         "throttle": {"throttle_timeout": 60},
         "suspend": {"throttle_timeout": 1, "suspend_timeout": 20},
     }
-    role: dict[str, Any] = {"bandwidth": 2, "timeout": 3, "on_timeout": policy, **limits[policy]}
+    role: dict[str, Any] = {"bandwidth": SLOW_MERGE, "timeout": 3, "on_timeout": policy, **limits[policy]}
     play = scene.start(MERGE, **role)
-    scene.dirty(4)
-    scene.member.guest.write(rate=4, bulk_kib=1024, span_mib=4, disks=["vda"])
+    scene.dirty(6)
+    scene.member.guest.write(rate=0, bulk_kib=512, span_mib=4, disks=["vda"])
     try:
         ended = scene.go(play)
         scene.record("ended")
         if policy == "fail":
             scene.assert_failed(ended, "timeout", "job_ending")
-            assert "vda" in scene.overlays()
         else:
             scene.assert_succeeded(ended)
             (result,) = [item.result for item in ended.of(scene.member.alias, "block_commit")]
@@ -72,7 +74,8 @@ def test_fault_14_commit_never_ready(scene: Scene, policy: str) -> None:
         scene.member.guest.write(rate=10)
     if policy != "fail":
         scene.before.assert_normal_end()
-    scene.heal(sets=1 if policy == "fail" else 2)
+    # After a failure the role tries to merge once more: where that came to its end, the next run is a new backup
+    scene.heal(sets=None if policy == "fail" else 2)
 
 
 def test_fault_13_no_space_on_the_target_mid_copy(scene: Scene) -> None:

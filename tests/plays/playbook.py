@@ -84,6 +84,7 @@ class RunningPlay:
     process: subprocess.Popen[str]
     record: Path
     output: Path
+    patience: float = 180
 
     def reach_gate(self, timeout: float = 120) -> None:
         """Wait until the play stands before the task that it was started with as `gate`."""
@@ -98,9 +99,9 @@ class RunningPlay:
         """Let it go on."""
         Path(f"{self.record}.open").touch()
 
-    def end(self, timeout: float = 180) -> Play:
+    def end(self, timeout: float | None = None) -> Play:
         """Wait for its end."""
-        self.process.wait(timeout)
+        self.process.wait(timeout or self.patience)
         lines = self.record.read_text(encoding="utf-8").splitlines() if self.record.exists() else []
         results = tuple(TaskResult(**json.loads(line)) for line in lines if line.endswith("}"))
         return Play(self.process.returncode, self.output.read_text(encoding="utf-8"), results)
@@ -125,6 +126,8 @@ class Controller:
     hosts: Sequence[str]
     lab: Lab
     collections: Path = field(default_factory=lambda: Path(os.environ["ANSIBLE_COLLECTIONS_PATH"]))
+    #: Seconds that a play may take
+    patience: float = 180
     runs: int = field(default=0, init=False)
 
     def run(self, *arguments: str, playbook: str = LIVE_BACKUP, **variables: Any) -> Play:
@@ -158,7 +161,7 @@ class Controller:
                 env=self._environment(record, pipelining, gate),
                 start_new_session=True,
             )
-        return RunningPlay(process, record, output)
+        return RunningPlay(process, record, output, self.patience)
 
     def start_module(self, host: str, module: str, /, **options: object) -> RunningPlay:
         """Start one module of the collection on a hypervisor."""
