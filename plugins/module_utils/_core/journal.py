@@ -10,6 +10,8 @@ Where an operation really stands is read from the live chain and jobs each time 
 
 from __future__ import annotations
 
+import calendar
+import time
 from dataclasses import dataclass, replace
 
 from .model import FileIdentity, Hold
@@ -32,6 +34,11 @@ KEPT = "snapshot"
 COMMIT = "commit"
 #: ... or up into the layer that the guest writes to.
 PULL = "pull"
+
+
+def epoch(stamp: str) -> int:
+    """Seconds since 1970 of a UTC time as 20261120T120000Z."""
+    return calendar.timegm(time.strptime(stamp, "%Y%m%dT%H%M%SZ"))
 
 
 @dataclass(frozen=True)

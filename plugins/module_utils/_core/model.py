@@ -144,6 +144,7 @@ class DomainView:
     one). `config_disks` is the persistent XML's view; what it says below the active layer may be stale.
     `agent` is connected, disconnected (a channel, nobody answering) or absent.
     `paused_by` is the reason of state paused: user, I/O error (QEMU stopped it at a failed write) or other.
+    `pflash`: its firmware, as UEFI's, lies in flash, whose variables are `nvram`.
     """
 
     name: str
@@ -159,6 +160,8 @@ class DomainView:
     nvram: str | None = None
     tpm: bool = False
     paused_by: str | None = None
+    pflash: bool = False
+    nvram_format: str = "raw"
 
     @property
     def active(self) -> bool:

@@ -99,6 +99,22 @@ class RecordPort(SnapshotInfoPort, JournalPort, Protocol):
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
 
 
+class InternalPort(SnapshotInfoPort, Protocol):
+    """What internal snapshots need."""
+
+    def libvirt_version(self) -> int:
+        """virConnectGetLibVersion: 1,000,000 * major + 1,000 * minor + release."""
+
+    def create_internal_snapshot(self, xml: str, halt: bool) -> None:
+        """virDomainSnapshotCreateXML, ATOMIC, and HALT where asked for."""
+
+    def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:
+        """virDomainSnapshotCreateXML, REDEFINE."""
+
+    def delete_snapshot(self, name: str, children: str) -> None:
+        """virDomainSnapshotDelete, data and record; `children` is keep, delete or only."""
+
+
 class BrakePort(ViewPort, JournalPort, Protocol):
     """What slowing or stopping a guest's writes needs."""
 

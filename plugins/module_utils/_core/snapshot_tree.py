@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from .model import SnapshotRecord
 
+#: What becomes of a snapshot's descendants: virsh's plain delete, --children and --children-only.
+CHILDREN = ("keep", "delete", "only")
 #: Levels of a tree that is drawn.
 DEEPEST = 100
 
@@ -57,6 +59,13 @@ def family_of(name: str, records: Sequence[SnapshotRecord]) -> frozenset[str]:
         found.add(one)
         waiting += children[one]
     return frozenset(found)
+
+
+def doomed_by(name: str, children: str, records: Sequence[SnapshotRecord]) -> tuple[SnapshotRecord, ...]:
+    """Those that go where this one is deleted; `children` is one of CHILDREN."""
+    family = family_of(name, records)
+    doomed = {"keep": {name}, "delete": family | {name}, "only": family}[children]
+    return tuple(record for record in records if record.name in doomed)
 
 
 def selected(records: Sequence[SnapshotRecord], current: str | None, filters: Filters) -> tuple[SnapshotRecord, ...]:

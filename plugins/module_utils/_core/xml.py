@@ -48,6 +48,8 @@ class DomainXml:
     machine: str
     nvram: str | None
     tpm: bool
+    pflash: bool
+    nvram_format: str
 
 
 def _unknown_volume(pool: str, volume: str) -> str | None:  # noqa: ARG001
@@ -77,6 +79,8 @@ def parse_domain(live_xml: str, config_xml: str | None, volume_path: VolumePath 
         machine=next((kind.get("machine", "") for kind in live.iterfind("os/type")), ""),
         nvram=_nvram(live),
         tpm=live.find("devices/tpm") is not None,
+        pflash=live.find("os/loader[@type='pflash']") is not None or live.find("os[@firmware='efi']") is not None,
+        nvram_format=next((found.get("format", "raw") for found in live.iterfind("os/nvram")), "raw"),
     )
 
 
@@ -291,12 +295,14 @@ def _drop_journal(domain: etree._Element) -> None:
 # Snapshots
 
 
-def build_snapshot(name: str, description: str | None, disks: Sequence[SnapshotDisk]) -> str:
+def build_snapshot(name: str, description: str | None, disks: Sequence[SnapshotDisk], memory: str | None = None) -> str:
     """The request for virDomainSnapshotCreateXML; list every disk, or libvirt adds those left out."""
     root = etree.Element("domainsnapshot")
     _text(root, "name", name)
     if description is not None:
         _text(root, "description", description)
+    if memory is not None:
+        etree.SubElement(root, "memory", snapshot=memory)
     listed = etree.SubElement(root, "disks")
     for disk in disks:
         element = etree.SubElement(listed, "disk")
@@ -310,6 +316,15 @@ def build_snapshot(name: str, description: str | None, disks: Sequence[SnapshotD
         if disk.file is not None:
             _set(etree.SubElement(element, "source"), "file", disk.file)
     etree.indent(root)
+    return _serialize(root)
+
+
+def build_record(name: str, disks: Sequence[SnapshotDisk], domain_xml: str) -> str:
+    """A record for data that are there, for virDomainSnapshotCreateXML with REDEFINE, as of a domain that was off."""
+    root = _parse(build_snapshot(name, None, disks, memory="no"))
+    _text(root, "state", "shutoff")
+    _text(root, "creationTime", "1")  # libvirt takes 0 for none
+    root.append(_parse(domain_xml))
     return _serialize(root)
 
 

@@ -182,16 +182,26 @@ class Domain:
             self._domain.snapshotCreateXML(xml, flags)
 
     def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
-        flags = (
-            libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
-            | {
-                "keep": 0,
-                "delete": libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN,
-                "only": libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN_ONLY,
-            }[children]
-        )
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY | _family_flags(children)
         with mapped(f"Deleting the record of the snapshot {name} of {self.name}"):
             self._domain.snapshotLookupByName(name).delete(flags)
+
+    # InternalPort
+
+    def libvirt_version(self) -> int:
+        with mapped("Asking libvirt for its version"):
+            return int(self._again(lambda: self._connection.handle.getLibVersion()))
+
+    def create_internal_snapshot(self, xml: str, halt: bool) -> None:
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        if halt:
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_HALT
+        with mapped(f"Creating the snapshot of {self.name}"):
+            self._domain.snapshotCreateXML(xml, flags)
+
+    def delete_snapshot(self, name: str, children: str) -> None:
+        with mapped(f"Deleting the snapshot {name} of {self.name}"):
+            self._domain.snapshotLookupByName(name).delete(_family_flags(children))
 
     # BrakePort
 
@@ -312,6 +322,16 @@ def _lookup(connection: Connection, name: str) -> Any:
     )
 
 
+def _family_flags(children: str) -> int:
+    """virDomainSnapshotDelete: this snapshot alone, with its descendants, or only those."""
+    flags: dict[str, int] = {
+        "keep": 0,
+        "delete": libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN,
+        "only": libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_CHILDREN_ONLY,
+    }
+    return flags[children]
+
+
 def _is_uuid(name: str) -> bool:
     with suppress(ValueError):
         return bool(uuid_module.UUID(name))
@@ -346,6 +366,8 @@ def read_view(connection: Connection, domain: Any) -> DomainView:
         nvram=parsed.nvram,
         tpm=parsed.tpm,
         paused_by=PAUSED_BY.get(reason, "other") if state == "paused" else None,
+        pflash=parsed.pflash,
+        nvram_format=parsed.nvram_format,
     )
     if not view.active:
         return replace(view, disks=view.config_disks or view.disks)

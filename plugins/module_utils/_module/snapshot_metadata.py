@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from .._core.model import Outcome
-from .._service.metadata import CHILDREN, delete_record
+from .._core.snapshot_tree import CHILDREN
+from .._service.metadata import delete_record
 from .._service.records import Records, RecordWish
 from .entry import DomainContext, run_domain_module
 from .specs import ArgumentSpec

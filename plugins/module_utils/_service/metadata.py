@@ -16,12 +16,9 @@ from .._core.journal import Journal, Operation
 from .._core.model import DomainView, Outcome, SnapshotRecord
 from .._core.ports import ImagePort, RecordPort
 from .._core.snapshot import is_in_chain, operation_open
-from .._core.snapshot_tree import children_of, family_of
+from .._core.snapshot_tree import children_of, doomed_by
 from .observe import observe
 from .snapshot_info import told_snapshot
-
-#: What becomes of a record's descendants: virsh's plain delete, --children and --children-only.
-CHILDREN = ("keep", "delete", "only")
 
 
 def delete_record(domain: RecordPort, images: ImagePort, name: str, children: str, check: bool) -> Outcome:
@@ -30,7 +27,7 @@ def delete_record(domain: RecordPort, images: ImagePort, name: str, children: st
     Refused while an operation is open: the record and the layers are then in motion together.
     """
     records = domain.snapshots()
-    doomed = _doomed(records, name, children)
+    doomed = doomed_by(name, children, records)
     found = next((record for record in records if record.name == name), None)
     told = (
         None if found is None else told_snapshot(found, children_of(records)[name], domain.current_snapshot() == name)
@@ -49,12 +46,6 @@ def delete_record(domain: RecordPort, images: ImagePort, name: str, children: st
         after={"snapshots": list(after)},
         values={"snapshot": told},
     )
-
-
-def _doomed(records: Sequence[SnapshotRecord], name: str, children: str) -> tuple[SnapshotRecord, ...]:
-    family = family_of(name, records)
-    doomed = {"keep": {name}, "delete": family | {name}, "only": family}[children]
-    return tuple(record for record in records if record.name in doomed)
 
 
 def _journal_without(domain: RecordPort, images: ImagePort, doomed: Sequence[SnapshotRecord]) -> Journal | None:

@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import calendar
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.journal import KEPT, Operation
+from .._core.journal import KEPT, Operation, epoch
 from .._core.model import Outcome, SnapshotDisk, SnapshotRecord
 from .._core.ports import SnapshotInfoPort
 from .._core.snapshot_tree import Filters, children_of, selected, tree_data, tree_text
@@ -66,7 +64,7 @@ def _as_record(operation: Operation) -> SnapshotRecord:
     return SnapshotRecord(
         name=operation.name,
         state="shutoff" if operation.consistency == "offline" else "disk-snapshot",
-        creation_time=calendar.timegm(time.strptime(operation.started, "%Y%m%dT%H%M%SZ")),
+        creation_time=epoch(operation.started),
         disks=tuple(SnapshotDisk(disk.target, "external", disk.overlay, "qcow2") for disk in operation.disks),
         metadata=False,
     )

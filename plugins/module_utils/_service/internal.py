@@ -1,0 +1,195 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Private to virtops.libvirt: the flow of internal snapshots.
+
+observe -> plan -> (check mode stops here) -> libvirt's call. libvirt keeps data and record in step, and does so in one
+call, so there is nothing for a journal to tell.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._core import xml
+from .._core.errors import VirtopsError
+from .._core.internal import (
+    Inside,
+    InternalPlan,
+    InternalWish,
+    has_no_state,
+    leftovers,
+    plan_deletion,
+    plan_internal,
+    refuse_open,
+)
+from .._core.journal import epoch
+from .._core.model import DomainView, Outcome, SnapshotDisk, SnapshotRecord
+from .._core.ports import Clock, ImagePort, InternalPort
+from .._core.snapshot_tree import children_of, doomed_by
+from .observe import observe
+from .snapshot_info import told_snapshot
+
+
+class InternalSnapshot:
+    """Take an internal snapshot, or delete one with its data."""
+
+    def __init__(self, domain: InternalPort, images: ImagePort, clock: Clock) -> None:
+        self._domain = domain
+        self._images = images
+        self._clock = clock
+
+    # -- present
+
+    def present(self, wish: InternalWish, check: bool) -> Outcome:
+        """Raises VirtopsError; the guest is then as before."""
+        view = observe(self._domain, self._images)
+        records = self._domain.snapshots()
+        found = next((record for record in records if record.name == wish.name), None)
+        plan = plan_internal(
+            wish,
+            view,
+            found,
+            xml.parse_journal(view.journal_xml),
+            inside(view, self._images),
+            self._domain.libvirt_version(),
+        )
+        current = self._domain.current_snapshot() if records else None
+        request = xml.build_snapshot(
+            wish.name, wish.description, plan.disks, memory="internal" if plan.memory else "no"
+        )
+        if found is not None:
+            told = told_snapshot(found, children_of(records)[found.name], current == found.name)
+            return self._outcome(view, records, records, None, told, ())
+        made = _foreseen(wish, plan, view, current, self._clock)
+        if not check:
+            self._domain.create_internal_snapshot(request, plan.halt)
+            made = self._read_back(wish.name)
+        steps = ["take the internal snapshot %s of %s" % (wish.name, _held(plan))]
+        if plan.halt:
+            steps.append("turn %s off at that moment" % view.name)
+        return self._outcome(
+            view, records, (*records, made), request, told_snapshot(made, [], True), tuple(steps), plan.halt
+        )
+
+    def _read_back(self, name: str) -> SnapshotRecord:
+        made = self._domain.snapshot(name)
+        if made is None:
+            raise VirtopsError(
+                "snapshot_unverified",
+                "libvirt reported success, but it has no record of snapshot %r." % name,
+                "See in libvirt's log what it did, then run the task again",
+            )
+        return made
+
+    def _outcome(
+        self,
+        view: DomainView,
+        before: tuple[SnapshotRecord, ...],
+        after: tuple[SnapshotRecord, ...],
+        request: str | None,
+        told: dict[str, Any],
+        steps: tuple[str, ...],
+        halted: bool = False,
+    ) -> Outcome:
+        shown: dict[str, object] = {"snapshots": _names(after), "state": "shut off" if halted else view.state}
+        if request is not None:
+            shown["snapshot"] = request
+        return Outcome(
+            steps=steps,
+            before={"snapshots": _names(before), "state": view.state},
+            after=shown,
+            values={"snapshot": told},
+        )
+
+    # -- absent
+
+    def absent(self, name: str, children: str, check: bool) -> Outcome:
+        """Delete the snapshot's data and record, and its descendants' as `children` says."""
+        view = observe(self._domain, self._images)
+        records = self._domain.snapshots()
+        found = next((record for record in records if record.name == name), None)
+        doomed = doomed_by(name, children, records)
+        names = inside(view, self._images)
+        stray = () if found is not None or children == "only" else leftovers(name, view, names)
+        if found is not None or stray:
+            refuse_open(view, xml.parse_journal(view.journal_xml))
+            plan_deletion(name, doomed, found, view, names)
+        current = self._domain.current_snapshot() if records else None
+        told = None if found is None else told_snapshot(found, children_of(records)[name], current == name)
+        gone = {record.name for record in doomed} | ({name} if stray else set())
+        steps = ["delete snapshot %s and its data" % record.name for record in doomed]
+        steps += ["delete snapshot %s in %s, which libvirt has no record of" % (name, path) for path in stray]
+        if steps and not check:
+            if stray:
+                self._adopt(name, view)
+            self._domain.delete_snapshot(name, children)
+            self._check_gone(gone)
+        left = tuple(record for record in records if record not in doomed)
+        return Outcome(
+            steps=tuple(steps),
+            before={"snapshots": _names(records), "data": _data(names, set())},
+            after={"snapshots": _names(left), "data": _data(names, gone)},
+            values={"snapshot": told},
+        )
+
+    def _adopt(self, name: str, view: DomainView) -> None:
+        """libvirt deletes data by their record alone: write one. Data without it are what is left of a libvirtd that
+        died while it took the snapshot, or of a record that was deleted alone."""
+        disks = tuple(SnapshotDisk(disk.target, "no" if has_no_state(disk) else "internal") for disk in view.disks)
+        self._domain.redefine_snapshot(xml.build_record(name, disks, self._domain.domain_xml()), False, False)
+
+    def _check_gone(self, gone: set[str]) -> None:
+        """QEMU takes a snapshot that it does not find for one that is deleted."""
+        view = observe(self._domain, self._images)
+        names = inside(view, self._images)
+        for name in sorted(gone):
+            left = leftovers(name, view, names)
+            if left:
+                raise VirtopsError(
+                    "snapshot_data_exists",
+                    "libvirt reported success, but the image %s still has the snapshot %r inside." % (left[0], name),
+                    "Run the task again; or delete it with 'qemu-img snapshot -d' once the domain is off",
+                )
+
+
+def inside(view: DomainView, images: ImagePort) -> Inside:
+    """The snapshots inside of each qcow2 image of the domain's chains (`qemu-img info`)."""
+    layers = {layer.path: layer.format for disk in view.disks for layer in disk.chain if not disk.readonly}
+    found = {path: names_inside(path, image_format, images) for path, image_format in layers.items()}
+    return {path: names for path, names in found.items() if names}
+
+
+def names_inside(path: str, image_format: str, images: ImagePort) -> tuple[str, ...]:
+    if image_format != "qcow2" or not images.exists(path):
+        return ()
+    return images.info(path, image_format).internal_snapshots
+
+
+def _foreseen(
+    wish: InternalWish, plan: InternalPlan, view: DomainView, parent: str | None, clock: Clock
+) -> SnapshotRecord:
+    """What check mode tells of a snapshot that is not there; its time is now."""
+    return SnapshotRecord(
+        name=wish.name,
+        state="paused" if view.state == "paused" else ("running" if view.active else "shutoff"),
+        creation_time=epoch(clock.utcnow()),
+        disks=plan.disks,
+        description=wish.description,
+        parent=parent,
+        memory="internal" if plan.memory else "no",
+    )
+
+
+def _held(plan: InternalPlan) -> str:
+    kept = [disk.target for disk in plan.disks if disk.mode == "internal"]
+    return ", ".join([*kept, "the memory"] if plan.memory else kept)
+
+
+def _names(records: tuple[SnapshotRecord, ...]) -> list[str]:
+    return sorted(record.name for record in records)
+
+
+def _data(found: Inside, gone: set[str]) -> dict[str, list[str]]:
+    """The snapshots inside of each image, as `diff` shows them."""
+    return {path: [name for name in names if name not in gone] for path, names in found.items()}

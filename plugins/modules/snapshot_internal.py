@@ -1,0 +1,147 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: snapshot_internal
+short_description: Take or delete a snapshot inside of a guest's qcow2 images
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Takes an internal snapshot of all disks of a domain, and of its memory if it runs. The data are kept inside of the
+    qcow2 images that the guest writes to, so no file is added and no chain grows.
+  - A running guest stands still while its memory is written, some seconds for each GiB of it. If that is too long, take
+    an external snapshot with M(virtops.libvirt.snapshot_external).
+  - Every disk has to be a qcow2 image on this host, as libvirt leaves none out. Only drives that are read-only or empty
+    are passed over. A guest with a raw disk is refused, and the message names the disk and the ways out.
+  - A guest with UEFI firmware needs libvirt 10.9.0 or later, and its variables in a qcow2 image.
+  - A snapshot of this name that is internal and has the same disks is left as it is. If it is external or has other
+    disks, the task fails and says what differs.
+  - With O(state=absent) data and record are deleted. The images do not become smaller by that; the room is used anew.
+  - It is refused while an operation on the domain is open in the journal, also if that was interrupted, and while a
+    block job runs.
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.domain
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.changes
+  - virtops.libvirt.attributes.actiongroup_all
+options:
+  name:
+    description:
+      - The snapshot's name. libvirt takes none that begins with a dot or has a slash in it.
+    type: str
+    required: true
+  state:
+    description:
+      - V(present) takes the snapshot if it is not there. V(absent) deletes it if it is there.
+      - V(absent) also deletes data of that name in the images that libvirt has no record of, such as those of a
+        snapshot whose record was deleted alone, or that was being taken when libvirt's daemon died.
+    type: str
+    choices: [present, absent]
+    default: present
+  description:
+    description: A description that libvirt keeps with a new snapshot.
+    type: str
+  halt:
+    description:
+      - Whether the guest is turned off the moment that the snapshot was taken, as by
+        C(virsh snapshot-create-as --halt). It loses nothing, as its memory is in the snapshot.
+      - If the snapshot is there and the guest is off, nothing changes. If the snapshot is there and the guest runs, the
+        task fails, since turning it off then would lose what it did in memory after the snapshot.
+    type: bool
+    default: false
+  children:
+    description:
+      - With O(state=absent), what becomes of the snapshots that descend from this one.
+      - V(keep) makes its children those of its parent.
+      - V(delete) deletes them all as well, as C(virsh snapshot-delete --children) does.
+      - V(only) deletes them and keeps this one, as C(virsh snapshot-delete --children-only) does.
+      - If one of those to be deleted is external, nothing is deleted.
+    type: str
+    choices: [keep, delete, only]
+    default: keep
+seealso:
+  - module: virtops.libvirt.snapshot_external
+  - module: virtops.libvirt.snapshot_info
+  - module: virtops.libvirt.snapshot_metadata
+  - name: virsh manual, snapshot-create-as
+    description: The command and the flags that this module stands for.
+    link: https://www.libvirt.org/manpages/virsh.html#snapshot-create-as
+  - name: virsh manual, snapshot-delete
+    description: The same.
+    link: https://www.libvirt.org/manpages/virsh.html#snapshot-delete
+"""
+
+EXAMPLES = r"""
+- name: Keep the state of a running guest, memory and disks
+  virtops.libvirt.snapshot_internal:
+    domain: web1
+    name: before-update
+    description: Release 4.1, as it ran
+
+- name: Keep it, and turn the guest off
+  virtops.libvirt.snapshot_internal:
+    domain: web1
+    name: parked
+    halt: true
+
+- name: Delete a snapshot with all that descend from it
+  virtops.libvirt.snapshot_internal:
+    domain: web1
+    name: before-update
+    state: absent
+    children: delete
+"""
+
+RETURN = r"""
+actions:
+  description: The steps that were taken, or in check mode those that would be.
+  returned: success
+  type: list
+  elements: str
+  sample: ["take the internal snapshot before-update of vda, vdb, the memory"]
+domain:
+  description: The domain.
+  returned: success
+  type: dict
+  sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
+snapshot:
+  description:
+    - The snapshot, or with O(state=absent) what it was. Null if there was none.
+    - The keys are those of RV(virtops.libvirt.snapshot_info#module:snapshots).
+  returned: success
+  type: dict
+  sample:
+    name: before-update
+    description: Release 4.1, as it ran
+    parent:
+    children: []
+    state: running
+    kind: internal
+    memory: {snapshot: internal, file: null}
+    creation_time: 1795176000
+    current: true
+    metadata: true
+    disks:
+      - {name: vda, snapshot: internal, file: null, format: null}
+      - {name: hda, snapshot: 'no', file: null, format: null}
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: disk_needs_qcow2
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import snapshot_internal
+
+
+def main() -> None:
+    snapshot_internal.main()
+
+
+if __name__ == "__main__":
+    main()
