@@ -146,7 +146,7 @@ def test_delete(domain: Domain, images: Images, children: str, left: list[str]) 
     done = cycle(domain, images, state="absent", name=ODD, children=children)
     assert [record.name for record in domain.snapshots()] == left
     assert len(done.steps) == 3 - len(left)
-    assert done.after["data"] == {path: left for path in ("/img/a", "/img/b")}
+    assert done.after["data"] == dict.fromkeys(("/img/a", "/img/b"), left)
 
 
 def test_one_that_is_not_there(domain: Domain, images: Images) -> None:
@@ -242,9 +242,7 @@ def test_disks_that_are_refused(change: dict[str, Any], code: str, words: str) -
         ({"pflash": True, "nvram": "/nvram/web.qcow2", "nvram_format": "qcow2"}, {}, 10_009_000, None),
     ],
 )
-def test_guests_that_are_refused(
-    change: dict[str, Any], wish: dict[str, Any], version: int, code: str | None
-) -> None:
+def test_guests_that_are_refused(change: dict[str, Any], wish: dict[str, Any], version: int, code: str | None) -> None:
     view = replace(VIEW, **change)
     if code is None:
         assert not plan_internal(InternalWish("s", **wish), view, None, Journal(), {}, version).found
