@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from endstate import processes
 from fleet import Member, images, until
-from playbook import Controller
+from playbook import RECOVER, Controller
 from virtlab import IMAGES, Disk, Hypervisor, lost
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "docsite" / "rst" / "guide_recovery.rst"
@@ -40,6 +40,16 @@ def recipe(step: int) -> list[str]:
     by_hand = text[text.index("\nBy hand\n-------\n") : text.index("\nWhat the guest is, phase by phase\n")]
     section = re.split(r"\n(\d)\. .+\n~+\n", by_hand)
     return re.findall(r"^   # (.+)$", section[section.index(str(step)) + 1], flags=re.MULTILINE)
+
+
+def ask_qemu(host: Hypervisor, command: str) -> str:
+    """Ask a QEMU that libvirt has lost, by the guide's own script."""
+    text = GUIDE.read_text(encoding="utf-8")
+    found = re.search(r"^   # (cat >/root/ask-qemu <<'END'\n.*?^   END)$", text, flags=re.MULTILINE | re.DOTALL)
+    assert found
+    script = "\n".join(line.removeprefix("   ") for line in found.group(1).splitlines())
+    (asking,) = [line for line in re.findall(r"^   # (.+)$", text, flags=re.MULTILINE) if line.endswith(command)]
+    return host.exec(["sh", "-c", f"{script}\n{asking}"]).stdout
 
 
 class Operator:
@@ -168,3 +178,55 @@ def test_a_guest_that_is_off(web: Member, controller: Controller) -> None:
     reports = web.guest.read_all()
     assert lost([report.journal for report in reports.values()], mark) == []
     assert_nothing_lost(web, boot=True)
+
+
+def test_a_guest_that_libvirt_has_lost(web: Member, controller: Controller) -> None:
+    """libvirtd was killed while it ended a pivot, and cannot read what it had written of the guest."""
+    host, facts, before = web.hypervisor, web.facts(), images(web.hypervisor)
+    kill_in_copy(web, controller)
+    # A merge whose first disk is done
+    merged = controller.module(host.name, "block_commit", domain="web", snapshot=Operator(web).snapshot, disks=["vdb"])
+    assert merged["changed"], merged
+    host.virsh("blockcommit", "web", "vda", "--active", "--shallow")
+    until("the job", lambda: "ready='yes'" in host.virsh("dumpxml", "web"), 60, every=0.2)
+    mark = web.guest.mark()
+    host.libvirtd_kill()
+    status = host.outside("/run/libvirt/qemu/web.xml")
+    text = status.read_text(encoding="utf-8")
+    assert "job='active-commit' ready='yes'" in text
+    status.write_text(text.replace("job='active-commit' ready='yes'", "job=''"), encoding="utf-8")
+    host.libvirtd_start()
+    assert web.guest.state() == "shut off"
+
+    refused = controller.run(playbook=RECOVER, target=host.name, guests=["web"])
+    assert refused.rc != 0
+    assert "NEEDS A HUMAN (guest_lost)" in refused.lines()[0]
+    assert refused.changed() == []
+    used = [line.split(None, 1)[1] for line in ask_qemu(host, "query-block").splitlines() if "virtio-disk" in line]
+    assert ".live-backup-" in used[0]
+    assert used[1:] == facts.persistent["vdb"]
+    ask_qemu(host, "system_powerdown")
+    until("its shutdown", lambda: "'shutdown'" in ask_qemu(host, "query-status"), 60, every=0.5)
+    ask_qemu(host, "quit")
+    assert [line.split()[1] for line in host.virsh("domblklist", "web", "--inactive").splitlines()] == used
+
+    healed = controller.run(playbook=RECOVER, target=host.name, guests=["web"])
+    assert healed.rc == 0, healed.output
+    found = web.facts()
+    assert (found.persistent, found.snapshots, found.journal) == (facts.persistent, [], False)
+    assert images(host) == before
+    assert lost([report.journal for report in web.guest.read_all().values()], mark) == []
+    forget_users(web)
+    assert_nothing_lost(web, boot=True)
+
+
+def forget_users(member: Member) -> None:
+    """Start the guest, and make libvirt forget the lost QEMU as the user of each file that it names."""
+    (forget,) = re.findall(r"^   # (python3 .+) FILE$", GUIDE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    for _file in range(10):
+        said = member.hypervisor.exec(["sh", "-c", "virsh start web 2>&1"], check=False).stdout
+        named = re.search(r"on (/.+) which is already in use", said)
+        if not named:
+            break
+        member.hypervisor.exec(["sh", "-c", f"{forget} '{named.group(1)}'"])
+    member.guest.destroy()
