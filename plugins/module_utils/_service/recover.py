@@ -123,8 +123,7 @@ class Recovery:
             return self._recover_prepared(operation, view, check)
         if operation.phase == CREATED:
             self._refuse_fork(operation, view)
-            return [*self._finish_backup(operation), self._merge(operation, check)]
-        return [*self._find_backup(operation), self._merge(operation, check)]
+        return [*self._finish_backup(operation), self._merge(operation, check)]
 
     # -- prepared: the switch to the overlays may or may not have come
 
@@ -187,10 +186,7 @@ class Recovery:
                 raise refuse_data(path, view)
 
     def _finish_backup(self, operation: Operation) -> list[Outcome]:
-        return [] if self._backup is None else [_without_diff(self._backup(operation.name))]
-
-    def _find_backup(self, operation: Operation) -> list[Outcome]:
-        """A commit was attempted: a complete set counts, but none can be made any more."""
+        """Once a commit into a base was attempted, by us or by somebody else, only a complete set counts."""
         if self._backup is None or operation.kind in (COMMIT, PULL):
             return []
         try:
@@ -198,7 +194,7 @@ class Recovery:
         except VirtopsError as error:
             if error.code not in ("base_modified", "chain_changed"):
                 raise
-            return []
+            return [Outcome(warnings=("The interrupted backup cannot be finished any more: %s" % error.cause,))]
 
     def _merge(self, operation: Operation, check: bool) -> Outcome:
         """The merge by the operation's own goal; a commit that runs is adopted, one that vanished begins anew."""

@@ -174,10 +174,17 @@ def test_a_copy_that_fails_leaves_the_bases_for_the_next_try(lab: Lab) -> None:
     assert lab.recover(backup=True).values["backup"] == {"path": "/b"}
 
 
-def test_after_a_commit_was_attempted_no_copy_is_the_snapshot(lab: Lab) -> None:
-    lab.die("after", "start_commit", "live_backup", "merge")
+@pytest.mark.parametrize("by_us", [True, False])
+def test_after_a_commit_was_attempted_no_copy_is_the_snapshot(lab: Lab, by_us: bool) -> None:
+    """By somebody else: the journal does not say so, the base does."""
+    if by_us:
+        lab.die("after", "start_commit", "live_backup", "merge")
+    else:
+        lab.snapshot("s1", "live_backup")
     lab.backup_fails = VirtopsError("base_modified", "A commit was begun.", "Take a new one.")
-    assert lab.recover(backup=True).values["backup"] is None
+    outcome = lab.recover(backup=True)
+    assert outcome.values["backup"] is None
+    assert "A commit was begun" in outcome.warnings[0]
     assert lab.whole()
 
 
