@@ -43,13 +43,18 @@ def epoch(stamp: str) -> int:
 
 @dataclass(frozen=True)
 class JournalDisk:
-    """What the operation does to one disk. `identity` is the base's right after the switch."""
+    """What the operation does to one disk. `identity` is the base's right after the switch.
+
+    `pivoting`: libvirt was asked to pivot it. If the guest ends before libvirt has noted that QEMU did so, the
+    persistent XML names the overlay and the newest data are in the base.
+    """
 
     target: str
     base: str
     base_format: str
     overlay: str
     identity: FileIdentity | None = None
+    pivoting: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,13 @@ class Operation:
 
     def held(self, hold: Hold | None) -> Operation:
         return replace(self, hold=hold)
+
+    def pivoting(self, target: str, overlay: str) -> Operation:
+        disks = tuple(
+            replace(disk, pivoting=True) if (disk.target, disk.overlay) == (target, overlay) else disk
+            for disk in self.disks
+        )
+        return replace(self, disks=disks)
 
     def disk(self, target: str) -> JournalDisk | None:
         return next((disk for disk in self.disks if disk.target == target), None)

@@ -211,6 +211,9 @@ class ImagePort(Protocol):
     def holds_data(self, path: str) -> bool:
         """Was anything written to this qcow2 overlay since it was made? Zeros count."""
 
+    def same_content(self, one: Layer, other: Layer) -> bool:
+        """`qemu-img compare`: would a guest read the same from both, with all that is below them?"""
+
     def commit(self, top: Layer, base: Layer) -> None:
         """`qemu-img commit -d -b BASE TOP`: all layers above base up to top go into base."""
 

@@ -449,6 +449,8 @@ def _add_journal_disk(operation: etree._Element, disk: JournalDisk) -> None:
     element = etree.SubElement(operation, "disk")
     for name in ("target", "base", "base_format", "overlay"):
         _set(element, name, getattr(disk, name))
+    if disk.pivoting:
+        element.set("pivoting", "yes")
     if disk.identity is not None:
         identity = etree.SubElement(element, "identity")
         for name in ("device", "inode", "size", "mtime_ns"):
@@ -505,6 +507,7 @@ def _journal_disk(element: etree._Element) -> JournalDisk:
         base_format=str(attributes["base_format"]),
         overlay=str(attributes["overlay"]),
         identity=identity,
+        pivoting=attributes.get("pivoting") == "yes",
     )
 
 

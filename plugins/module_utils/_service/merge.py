@@ -62,6 +62,7 @@ class Merge:
         self._clock = clock
         self._planner = MergePlanner(wish, domain, images)
         self._brake = GuestBrake(wish.deadline, domain, images, clock, watchdog)
+        self._pivoted: frozenset[str] = frozenset()
 
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError with what was done per disk."""
@@ -86,6 +87,7 @@ class Merge:
 
     def _merge(self, plan: MergePlan, view: DomainView) -> list[_Progress]:
         progress = [_Progress(goal) for goal in plan.goals]
+        self._pivoted = plan.pivoted
         self._brake.begin(plan.operation.id if plan.operation else "")
         try:
             self._loop(progress, view)
@@ -199,6 +201,8 @@ class Merge:
         return now - item.gone_since >= GONE_SECONDS
 
     def _pivot(self, item: _Progress) -> bool:
+        if not item.pivots:
+            self._note_pivot(item.goal)
         try:
             self._domain.pivot(item.goal.target)
         except VirtopsError as error:
@@ -208,10 +212,21 @@ class Merge:
             return False
         return True
 
+    def _note_pivot(self, goal: MergeGoal) -> None:
+        """From here on the guest may be on the base at any moment, whatever libvirt shows."""
+        journal = xml.parse_journal(self._domain.view().journal_xml)
+        for operation in journal.operations:
+            noted = operation.pivoting(goal.target, goal.top.path)
+            if operation.open and noted != operation:
+                self._domain.write_journal(xml.build_journal(journal.put(noted)))
+
     def _merge_offline(self, goal: MergeGoal, view: DomainView) -> None:
         """Where the active layer stays, the persistent XML drops first what it says of the layers below."""
         if not goal.pivots:
             self._domain.set_config_disks({goal.target: config_layer(goal, view)})
+        if goal.target in self._pivoted:
+            self._domain.set_config_disks({goal.target: goal.into})
+            return
         if goal.kind == PULL:
             self._images.rebase(goal.into.path, goal.below)
             return
@@ -249,9 +264,8 @@ class Merge:
             self._domain.delete_snapshot_record(plan.record.name)
         self._close(plan)
         return warnings + tuple(
-            "The overlay %s was kept: the domain was defined on it, but ran without it. Before you delete it, make "
-            "sure that the domain was not started from another definition (qemu-img compare tells the difference)."
-            % path
+            "The overlay %s was kept: the domain has left it, and nothing here tells whether all its data were merged. "
+            "Before you delete it, make sure of that (qemu-img compare tells the difference)." % path
             for path in sorted(plan.unsure)
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, PULL, Journal, JournalDisk, Operation
+from .._core.journal import COMMIT, CREATED, PULL, Journal, JournalDisk, Operation
 from .._core.merge import (
     MergeGoal,
     Next,
@@ -26,6 +26,10 @@ from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord
 from .._core.ports import ImagePort, MergePort
 from .._core.snapshot import is_in_chain, operation_open, require_disk
 from .brake import held_words
+
+#: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain: until the pivot QEMU
+#: copies each write of the overlay into the base a moment later.
+PIVOT_DOUBT_NS = 10 * 10**9
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class MergePlan:
     """What stands between the observation and the goal.
 
     `stale_config`: what the persistent XML is to name, by disk. `unsure`: overlays that may hold data nobody merged.
+    `pivoted`: disks of a domain that is off whose base already has all that the overlay has, and newer data.
     `whole`: after this run no layer of the snapshot or operation is in a chain. `resumes`: QEMU paused the guest at a
     write that failed, as on a full file system, and the merge gives it another image to write to.
     """
@@ -67,6 +72,7 @@ class MergePlan:
     steps: tuple[str, ...]
     whole: bool
     resumes: bool = False
+    pivoted: frozenset[str] = frozenset()
 
 
 class MergePlanner:
@@ -93,12 +99,13 @@ class MergePlanner:
         self._check_unshared(goals, view)
         whole = self._ends_whole(goals, view, operation, record)
         goals = tuple(goal for goal in goals if self._is_left(goal, view))
-        unsure = _unsure(view, operation)
+        pivoted = frozenset(goal.target for goal in goals if self._has_pivoted(goal, view, operation))
+        unsure = self._unsure(view, operation) | {goal.top.path for goal in goals if goal.target in pivoted}
         deletions = self._deletions(goals, operation, view, journal) if wish.delete_merged and whole else ()
         deletions = tuple(path for path in deletions if path not in unsure)
         stale = _stale_config(view, operation)
         steps = [] if operation is None or operation.hold is None else [held_words(view, operation.hold)]
-        steps += [text for goal in goals for text in self._words(goal, view)]
+        steps += [text for goal in goals for text in self._words(goal, view, pivoted)]
         steps += [_config_words(target, layer) for target, layer in stale.items()]
         steps += ["delete the merged overlay %s" % path for path in deletions]
         resumes = view.paused_by == IO_ERROR and whole and bool(goals or operation)
@@ -109,7 +116,7 @@ class MergePlanner:
         if whole and operation is not None:
             steps.append("remove operation %s from the journal" % operation.name)
         record = record if whole else None
-        return MergePlan(goals, operation, record, stale, unsure, deletions, tuple(steps), whole, resumes)
+        return MergePlan(goals, operation, record, stale, unsure, deletions, tuple(steps), whole, resumes, pivoted)
 
     def _goals(
         self, view: DomainView, operation: Operation | None, record: SnapshotRecord | None
@@ -241,18 +248,61 @@ class MergePlanner:
             paths += [disk.overlay for disk in operation.disks if disk.overlay in ours and disk.overlay not in paths]
         return tuple(path for path in paths if path not in left and self._images.exists(path))
 
-    def _words(self, goal: MergeGoal, view: DomainView) -> list[str]:
+    def _has_pivoted(self, goal: MergeGoal, view: DomainView, operation: Operation | None) -> bool:
+        """Of a domain that is off: did QEMU pivot this disk before it ended, without libvirt's noting it?
+
+        The persistent XML then names the overlay, while the base has all that the overlay has, and what the guest wrote
+        after the pivot: to commit the overlay would undo that. Until the pivot each write reaches the overlay first.
+        """
+        noted = operation.disk(goal.target) if operation is not None else None
+        asked = noted is not None and noted.pivoting and noted.overlay == goal.top.path
+        if not asked or phase_of(goal, view) is not Phase.OFFLINE:
+            return False
+        base, overlay = self._images.identity(goal.into.path), self._images.identity(goal.top.path)
+        if base.size:  # a block device's times tell nothing
+            if overlay.mtime_ns > base.mtime_ns:
+                return False
+            if base.mtime_ns - overlay.mtime_ns > PIVOT_DOUBT_NS:
+                return True
+        if self._images.same_content(goal.top, goal.into):
+            return True
+        raise VirtopsError(
+            "pivot_lost",
+            "Domain %s ended while disk %s was pivoted, and nothing tells whether its newest data are in %s or in %s."
+            % (view.name, goal.target, goal.top.path, goal.into.path),
+            "Keep copies of both images, and look at each with the other out of the way (guestfish, or a scratch "
+            "domain); name the right one in 'virsh edit', then run virtops.libvirt.recover",
+        )
+
+    def _unsure(self, view: DomainView, operation: Operation | None) -> frozenset[str]:
+        """Overlays that the domain runs without, and that may hold data which nobody merged.
+
+        libvirt may have died between a pivot and the write of its XML. Or the guest was started from another XML. Or
+        no merge of ours was ever begun, and somebody else made one: nothing here tells the one from the other.
+        """
+        found = set()
+        for disk in operation.disks if operation is not None else ():
+            if is_in_chain(view, disk.target, disk.overlay):
+                continue
+            config = view.config_disk(disk.target)
+            named = config is not None and config.active is not None and config.active.path == disk.overlay
+            never_merged = operation is not None and operation.phase == CREATED
+            if named or (never_merged and self._images.exists(disk.overlay) and self._images.holds_data(disk.overlay)):
+                found.add(disk.overlay)
+        return frozenset(found)
+
+    def _words(self, goal: MergeGoal, view: DomainView, pivoted: frozenset[str]) -> list[str]:
         phase = phase_of(goal, view)
         merged = ", ".join(layer.path for layer in goal.merged)
         doing = "%s %s into %s" % (goal.kind, merged, goal.into.path)
         config = _config_words(goal.target, config_layer(goal, view))
+        if phase is Phase.CONFIG_STALE or goal.target in pivoted:
+            return [config]
         if phase is Phase.OFFLINE:
             words = ["%s offline (%s)" % (doing, goal.target)]
             if goal.kind != PULL:
                 words.append(config if goal.pivots else "rebase %s onto %s" % (goal.above, goal.into.path))
             return words
-        if phase is Phase.CONFIG_STALE:
-            return [config]
         words = []
         if phase is Phase.IDLE:
             words.append("%s (%s)" % (doing, goal.target))
@@ -293,18 +343,3 @@ def _stale_config(view: DomainView, operation: Operation | None) -> dict[str, La
             gone = config.active.path == merged.overlay
             found[merged.target] = Layer(merged.base, merged.base_format) if gone else config.active
     return found
-
-
-def _unsure(view: DomainView, operation: Operation | None) -> frozenset[str]:
-    """Overlays that the persistent XML still starts the guest on while it runs without them.
-
-    libvirt may have died between a pivot and the write of its XML. Or the guest was started from another XML, and this
-    overlay has data that were never merged: nothing here tells the one from the other.
-    """
-    found = set()
-    for disk in operation.disks if operation is not None else ():
-        config = view.config_disk(disk.target)
-        named = config is not None and config.active is not None and config.active.path == disk.overlay
-        if named and not is_in_chain(view, disk.target, disk.overlay):
-            found.add(disk.overlay)
-    return frozenset(found)

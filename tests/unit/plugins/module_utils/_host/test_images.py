@@ -163,3 +163,15 @@ def test_files(tmp_path: Path, images: Images) -> None:
     with pytest.raises(VirtopsError) as caught:
         images.identity(str(path))
     assert caught.value.code == "no_image"
+
+
+def test_whether_a_guest_would_read_the_same(tmp_path: Path, images: Images) -> None:
+    base, overlay = make(tmp_path / "a, base.raw", "raw"), Layer(str(tmp_path / "overlay"), "qcow2")
+    images.create_overlay(overlay.path, base, MIB)
+    assert images.same_content(overlay, base)
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 4k", overlay.path], check=True, capture_output=True)
+    assert not images.same_content(overlay, base)
+    images.commit(overlay, base)
+    assert images.same_content(overlay, base)
+    with pytest.raises(VirtopsError):
+        images.same_content(overlay, Layer(str(tmp_path / "none"), "raw"))

@@ -76,6 +76,8 @@ class FakeImages:
         self.fail: dict[str, VirtopsError] = {}
         self.written: dict[str, int] = {}
         self.free = 1 << 40
+        self.times: dict[str, int] = {}
+        self.same = False
         self.calls: list[str] = []
 
     def _call(self, name: str, *arguments: str) -> None:
@@ -112,7 +114,11 @@ class FakeImages:
         self.backing[path] = (self.backing[path][0], base.path)
 
     def identity(self, path: str) -> FileIdentity:
-        return FileIdentity(1, len(path), 1 << 20, self.written.get(path, 0))
+        return FileIdentity(1, len(path), 1 << 20, self.times.get(path, self.written.get(path, 0)))
+
+    def same_content(self, one: Layer, other: Layer) -> bool:
+        self._call("same_content", one.path, other.path)
+        return self.same
 
     def exists(self, path: str) -> bool:
         return path in self.backing

@@ -516,3 +516,65 @@ def test_a_pivot_that_libvirt_has_lost_is_said_so_and_soon(lab: Lab) -> None:
     assert 5 <= lab.clock.seconds < 10
     assert lab.images.exists("/img/vm.vda.s1.qcow2")
     assert not any(call.startswith(("start_commit", "cancel_job", "pivot")) for call in lab.domain.calls)
+
+
+def ends_at_the_pivot(lab: Lab, done_by_qemu: bool) -> None:
+    """The guest and we end after libvirt was asked to pivot vda, before it has noted that QEMU did so."""
+    lab.domain.die_before = "pivot"
+    with pytest.raises(Died):
+        lab.run(snapshot="s1", disks=("vda",), delete_merged=True)
+    lab.domain.revive()
+    (operation,) = parse_journal(lab.domain.journal).operations
+    assert [disk.pivoting for disk in operation.disks] == [True, False]
+    lab.domain.state = "shut off"
+    for name, disk in lab.domain.live.items():
+        lab.domain.live[name] = replace(disk, job=None)
+    older, newer = 10**18, 10**18 + 3600 * 10**9
+    lab.images.times["/img/vm.vda.s1.qcow2"] = older if done_by_qemu else newer
+    lab.images.times["/img/a.raw"] = newer if done_by_qemu else older
+
+
+def test_a_pivot_that_libvirt_did_not_note_is_not_undone(lab: Lab) -> None:
+    """The base is an hour newer than the overlay: to commit would write old data over new."""
+    ends_at_the_pivot(lab, done_by_qemu=True)
+    foreseen = lab.run(True, snapshot="s1", delete_merged=True)
+    outcome = lab.run(snapshot="s1", delete_merged=True)
+    assert foreseen.steps == outcome.steps
+    assert not any(call.startswith("commit /img/vm.vda") for call in lab.images.calls)
+    assert lab.domain.config["vda"] == (Layer("/img/a.raw", "raw"),)
+    assert lab.images.exists("/img/vm.vda.s1.qcow2")
+    assert "/img/vm.vda.s1.qcow2 was kept" in outcome.warnings[0]
+    assert lab.domain.journal is None
+
+
+def test_a_pivot_that_qemu_did_not_make_is_merged_offline(lab: Lab) -> None:
+    ends_at_the_pivot(lab, done_by_qemu=False)
+    lab.run(snapshot="s1", delete_merged=True)
+    assert "commit /img/vm.vda.s1.qcow2 /img/a.raw" in lab.images.calls
+    assert lab.whole()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_in_doubt_the_images_are_compared_and_a_human_is_asked(lab: Lab, same: bool) -> None:
+    ends_at_the_pivot(lab, done_by_qemu=True)
+    lab.images.times["/img/a.raw"] = lab.images.times["/img/vm.vda.s1.qcow2"] + 10**9
+    lab.images.same = same
+    if same:
+        lab.run(snapshot="s1", delete_merged=True)
+        assert not any(call.startswith("commit /img/vm.vda") for call in lab.images.calls)
+        return
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1", delete_merged=True)
+    assert caught.value.code == "pivot_lost"
+    assert lab.images.calls == ["same_content /img/vm.vda.s1.qcow2 /img/a.raw"]
+
+
+def test_a_guest_that_was_started_past_its_overlay_keeps_it(lab: Lab) -> None:
+    """No merge was begun: the overlay has what the guest wrote, and the base has what it writes now."""
+    disk = lab.domain.live["vda"]
+    lab.domain.live["vda"] = replace(disk, chain=disk.chain[1:])
+    lab.domain.config["vda"] = disk.chain[1:]
+    lab.images.dirty.add("/img/vm.vda.s1.qcow2")
+    outcome = lab.run(snapshot="s1", delete_merged=True)
+    assert lab.images.exists("/img/vm.vda.s1.qcow2")
+    assert "/img/vm.vda.s1.qcow2 was kept" in outcome.warnings[0]
