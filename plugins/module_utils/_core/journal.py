@@ -99,10 +99,23 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Reverted:
+    """The last revert, of a domain that it left off: so that the next one sees that nothing happened since.
+
+    `definition` is the digest of the persistent definition without this journal, `images` what the disks then wrote to.
+    """
+
+    name: str
+    definition: str
+    images: tuple[tuple[str, FileIdentity], ...]
+
+
+@dataclass(frozen=True)
 class Journal:
     """All operations that a domain knows of: those under way, and the snapshots kept."""
 
     operations: tuple[Operation, ...] = ()
+    reverted: Reverted | None = None
 
     def find(self, name: str) -> Operation | None:
         return next((op for op in self.operations if op.name == name), None)
@@ -110,10 +123,10 @@ class Journal:
     def put(self, operation: Operation) -> Journal:
         """Add the operation, or replace the one with its id."""
         kept = tuple(op for op in self.operations if op.id != operation.id)
-        return Journal((*kept, operation))
+        return replace(self, operations=(*kept, operation))
 
     def drop(self, operation: Operation) -> Journal:
-        return Journal(tuple(op for op in self.operations if op.id != operation.id))
+        return replace(self, operations=tuple(op for op in self.operations if op.id != operation.id))
 
     def foreign_to(self, name: str | None) -> Operation | None:
         """An operation under way that is not the one named."""

@@ -115,6 +115,19 @@ class InternalPort(SnapshotInfoPort, Protocol):
         """virDomainSnapshotDelete, data and record; `children` is keep, delete or only."""
 
 
+class RevertPort(SnapshotInfoPort, JournalPort, Protocol):
+    """What going back to a snapshot needs."""
+
+    def libvirt_version(self) -> int:
+        """virConnectGetLibVersion."""
+
+    def revert(self, name: str, run_state: str, force: bool, reset_nvram: bool) -> None:
+        """virDomainRevertToSnapshot; `run_state` is snapshot (as it was), running or paused."""
+
+    def other_images(self) -> OtherImages:
+        """What the host's other domains stand on, by their live and persistent XML."""
+
+
 class BrakePort(ViewPort, JournalPort, Protocol):
     """What slowing or stopping a guest's writes needs."""
 

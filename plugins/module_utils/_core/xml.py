@@ -10,6 +10,7 @@ change the structure of a document.
 
 from __future__ import annotations
 
+import hashlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Union
 
 from .errors import VirtopsError
-from .journal import JOURNAL_URI, Journal, JournalDisk, Operation
+from .journal import JOURNAL_URI, Journal, JournalDisk, Operation, Reverted
 from .model import BlockJob, Disk, FileIdentity, Hold, Layer, OtherImages, SnapshotDisk, SnapshotRecord
 
 LXML_IMPORT_ERROR: str | None
@@ -250,6 +251,15 @@ def with_disk_layers(domain_xml: str, layers: Mapping[str, Layer], drop_journal:
     return _serialize(domain)
 
 
+def definition_digest(domain_xml: str) -> str:
+    """SHA-256 of a domain's XML without our journal, and without white space that means nothing."""
+    domain = _parse(with_disk_layers(domain_xml, {}, drop_journal=True))
+    for element in domain.iter():
+        element.text = element.text if (element.text or "").strip() else None
+        element.tail = None
+    return hashlib.sha256(etree.tostring(domain, method="c14n")).hexdigest()
+
+
 def _set_layer(disk: etree._Element, layer: Layer) -> None:
     old = _described_source(disk, layer.path)
     if old is None:
@@ -354,6 +364,20 @@ def _snapshot_disk(disk: etree._Element) -> SnapshotDisk:
     )
 
 
+def snapshot_images(xml: str) -> dict[str, Layer]:
+    """What each disk wrote to when the snapshot was taken, by the definition that its record keeps."""
+    domain = _parse(xml).find("domain")
+    if domain is None:
+        return {}
+    return {disk.target: disk.active for disk in _disks(domain, _unknown_volume) if disk.active is not None}
+
+
+def snapshot_journal(xml: str) -> str | None:
+    """The journal in the definition that a snapshot's record keeps: that of its moment."""
+    domain = _parse(xml).find("domain")
+    return None if domain is None else _journal_of(domain)
+
+
 def snapshot_uuid(xml: str) -> str | None:
     """The UUID of the domain whose definition is in a snapshot's XML; None where there is none in it."""
     return _parse(xml).findtext("domain/uuid")
@@ -422,7 +446,7 @@ def build_journal(journal: Journal) -> str | None:
     It carries no namespace: virDomainSetMetadata puts the whole element into the one that it is
     given, and fails ("failed to create a new XML namespace") where the prefix is declared already.
     """
-    if not journal.operations:
+    if not journal.operations and journal.reverted is None:
         return None
     root = etree.Element("journal", schema=JOURNAL_SCHEMA)
     for operation in journal.operations:
@@ -433,7 +457,25 @@ def build_journal(journal: Journal) -> str | None:
             _add_journal_disk(element, disk)
         if operation.hold is not None:
             _add_hold(element, operation.hold)
+    if journal.reverted is not None:
+        _add_reverted(root, journal.reverted)
     return _serialize(root)
+
+
+def _add_reverted(root: etree._Element, reverted: Reverted) -> None:
+    element = etree.SubElement(root, "reverted")
+    _set(element, "name", reverted.name)
+    element.set("definition", reverted.definition)
+    for path, identity in reverted.images:
+        image = etree.SubElement(element, "image")
+        _set(image, "path", path)
+        _add_identity(image, identity)
+
+
+def _add_identity(parent: etree._Element, identity: FileIdentity) -> None:
+    element = etree.SubElement(parent, "identity")
+    for name in ("device", "inode", "size", "mtime_ns"):
+        element.set(name, str(getattr(identity, name)))
 
 
 def _add_hold(operation: etree._Element, hold: Hold) -> None:
@@ -452,9 +494,7 @@ def _add_journal_disk(operation: etree._Element, disk: JournalDisk) -> None:
     if disk.pivoting:
         element.set("pivoting", "yes")
     if disk.identity is not None:
-        identity = etree.SubElement(element, "identity")
-        for name in ("device", "inode", "size", "mtime_ns"):
-            identity.set(name, str(getattr(disk.identity, name)))
+        _add_identity(element, disk.identity)
 
 
 def parse_journal(xml: str | None) -> Journal:
@@ -466,7 +506,8 @@ def parse_journal(xml: str | None) -> Journal:
     if schema != JOURNAL_SCHEMA:
         raise _journal_unreadable(f"its schema is {schema}, and this release knows {JOURNAL_SCHEMA}")
     try:
-        return Journal(tuple(_operation(element) for element in _local(root, "operation")))
+        operations = tuple(_operation(element) for element in _local(root, "operation"))
+        return Journal(operations, next((_reverted(element) for element in _local(root, "reverted")), None))
     except (KeyError, ValueError) as problem:
         raise _journal_unreadable(f"it is damaged ({problem})") from problem
 
@@ -497,10 +538,7 @@ def _hold(element: etree._Element) -> Hold:
 
 def _journal_disk(element: etree._Element) -> JournalDisk:
     attributes = dict(element.attrib)
-    identity = None
-    for child in _local(element, "identity"):
-        values = {name: int(child.attrib[name]) for name in ("device", "inode", "size", "mtime_ns")}
-        identity = FileIdentity(**values)
+    identity = next((_identity(child) for child in _local(element, "identity")), None)
     return JournalDisk(
         target=str(attributes["target"]),
         base=str(attributes["base"]),
@@ -509,6 +547,18 @@ def _journal_disk(element: etree._Element) -> JournalDisk:
         identity=identity,
         pivoting=attributes.get("pivoting") == "yes",
     )
+
+
+def _identity(element: etree._Element) -> FileIdentity:
+    return FileIdentity(**{name: int(element.attrib[name]) for name in ("device", "inode", "size", "mtime_ns")})
+
+
+def _reverted(element: etree._Element) -> Reverted:
+    images = tuple(
+        (str(image.attrib["path"]), next(_identity(child) for child in _local(image, "identity")))
+        for image in _local(element, "image")
+    )
+    return Reverted(str(element.attrib["name"]), str(element.attrib["definition"]), images)
 
 
 def _journal_unreadable(why: str) -> VirtopsError:

@@ -30,6 +30,9 @@ JOB_KINDS = ("unknown", "pull", "copy", "commit", "active-commit", "backup")
 #: virDomainPausedReason by number, in the words of `virsh domstate --reason`; the others do not matter here.
 PAUSED_BY = {1: "user", 5: IO_ERROR}
 
+#: virDomainSnapshotRevertFlags for what the guest does afterwards.
+_REVERT_FLAGS = {"snapshot": 0, "running": 1, "paused": 2}
+
 T = TypeVar("T")
 
 
@@ -202,6 +205,17 @@ class Domain:
     def delete_snapshot(self, name: str, children: str) -> None:
         with mapped(f"Deleting the snapshot {name} of {self.name}"):
             self._domain.snapshotLookupByName(name).delete(_family_flags(children))
+
+    # RevertPort
+
+    def revert(self, name: str, run_state: str, force: bool, reset_nvram: bool) -> None:
+        flags = _REVERT_FLAGS[run_state]
+        if force:
+            flags |= 4  # VIR_DOMAIN_SNAPSHOT_REVERT_FORCE
+        if reset_nvram:
+            flags |= 8  # VIR_DOMAIN_SNAPSHOT_REVERT_RESET_NVRAM, which older bindings do not name
+        with mapped(f"Reverting {self.name} to the snapshot {name}"):
+            self._domain.revertToSnapshot(self._domain.snapshotLookupByName(name), flags)
 
     # BrakePort
 

@@ -53,6 +53,11 @@ _TABLE = {
     "VIR_ERR_AGENT_COMMAND_TIMEOUT": ("agent_unresponsive", _AGENT_REMEDY),
     "VIR_ERR_AGENT_COMMAND_FAILED": ("agent_failed", _AGENT_REMEDY),
     "VIR_ERR_AGENT_UNSYNCED": ("agent_unresponsive", _AGENT_REMEDY),
+    "VIR_ERR_SNAPSHOT_REVERT_RISKY": (
+        "revert_risky",
+        "With force: true the guest is reverted all the same: QEMU is then started anew, its consoles are cut off, and "
+        "the guest may notice other devices",
+    ),
     "VIR_ERR_RESOURCE_BUSY": ("libvirt_busy", "Wait for the operation that holds it, and repeat"),
 }
 _OTHER = ("libvirt_error", "Look for the reason in libvirt's log and in QEMU's (/var/log/libvirt/qemu)")

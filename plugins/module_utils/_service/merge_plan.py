@@ -26,6 +26,7 @@ from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord
 from .._core.ports import ImagePort, MergePort
 from .._core.snapshot import is_in_chain, operation_open, require_disk
 from .brake import held_words
+from .observe import every_image
 
 #: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain: until the pivot QEMU
 #: copies each write of the overlay into the base a moment later.
@@ -204,13 +205,7 @@ class MergePlanner:
                 )
 
     def images_of_others(self) -> frozenset[str]:
-        """Every image in a chain of another domain; of those that are off, the images know the chain."""
-        others = self._domain.other_images()
-        found = set(others.known)
-        for tip in others.tips:
-            if self._images.exists(tip.path):
-                found.update(layer.path for layer in self._images.chain(tip.path, tip.format))
-        return frozenset(found)
+        return every_image(self._domain.other_images(), self._images)
 
     def _is_left(self, goal: MergeGoal, view: DomainView) -> bool:
         """Does this run still have something to do for the goal?"""

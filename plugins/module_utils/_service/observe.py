@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .._core.model import Disk, DomainView
+from .._core.model import Disk, DomainView, OtherImages
 from .._core.ports import ImagePort, ViewPort
 
 
@@ -31,6 +31,15 @@ def _with_chain(disk: Disk, images: ImagePort) -> Disk:
     if disk.active is None or not images.exists(disk.active.path):
         return disk
     return replace(disk, chain=images.chain(disk.active.path, disk.active.format))
+
+
+def every_image(others: OtherImages, images: ImagePort) -> frozenset[str]:
+    """Every image in a chain of another domain; of those that are off, the images know the chain."""
+    found = set(others.known)
+    for tip in others.tips:
+        if images.exists(tip.path):
+            found.update(layer.path for layer in images.chain(tip.path, tip.format))
+    return frozenset(found)
 
 
 def chains(view: DomainView) -> dict[str, list[str]]:

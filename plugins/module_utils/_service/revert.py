@@ -1,0 +1,148 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Private to virtops.libvirt: the flow of snapshot_revert.
+
+observe -> plan -> (check mode stops here) -> libvirt's call -> the journal as it is true now. A run that died before
+the journal was written is finished by the next one, which goes back once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._core import xml
+from .._core.errors import VirtopsError
+from .._core.internal import refuse_open
+from .._core.journal import Journal, Reverted
+from .._core.model import DomainView, FileIdentity, Outcome, SnapshotRecord
+from .._core.ports import ImagePort, RevertPort
+from .._core.revert import RevertWish, journal_after, refuse_internal, refuse_revert, state_after
+from .._core.snapshot_tree import children_of
+from .internal import names_inside
+from .observe import chains, every_image, observe
+from .snapshot_info import told_snapshot
+
+
+class Revert:
+    """Bring a domain back to a snapshot."""
+
+    def __init__(self, wish: RevertWish, domain: RevertPort, images: ImagePort) -> None:
+        self._wish = wish
+        self._domain = domain
+        self._images = images
+
+    def run(self, check: bool) -> Outcome:
+        """Raises VirtopsError, before the first effect where the cause can be seen before."""
+        view = observe(self._domain, self._images)
+        texts = {xml.parse_snapshot(text).name: text for text in self._domain.snapshot_xmls(secure=True)}
+        records = [xml.parse_snapshot(text) for text in texts.values()]
+        current = self._domain.current_snapshot() if records else None
+        name = self._named(current, view)
+        record = next((record for record in records if record.name == name), None)
+        if record is None:
+            raise _no_such_snapshot(name, view)
+        journal = xml.parse_journal(view.journal_xml)
+        refuse_open(view, journal)
+        told = told_snapshot(record, children_of(records)[name], True)
+        before: dict[str, object] = {"state": view.state, "current": current, "disks": chains(view)}
+        if self._stands_on(record, view, current, journal):
+            found: dict[str, object] = {"snapshot": told, "state_before": view.state, "state_after": view.state}
+            return Outcome(before=before, after=before, values=found)
+        self._refuse(record, texts[name], view)
+        goal = state_after(self._wish, record)
+        after: dict[str, object] = {"state": goal, "current": name, "disks": self._chains_after(texts[name], view)}
+        reached = goal
+        if not check:
+            self._domain.revert(name, self._wish.run_state, self._wish.force, self._wish.reset_nvram)
+            reached = self._settle(name, texts[name], journal)
+        return Outcome(
+            steps=self._steps(record, view, goal),
+            before=before,
+            after=after,
+            values={"snapshot": told, "state_before": view.state, "state_after": reached},
+        )
+
+    def _named(self, current: str | None, view: DomainView) -> str:
+        name = self._wish.name if self._wish.name is not None else current
+        if name is None:
+            raise VirtopsError(
+                "no_such_snapshot",
+                "Domain %s has no current snapshot." % view.name,
+                "Give the name of one; virtops.libvirt.snapshot_info lists them",
+            )
+        return name
+
+    # -- does it stand there already?
+
+    def _stands_on(self, record: SnapshotRecord, view: DomainView, current: str | None, journal: Journal) -> bool:
+        """Only of a guest that is off it can be known: nobody wrote to its images since the last revert."""
+        last = journal.reverted
+        if view.active or last is None or self._wish.reset_nvram or state_after(self._wish, record) != "shut off":
+            return False
+        if record.memory != "no" or not (record.name == current == last.name):
+            return False
+        return last == self._reverted(record.name, view)
+
+    def _reverted(self, name: str, view: DomainView) -> Reverted:
+        return Reverted(name, xml.definition_digest(self._domain.domain_xml()), self._identities(view))
+
+    def _identities(self, view: DomainView) -> tuple[tuple[str, FileIdentity], ...]:
+        active = [disk.active.path for disk in view.disks if disk.active is not None and not disk.readonly]
+        return tuple((path, self._images.identity(path)) for path in active if self._images.exists(path))
+
+    # -- refusals that need a look at the host
+
+    def _refuse(self, record: SnapshotRecord, text: str, view: DomainView) -> None:
+        refuse_revert(self._wish, record, view, self._domain.libvirt_version())
+        if record.external:
+            raise VirtopsError(
+                "unsupported",
+                "Snapshot %r of domain %s is external, and this module goes back to internal ones alone."
+                % (record.name, view.name),
+                "Shut the domain off, and put a new overlay on the snapshot's images into its definition",
+            )
+        saved = xml.snapshot_images(text)
+        inside = {layer.path: names_inside(layer.path, layer.format, self._images) for layer in saved.values()}
+        others = every_image(self._domain.other_images(), self._images)
+        refuse_internal(record, saved, view, inside, others)
+
+    # -- effects
+
+    def _settle(self, name: str, text: str, before: Journal) -> str:
+        """Write the journal anew, as libvirt put that of the snapshot's moment in its place; the state reached."""
+        view = observe(self._domain, self._images)
+        at_snapshot = xml.parse_journal(xml.snapshot_journal(text))
+        journal = journal_after(before, at_snapshot, view)
+        if not view.active:
+            journal = Journal(journal.operations, self._reverted(name, view))
+        wanted = xml.build_journal(journal)
+        if wanted is not None or view.journal_xml is not None:
+            self._domain.write_journal(wanted)
+        return view.state
+
+    # -- words
+
+    def _steps(self, record: SnapshotRecord, view: DomainView, goal: str) -> tuple[str, ...]:
+        what = "disks and memory" if record.memory != "no" else "disks"
+        return ("take the %s of %s back to snapshot %s; it is then %s" % (what, view.name, record.name, goal),)
+
+    def _chains_after(self, text: str, view: DomainView) -> dict[str, list[str]]:
+        """An internal snapshot's images are those of its moment, with what is below them."""
+        known = chains(view)
+        found: dict[str, list[str]] = {}
+        for target, layer in xml.snapshot_images(text).items():
+            if known.get(target, [""])[0] == layer.path or not self._images.exists(layer.path):
+                found[target] = known.get(target, [layer.path])
+            else:
+                found[target] = [one.path for one in self._images.chain(layer.path, layer.format)]
+        return found
+
+
+def _no_such_snapshot(name: str, view: DomainView) -> VirtopsError:
+    words: dict[str, Any] = {"name": name, "domain": view.name}
+    return VirtopsError(
+        "no_such_snapshot",
+        "Domain %(domain)s has no snapshot %(name)r." % words,
+        "virtops.libvirt.snapshot_info lists those that it has",
+    )
