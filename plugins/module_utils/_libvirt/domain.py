@@ -49,35 +49,35 @@ class Domain:
     def close(self) -> None:
         self._events.close()
 
-    def _again(self, call: Callable[[], T]) -> T:
+    def _again(self, call: Callable[[Any], T]) -> T:
         """A call that may as well be made twice: where libvirtd went away, once more over a new connection.
 
         Not for calls that begin or end something: after a lost answer only a new reading tells what came of them.
         """
         try:
-            return call()
+            return call(self._domain)
         except libvirt.libvirtError as problem:
             if not is_connection_lost(problem):
                 raise
         self._connection.reopen()
         self._domain = _lookup(self._connection, self.uuid)
-        return call()
+        return call(self._domain)
 
     # ViewPort
 
     def state(self) -> str:
         """virDomainGetState."""
         with mapped(f"Reading the state of {self.name}"):
-            return STATES[self._again(lambda: self._domain.state())[0]]
+            return STATES[self._again(lambda domain: domain.state())[0]]
 
     def view(self) -> DomainView:
         """One reading; where libvirtd was restarted since the last call, over a new connection."""
         with mapped(f"Reading the domain {self.name}"):
-            return self._again(lambda: read_view(self._connection, self._domain))
+            return self._again(lambda domain: read_view(self._connection, domain))
 
     def snapshot(self, name: str) -> SnapshotRecord | None:
         try:
-            found = self._again(lambda: self._domain.snapshotLookupByName(name).getXMLDesc())
+            found = self._again(lambda domain: domain.snapshotLookupByName(name).getXMLDesc())
             return xml.parse_snapshot(found)
         except libvirt.libvirtError as problem:
             if is_number(problem, "VIR_ERR_NO_DOMAIN_SNAPSHOT"):
@@ -86,7 +86,7 @@ class Domain:
 
     def snapshots(self) -> tuple[SnapshotRecord, ...]:
         with mapped(f"Listing the snapshots of {self.name}"):
-            return self._again(self._snapshots)
+            return self._again(lambda _domain: self._snapshots())
 
     def _snapshots(self) -> tuple[SnapshotRecord, ...]:
         return tuple(xml.parse_snapshot(text) for text in self._snapshot_xmls(0))
@@ -97,7 +97,7 @@ class Domain:
 
     def domain_xml(self) -> str:
         with mapped(f"Reading the definition of {self.name}"):
-            return self._again(self._domain_xml)
+            return self._again(lambda _domain: self._domain_xml())
 
     def _domain_xml(self) -> str:
         flags = libvirt.VIR_DOMAIN_XML_SECURE
@@ -110,11 +110,11 @@ class Domain:
     def snapshot_xmls(self, secure: bool) -> tuple[str, ...]:
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE if secure else 0
         with mapped(f"Listing the snapshots of {self.name}"):
-            return self._again(lambda: self._snapshot_xmls(flags))
+            return self._again(lambda _domain: self._snapshot_xmls(flags))
 
     def current_snapshot(self) -> str | None:
         try:
-            return str(self._again(lambda: self._domain.snapshotCurrent().getName()))
+            return str(self._again(lambda domain: domain.snapshotCurrent().getName()))
         except libvirt.libvirtError as problem:
             if is_number(problem, "VIR_ERR_NO_DOMAIN_SNAPSHOT"):
                 return None
@@ -136,7 +136,7 @@ class Domain:
     def write_journal(self, xml: str | None) -> None:
         """libvirt has the definition (and a running domain's status) on disk when this returns."""
         with mapped(f"Writing the journal into the metadata of {self.name}"):
-            self._again(lambda: self._set_journal(xml))
+            self._again(lambda _domain: self._set_journal(xml))
 
     def _set_journal(self, xml: str | None) -> None:
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if self._domain.isActive() else 0
@@ -193,7 +193,7 @@ class Domain:
 
     def libvirt_version(self) -> int:
         with mapped("Asking libvirt for its version"):
-            return int(self._again(lambda: self._connection.handle.getLibVersion()))
+            return int(self._again(lambda _domain: self._connection.handle.getLibVersion()))
 
     def create_internal_snapshot(self, xml: str, halt: bool) -> None:
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
@@ -221,12 +221,12 @@ class Domain:
 
     def io_tune(self, disk: str) -> dict[str, int]:
         with mapped(f"Reading the I/O limits of {disk} of {self.name}"):
-            found = self._again(lambda: self._domain.blockIoTune(disk, libvirt.VIR_DOMAIN_AFFECT_LIVE))
+            found = self._again(lambda domain: domain.blockIoTune(disk, libvirt.VIR_DOMAIN_AFFECT_LIVE))
         return {name: value for name, value in found.items() if isinstance(value, int)}
 
     def set_io_tune(self, disk: str, limits: dict[str, int]) -> None:
         with mapped(f"Setting the I/O limits of {disk} of {self.name}"):
-            self._again(lambda: self._domain.setBlockIoTune(disk, limits, libvirt.VIR_DOMAIN_AFFECT_LIVE))
+            self._again(lambda domain: domain.setBlockIoTune(disk, limits, libvirt.VIR_DOMAIN_AFFECT_LIVE))
 
     def suspend(self) -> None:
         with mapped(f"Suspending {self.name}"):
@@ -284,7 +284,7 @@ class Domain:
 
     def set_config_disks(self, layers: dict[str, Layer]) -> None:
         with mapped(f"Defining {self.name} on its merged images"):
-            self._again(lambda: self._define(layers))
+            self._again(lambda _domain: self._define(layers))
 
     def _define(self, layers: dict[str, Layer]) -> None:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
@@ -304,7 +304,7 @@ class Domain:
         """Live and persistent XML of each other domain; one that is undefined meanwhile is left out."""
         doing = "Reading the definitions of the host's other domains"
         with mapped(doing):
-            domains = self._again(lambda: self._connection.handle.listAllDomains())
+            domains = self._again(lambda _domain: self._connection.handle.listAllDomains())
         for domain in domains:
             if domain.UUIDString() == self.uuid:
                 continue
