@@ -11,19 +11,28 @@ short_description: Take a guest back to a snapshot
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Takes the disks of a domain, and its memory where the snapshot has that, back to an internal snapshot. What the
-    guest wrote since is lost, unless it is in another snapshot. The definition becomes that of the snapshot's moment.
+  - Takes the disks of a domain, and its memory where the snapshot has that, back to a snapshot. What the guest wrote
+    since is lost, unless it is in another snapshot.
+  - libvirt does it where it can, and the definition becomes that of the snapshot's moment. It goes back to external
+    snapshots since 9.9.0; C(virsh capabilities) then has C(<externalSnapshot/>).
+  - Where it cannot, the module goes back to an external, disk-only snapshot itself. The guest is turned off, each of
+    the snapshot's disks gets a new overlay on the image of that moment, and the definition stays as it is but for them.
+    The snapshot's own images are never written to, so it can be gone back to again. If it was interrupted, the next run
+    finishes it, and M(virtops.libvirt.recover) undoes or finishes it.
+  - An overlay that holds nothing but what the guest wrote since then is removed, unless another snapshot stands on it.
   - Whether something happened since the last revert can be told only of a guest that is off. If it stands on the
     snapshot, and nobody wrote to its images or changed its definition since this module took it there, nothing changes.
     Otherwise the revert happens, also of a guest that runs.
   - A snapshot that is not there is a failure.
   - It is refused if it would harm other data. That is so if layers stand on the images that the snapshot is in, if
-    a disk has another image since, or if another domain uses one of them.
+    a disk has another image since, or if another domain uses one of them. An image that was written to after an
+    external snapshot, as by a merge, is no longer that moment and is refused too.
+  - It is refused if libvirt saved the guest with its memory (C(virsh managedsave)), as that does not go with the disks
+    of another moment.
   - libvirt brings back the metadata of the snapshot's moment too, and in them the journal of this collection. It is
     written anew. Operations of that time do not rise again, and snapshots whose layers are in use stay known.
   - It is refused while an operation on the domain is open in the journal, also if that was interrupted, and while a
     block job runs.
-  - External snapshots are refused.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -54,11 +63,14 @@ options:
     type: bool
     default: false
   reset_nvram:
-    description: Whether the guest gets fresh UEFI variables from their template (libvirt 8.1.0).
+    description:
+      - Whether the guest gets fresh UEFI variables from their template (libvirt 8.1.0).
+      - Not where the module goes back to an external snapshot itself.
     type: bool
     default: false
 seealso:
   - module: virtops.libvirt.snapshot_internal
+  - module: virtops.libvirt.snapshot_external
   - module: virtops.libvirt.snapshot_info
   - name: virsh manual, snapshot-revert
     description: The command and the flags that this module stands for.

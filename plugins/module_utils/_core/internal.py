@@ -131,9 +131,9 @@ def leftovers(name: str, view: DomainView, inside: Inside) -> tuple[str, ...]:
     return tuple(path for path in active if name in inside.get(path, ()))
 
 
-def refuse_open(view: DomainView, journal: Journal) -> None:
-    """An operation that is under way has the disks and the records in motion."""
-    stuck = next((operation for operation in journal.operations if operation.open), None)
+def refuse_open(view: DomainView, journal: Journal, own: str | None = None) -> None:
+    """An operation that is under way has the disks and the records in motion; `own` is the one to go on with."""
+    stuck = next((operation for operation in journal.operations if operation.open and operation.id != own), None)
     if stuck is not None:
         raise operation_open(view.name, stuck)
 

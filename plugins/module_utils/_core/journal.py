@@ -34,6 +34,8 @@ KEPT = "snapshot"
 COMMIT = "commit"
 #: ... or up into the layer that the guest writes to.
 PULL = "pull"
+#: A return to an external snapshot that libvirt cannot make.
+REVERT = "revert"
 
 
 def epoch(stamp: str) -> int:

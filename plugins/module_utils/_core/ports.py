@@ -121,8 +121,26 @@ class RevertPort(SnapshotInfoPort, JournalPort, Protocol):
     def libvirt_version(self) -> int:
         """virConnectGetLibVersion."""
 
+    def reverts_external(self) -> bool:
+        """virConnectGetCapabilities: does this libvirt go back to external snapshots?"""
+
     def revert(self, name: str, run_state: str, force: bool, reset_nvram: bool) -> None:
         """virDomainRevertToSnapshot; `run_state` is snapshot (as it was), running or paused."""
+
+    def has_saved_memory(self) -> bool:
+        """virDomainHasManagedSaveImage."""
+
+    def power_off(self) -> None:
+        """virDomainDestroy."""
+
+    def power_on(self, paused: bool) -> None:
+        """virDomainCreateWithFlags."""
+
+    def define_on(self, layers: dict[str, Layer], journal: str | None) -> None:
+        """virDomainDefineXMLFlags: path and format of these disks, and the journal, in one write."""
+
+    def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:
+        """virDomainSnapshotCreateXML, REDEFINE, and CURRENT where asked for."""
 
     def other_images(self) -> OtherImages:
         """What the host's other domains stand on, by their live and persistent XML."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Union
 
 from .errors import VirtopsError
-from .journal import JOURNAL_URI, Journal, JournalDisk, Operation, Reverted
+from .journal import JOURNAL_PREFIX, JOURNAL_URI, Journal, JournalDisk, Operation, Reverted
 from .model import BlockJob, Disk, FileIdentity, Hold, Layer, OtherImages, SnapshotDisk, SnapshotRecord
 
 LXML_IMPORT_ERROR: str | None
@@ -106,6 +106,11 @@ def images(live_xml: str, config_xml: str | None, volume_path: VolumePath = _unk
 def has_disk_snapshots(capabilities: str) -> bool:
     """virConnectGetCapabilities: <disksnapshot/>, which libvirt gives to each architecture or to none."""
     return any(found.get("default") == "on" for found in _parse(capabilities).iterfind("guest/features/disksnapshot"))
+
+
+def has_external_revert(capabilities: str) -> bool:
+    """virConnectGetCapabilities: <externalSnapshot/>, a libvirt that goes back to external snapshots itself."""
+    return _parse(capabilities).find("guest/features/externalSnapshot") is not None
 
 
 def security_models(capabilities: str) -> frozenset[str]:
@@ -251,13 +256,32 @@ def with_disk_layers(domain_xml: str, layers: Mapping[str, Layer], drop_journal:
     return _serialize(domain)
 
 
+def with_journal(domain_xml: str, journal_xml: str | None) -> str:
+    """The domain with this journal instead of its own (None: with none)."""
+    domain = _parse(with_disk_layers(domain_xml, {}, drop_journal=True))
+    if journal_xml is not None:
+        metadata = domain.find("metadata")
+        if metadata is None:
+            metadata = etree.SubElement(domain, "metadata")
+        metadata.append(_in_namespace(_parse(journal_xml)))
+    return _serialize(domain)
+
+
+def _in_namespace(element: etree._Element) -> etree._Element:
+    """As virDomainSetMetadata would have put it there."""
+    name = etree.QName(element).localname
+    found = etree.Element("{%s}%s" % (JOURNAL_URI, name), dict(element.attrib), nsmap={JOURNAL_PREFIX: JOURNAL_URI})
+    found.extend([_in_namespace(child) for child in element.iterchildren("{*}*")])
+    return found
+
+
 def definition_digest(domain_xml: str) -> str:
     """SHA-256 of a domain's XML without our journal, and without white space that means nothing."""
     domain = _parse(with_disk_layers(domain_xml, {}, drop_journal=True))
     for element in domain.iter():
         element.text = element.text if (element.text or "").strip() else None
         element.tail = None
-    return hashlib.sha256(etree.tostring(domain, method="c14n")).hexdigest()
+    return hashlib.sha256(etree.tostring(domain)).hexdigest()
 
 
 def _set_layer(disk: etree._Element, layer: Layer) -> None:
@@ -370,6 +394,28 @@ def snapshot_images(xml: str) -> dict[str, Layer]:
     if domain is None:
         return {}
     return {disk.target: disk.active for disk in _disks(domain, _unknown_volume) if disk.active is not None}
+
+
+def snapshot_paths(xml: str) -> frozenset[str]:
+    """Every image that a snapshot's record names: those of its moment, and the overlays made then."""
+    own = frozenset(disk.file for disk in parse_snapshot(xml).disks if disk.file is not None)
+    return own | frozenset(layer.path for layer in snapshot_images(xml).values())
+
+
+def with_snapshot_files(xml: str, files: Mapping[str, str]) -> str:
+    """A snapshot's XML with other overlays, by disk."""
+    root = _parse(xml)
+    for disk in root.findall("disks/disk"):
+        source = disk.find("source")
+        path = files.get(disk.get("name", ""))
+        if path is None:
+            continue
+        if source is None:
+            source = etree.SubElement(disk, "source")
+        source.attrib.pop("dev", None)
+        disk.set("type", "file")
+        _set(source, "file", path)
+    return _serialize(root)
 
 
 def snapshot_journal(xml: str) -> str | None:

@@ -217,6 +217,28 @@ class Domain:
         with mapped(f"Reverting {self.name} to the snapshot {name}"):
             self._domain.revertToSnapshot(self._domain.snapshotLookupByName(name), flags)
 
+    def reverts_external(self) -> bool:
+        with mapped("Asking libvirt what it can do"):
+            return xml.has_external_revert(self._again(lambda _domain: self._connection.handle.getCapabilities()))
+
+    def has_saved_memory(self) -> bool:
+        with mapped(f"Looking for a saved state of {self.name}"):
+            return bool(self._again(lambda domain: domain.hasManagedSaveImage(0)))
+
+    def power_off(self) -> None:
+        with mapped(f"Turning {self.name} off"):
+            self._domain.destroy()
+
+    def power_on(self, paused: bool) -> None:
+        with mapped(f"Starting {self.name}"):
+            self._domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+    def define_on(self, layers: dict[str, Layer], journal: str | None) -> None:
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+        with mapped(f"Defining {self.name} on new overlays"):
+            definition = xml.with_disk_layers(self._domain.XMLDesc(flags), layers)
+            self._connection.handle.defineXMLFlags(xml.with_journal(definition, journal), 0)
+
     # BrakePort
 
     def io_tune(self, disk: str) -> dict[str, int]:

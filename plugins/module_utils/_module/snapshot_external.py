@@ -12,7 +12,7 @@ from functools import partial
 from .._core.backup import BackupWish, Source
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, KEPT, PULL
+from .._core.journal import COMMIT, KEPT, PULL, REVERT
 from .._core.model import DomainView, Outcome
 from .._core.snapshot import DiskWish, SnapshotPlan, SnapshotWish
 from .._host.store import BackupStore
@@ -61,10 +61,10 @@ def _flow(context: DomainContext) -> Outcome:
 
 def _present(context: DomainContext) -> Outcome:
     given = context.params
-    if given["operation"] in (COMMIT, PULL):
+    if given["operation"] in (COMMIT, PULL, REVERT):
         raise VirtopsError(
             "bad_option",
-            "The operation's name %r is the journal's own word for a merge." % given["operation"],
+            "The operation's name %r is the journal's own word." % given["operation"],
             "Give the workflow another name",
         )
     wish = SnapshotWish(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 
 from .._core.errors import VirtopsError
-from .._core.model import DomainView
+from .._core.journal import Operation
+from .._core.model import DomainView, OtherImages
 from .._core.ports import ImagePort
 from .._core.snapshot import PlannedDisk
+from .observe import every_image
 
 
 def require_place(disk: PlannedDisk, images: ImagePort, stale: tuple[str, ...] = ()) -> None:
@@ -48,6 +50,14 @@ def is_unused(path: str, view: DomainView, images: ImagePort) -> bool:
     if any(disk.index_of(path) is not None for disk in view.disks + view.config_disks):
         return False
     return not images.holds_data(path)
+
+
+def removable(operation: Operation, view: DomainView, others: OtherImages, images: ImagePort) -> list[str]:
+    """The layers that a revert was going to remove: those that are still there, and that nobody took into use since."""
+    used = every_image(others, images)
+    used |= {layer.path for disk in view.disks + view.config_disks for layer in disk.chain}
+    paths = [disk.overlay for disk in operation.disks]
+    return [path for path in paths if path not in used and images.exists(path) and not images.holders(path)]
 
 
 def refuse_data(path: str, view: DomainView) -> VirtopsError:

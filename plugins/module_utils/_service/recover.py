@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from .._core import xml
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, CREATED, KEPT, PREPARED, PULL, JournalDisk, Operation
+from .._core.journal import COMMIT, CREATED, KEPT, PREPARED, PULL, REVERT, JournalDisk, Operation
 from .._core.model import DomainView, Outcome
 from .._core.ports import Clock, ImagePort, ReaperPort, RecoverPort, Watchdog
 from .._core.snapshot import is_in_chain, operation_open
@@ -24,7 +24,7 @@ from .brake import held_words, let_go
 from .merge import Merge
 from .merge_plan import MergeWish
 from .observe import chains, observe
-from .overlays import is_unused, refuse_data
+from .overlays import is_unused, refuse_data, removable
 
 #: Finishes the backup of the snapshot of this name, in check mode only in words.
 Backup = Callable[[str], Outcome]
@@ -121,6 +121,8 @@ class Recovery:
         """In the order of the phases; each of them is safe to enter again."""
         if operation.phase == PREPARED:
             return self._recover_prepared(operation, view, check)
+        if operation.kind == REVERT:
+            return [self._finish_revert(operation, view, check)]
         if operation.phase == CREATED:
             self._refuse_fork(operation, view)
         return [*self._finish_backup(operation), self._merge(operation, check)]
@@ -171,6 +173,21 @@ class Recovery:
             disks = tuple(replace(disk, identity=self._images.identity(disk.base)) for disk in operation.disks)
             self._write(operation, replace(operation, phase=CREATED, disks=disks, consistency="crash"))
         return Outcome(("note in the journal that snapshot %s was taken" % operation.name,))
+
+    # -- a revert: the definition is switched, and the old layers may be left
+
+    def _finish_revert(self, operation: Operation, view: DomainView, check: bool) -> Outcome:
+        paths = removable(operation, view, self._domain.other_images(), self._images)
+        if not check:
+            for path in paths:
+                self._images.remove(path)
+            self._write(operation, None)
+        return Outcome(
+            (
+                *("remove %s, which an interrupted revert left" % path for path in paths),
+                "remove operation %s from the journal" % operation.name,
+            )
+        )
 
     # -- created or committing: the guest is on the overlays, or was
 

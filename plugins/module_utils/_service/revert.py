@@ -4,31 +4,38 @@
 """Private to virtops.libvirt: the flow of snapshot_revert.
 
 observe -> plan -> (check mode stops here) -> libvirt's call -> the journal as it is true now. A run that died before
-the journal was written is finished by the next one, which goes back once more.
+the journal was written is finished by the next one, which goes back once more. What libvirt cannot do: revert_manual.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .._core import xml
 from .._core.errors import VirtopsError
+from .._core.external_revert import interrupted, view_after
 from .._core.internal import refuse_open
 from .._core.journal import Journal, Reverted
-from .._core.model import DomainView, FileIdentity, Outcome, SnapshotRecord
-from .._core.ports import ImagePort, RevertPort
+from .._core.model import DomainView, FileIdentity, Layer, Outcome, SnapshotRecord
+from .._core.ports import Clock, ImagePort, RevertPort
 from .._core.revert import RevertWish, journal_after, refuse_internal, refuse_revert, state_after
 from .._core.snapshot_tree import children_of
 from .internal import names_inside
 from .observe import chains, every_image, observe
+from .revert_manual import ManualRevert
 from .snapshot_info import told_snapshot
+
+#: libvirt chooses the name of an overlay that it makes.
+_NEW = "(a new overlay)"
 
 
 class Revert:
     """Bring a domain back to a snapshot."""
 
-    def __init__(self, wish: RevertWish, domain: RevertPort, images: ImagePort) -> None:
+    def __init__(self, wish: RevertWish, domain: RevertPort, images: ImagePort, clock: Clock) -> None:
         self._wish = wish
+        self._clock = clock
         self._domain = domain
         self._images = images
 
@@ -43,25 +50,75 @@ class Revert:
         if record is None:
             raise _no_such_snapshot(name, view)
         journal = xml.parse_journal(view.journal_xml)
-        refuse_open(view, journal)
+        left = interrupted(record, journal)
+        refuse_open(view, journal, own=None if left is None else left.id)
         told = told_snapshot(record, children_of(records)[name], True)
         before: dict[str, object] = {"state": view.state, "current": current, "disks": chains(view)}
-        if self._stands_on(record, view, current, journal):
+        if left is None and self._stands_on(record, view, current, journal):
             found: dict[str, object] = {"snapshot": told, "state_before": view.state, "state_after": view.state}
             return Outcome(before=before, after=before, values=found)
-        self._refuse(record, texts[name], view)
         goal = state_after(self._wish, record)
-        after: dict[str, object] = {"state": goal, "current": name, "disks": self._chains_after(texts[name], view)}
+        refuse_revert(self._wish, record, view, self._domain.libvirt_version())
+        if self._domain.has_saved_memory():
+            raise VirtopsError(
+                "memory_saved",
+                "Domain %s was saved with its memory, and would go on with that on the disks of another moment."
+                % view.name,
+                "Start it, or give that memory up ('virsh managedsave-remove'), then run the task again",
+            )
+        steps, after_chains, apply = self._way(record, texts, view, journal)
+        after: dict[str, object] = {"state": goal, "current": name, "disks": after_chains}
         reached = goal
         if not check:
-            self._domain.revert(name, self._wish.run_state, self._wish.force, self._wish.reset_nvram)
+            apply()
             reached = self._settle(name, texts[name], journal)
+            told = self._told(name)
         return Outcome(
-            steps=self._steps(record, view, goal),
+            steps=steps,
             before=before,
             after=after,
             values={"snapshot": told, "state_before": view.state, "state_after": reached},
         )
+
+    def _way(
+        self, record: SnapshotRecord, texts: dict[str, str], view: DomainView, journal: Journal
+    ) -> tuple[tuple[str, ...], dict[str, list[str]], Callable[[], None]]:
+        """The steps, the chains that they lead to, and what makes them. Raises what is to be refused."""
+        if not record.external:
+            self._refuse_internal(record, texts[record.name], view)
+            words = self._steps(record, view)
+            return words, self._chains_after(texts[record.name], view), lambda: self._by_libvirt(record)
+        manual = ManualRevert(record, texts, self._domain, self._images, self._clock)
+        if self._domain.reverts_external():
+            bases = manual.bases(view, journal)
+            after = {**chains(view), **{name: [_NEW, *_paths(chain)] for name, chain in bases.items()}}
+            return self._steps(record, view), after, lambda: self._by_libvirt(record)
+        if self._wish.reset_nvram:
+            raise VirtopsError(
+                "unsupported",
+                "This libvirt goes back to no external snapshot itself, and so resets no UEFI variables with that.",
+                "Leave out reset_nvram, and start the domain with 'virsh start --reset-nvram'",
+            )
+        layers = manual.plan(view, journal)
+        starts = self._wish.run_state != "snapshot"
+        steps = manual.steps(layers, view, journal)
+        if starts:
+            steps += ("start %s, %s" % (view.name, self._wish.run_state),)
+
+        def apply() -> None:
+            manual.apply(layers, view, journal)
+            if starts:
+                self._domain.power_on(paused=self._wish.run_state == "paused")
+
+        return steps, chains(view_after(layers, view)), apply
+
+    def _by_libvirt(self, record: SnapshotRecord) -> None:
+        self._domain.revert(record.name, self._wish.run_state, self._wish.force, self._wish.reset_nvram)
+
+    def _told(self, name: str) -> dict[str, Any]:
+        records = self._domain.snapshots()
+        record = next(record for record in records if record.name == name)
+        return told_snapshot(record, children_of(records)[name], True)
 
     def _named(self, current: str | None, view: DomainView) -> str:
         name = self._wish.name if self._wish.name is not None else current
@@ -93,15 +150,7 @@ class Revert:
 
     # -- refusals that need a look at the host
 
-    def _refuse(self, record: SnapshotRecord, text: str, view: DomainView) -> None:
-        refuse_revert(self._wish, record, view, self._domain.libvirt_version())
-        if record.external:
-            raise VirtopsError(
-                "unsupported",
-                "Snapshot %r of domain %s is external, and this module goes back to internal ones alone."
-                % (record.name, view.name),
-                "Shut the domain off, and put a new overlay on the snapshot's images into its definition",
-            )
+    def _refuse_internal(self, record: SnapshotRecord, text: str, view: DomainView) -> None:
         saved = xml.snapshot_images(text)
         inside = {layer.path: names_inside(layer.path, layer.format, self._images) for layer in saved.values()}
         others = every_image(self._domain.other_images(), self._images)
@@ -123,8 +172,9 @@ class Revert:
 
     # -- words
 
-    def _steps(self, record: SnapshotRecord, view: DomainView, goal: str) -> tuple[str, ...]:
+    def _steps(self, record: SnapshotRecord, view: DomainView) -> tuple[str, ...]:
         what = "disks and memory" if record.memory != "no" else "disks"
+        goal = state_after(self._wish, record)
         return ("take the %s of %s back to snapshot %s; it is then %s" % (what, view.name, record.name, goal),)
 
     def _chains_after(self, text: str, view: DomainView) -> dict[str, list[str]]:
@@ -137,6 +187,10 @@ class Revert:
             else:
                 found[target] = [one.path for one in self._images.chain(layer.path, layer.format)]
         return found
+
+
+def _paths(chain: tuple[Layer, ...]) -> list[str]:
+    return [layer.path for layer in chain]
 
 
 def _no_such_snapshot(name: str, view: DomainView) -> VirtopsError:

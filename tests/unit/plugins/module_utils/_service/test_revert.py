@@ -45,6 +45,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain im
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.errors import failure  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.revert import Revert  # noqa: E402
 
+from .fakes import FakeClock  # noqa: E402
 from .test_internal import NODE, Images, flow, state_of  # noqa: E402
 
 
@@ -67,7 +68,7 @@ def images(domain: Domain) -> Images:
 
 
 def revert(domain: Domain, images: Images, check: bool = False, **wish: Any) -> Outcome:
-    return Revert(RevertWish(**wish), domain, images).run(check)
+    return Revert(RevertWish(**wish), domain, images, FakeClock()).run(check)
 
 
 def checked(domain: Domain, images: Images, **wish: Any) -> Outcome:

@@ -1,0 +1,138 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Private to virtops.libvirt: going back to an external snapshot by hand, decided without any effect.
+
+The snapshot's images are never written: each disk gets a new overlay on the image that it wrote to at that moment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from .errors import VirtopsError
+from .journal import CREATED, PREPARED, REVERT, Journal, JournalDisk, Operation
+from .model import Disk, DomainView, FileIdentity, Layer, SnapshotRecord
+from .revert import journal_after
+from .snapshot import overlay_path
+
+#: How long after a snapshot's time its image may have been written last: QEMU closes it then.
+_GRACE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class NewLayer:
+    """A disk that goes back: `chain` is the snapshot's image with what is below, `old` what the disk writes to now."""
+
+    target: str
+    overlay: str
+    chain: tuple[Layer, ...]
+    old: tuple[Layer, ...]
+
+    @property
+    def base(self) -> Layer:
+        return self.chain[0]
+
+    @property
+    def discarded(self) -> str | None:
+        """The layer that the snapshot added, where nothing else came between: nobody can want it any more."""
+        if len(self.old) > 1 and self.old[1].path == self.base.path:
+            return self.old[0].path
+        return None
+
+
+def operation_name(snapshot: str) -> str:
+    """Not the snapshot's own name, which its own operation has."""
+    return "revert to %s" % snapshot
+
+
+def interrupted(record: SnapshotRecord, journal: Journal) -> Operation | None:
+    """What an earlier run of the same task left: PREPARED, no disk was switched; CREATED, old layers may be left."""
+    found = journal.find(operation_name(record.name))
+    return found if found is not None and found.kind == REVERT else None
+
+
+def base_of(record: SnapshotRecord, target: str, saved: Mapping[str, Layer], view: DomainView) -> Layer:
+    """The image of the snapshot's moment, or why there is none to go back to."""
+    disk, layer = view.disk(target), saved.get(target)
+    if disk is None or disk.active is None or layer is None:
+        raise VirtopsError(
+            "chain_changed",
+            "Snapshot %r has the disk %s, and domain %s has no such disk on an image of this host now."
+            % (record.name, target, view.name),
+            "Attach the disk as it was, then run the task again",
+        )
+    if disk.active.path == layer.path:
+        raise base_modified(record, target, layer)
+    return layer
+
+
+def check_untouched(
+    record: SnapshotRecord, target: str, layer: Layer, identity: FileIdentity, journal: Journal
+) -> None:
+    """The image has to be what it was at the snapshot. The journal knows; else its last write tells."""
+    operation = journal.find(record.name)
+    known = None if operation is None else operation.disk(target)
+    if known is not None and known.identity is not None and known.base == layer.path:
+        untouched = known.identity == identity
+    else:
+        untouched = identity.mtime_ns <= (record.creation_time + _GRACE_SECONDS) * 10**9
+    if not untouched:
+        raise base_modified(record, target, layer)
+
+
+def base_modified(record: SnapshotRecord, target: str, layer: Layer) -> VirtopsError:
+    return VirtopsError(
+        "base_modified",
+        "The image %s of disk %s was written to after snapshot %r, as by a merge: its state of that moment is gone."
+        % (layer.path, target, record.name),
+        "Delete the record with virtops.libvirt.snapshot_metadata and state: absent",
+    )
+
+
+def new_overlay(record: SnapshotRecord, disk: Disk, view: DomainView, exists: Callable[[str], bool]) -> str:
+    """Where the snapshot's overlay is, under the first name that is free: check mode has to find the same one."""
+    saved = next((found.file for found in record.disks if found.target == disk.target), None)
+    directory = os.path.dirname(saved or disk.chain[0].path)
+    number = 1
+    while True:
+        path = overlay_path(directory, view.name, disk.target, "%s.revert-%d" % (record.name, number))
+        if not exists(path):
+            return path
+        number += 1
+
+
+def view_after(layers: Sequence[NewLayer], view: DomainView) -> DomainView:
+    """The domain as it will be: off, on the new overlays."""
+    chains = {layer.target: (Layer(layer.overlay, "qcow2"), *layer.chain) for layer in layers}
+    disks = tuple(replace(disk, chain=chains.get(disk.target, disk.chain), job=None) for disk in view.disks)
+    return replace(view, state="shut off", disks=disks)
+
+
+def prepared(record: SnapshotRecord, layers: Sequence[NewLayer], identifier: str, started: str) -> Operation:
+    disks = tuple(JournalDisk(one.target, one.base.path, one.base.format, one.overlay) for one in layers)
+    return Operation(identifier, REVERT, operation_name(record.name), PREPARED, started, disks)
+
+
+def switched(operation: Operation, layers: Sequence[NewLayer], gone: Sequence[str]) -> Operation:
+    """The same once the disks are on the new overlays: what is left to do is to remove the old ones."""
+    disks = tuple(
+        JournalDisk(one.target, one.base.path, one.base.format, one.discarded)
+        for one in layers
+        if one.discarded is not None and one.discarded in gone
+    )
+    return replace(operation, phase=CREATED, disks=disks)
+
+
+def settled(journal: Journal, layers: Sequence[NewLayer], view: DomainView) -> Journal:
+    """The journal that is true once the disks are on the new overlays."""
+    return journal_after(journal, Journal(), view_after(layers, view))
+
+
+def needed(path: str, name: str, records: Mapping[str, frozenset[str]], journal: Journal) -> bool:
+    """Does another snapshot stand on this layer? `records` are the images that each record names."""
+    return any(path in paths for other, paths in records.items() if other != name) or any(
+        path in (disk.overlay, disk.base) for operation in journal.operations for disk in operation.disks
+    )

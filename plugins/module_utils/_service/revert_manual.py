@@ -1,0 +1,175 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Private to virtops.libvirt: going back to an external snapshot where libvirt cannot.
+
+journal PREPARED -> new overlays -> guest off -> definition and journal in one write -> record -> old layers removed.
+Until that write the domain has what it had, and a run that died before it is undone by the next one, or by recover.
+"""
+
+from __future__ import annotations
+
+import uuid
+from contextlib import suppress
+
+from .._core import xml
+from .._core.errors import VirtopsError
+from .._core.external_revert import (
+    NewLayer,
+    base_of,
+    check_untouched,
+    interrupted,
+    needed,
+    new_overlay,
+    prepared,
+    settled,
+    switched,
+)
+from .._core.journal import CREATED, PREPARED, Journal, Operation
+from .._core.model import DomainView, Layer, SnapshotRecord
+from .._core.ports import Clock, ImagePort, RevertPort
+from .._core.snapshot import PlannedDisk, require_disk
+from .observe import every_image
+from .overlays import is_unused, refuse_data, removable, require_place
+
+
+class ManualRevert:
+    """One revert of a persistent domain to an external, disk-only snapshot."""
+
+    def __init__(
+        self, record: SnapshotRecord, texts: dict[str, str], domain: RevertPort, images: ImagePort, clock: Clock
+    ) -> None:
+        self._record = record
+        self._texts = texts
+        self._domain = domain
+        self._images = images
+        self._clock = clock
+
+    def plan(self, view: DomainView, journal: Journal) -> tuple[NewLayer, ...]:
+        """Raises VirtopsError; nothing was touched then."""
+        record = self._record
+        if not view.persistent:
+            raise VirtopsError(
+                "transient_domain",
+                "Domain %s is transient, and this libvirt takes none back to an external snapshot." % view.name,
+                "Make it persistent ('virsh define')",
+            )
+        if record.memory != "no":
+            raise VirtopsError(
+                "unsupported",
+                "Snapshot %r has the guest's memory in a file, and this libvirt takes no guest back to such a snapshot."
+                % record.name,
+                "Use a host whose libvirt does (9.9.0); 'virsh capabilities' then has <externalSnapshot/>",
+            )
+        stale = interrupted(record, journal)
+        begun = stale is not None and stale.phase == PREPARED
+        left = frozenset(disk.overlay for disk in stale.disks) if stale is not None and begun else frozenset()
+        return tuple(self._layer(target, chain, view, left) for target, chain in self.bases(view, journal).items())
+
+    def bases(self, view: DomainView, journal: Journal) -> dict[str, tuple[Layer, ...]]:
+        """Each disk's image of the snapshot's moment with what is below, or why there is no going back to it."""
+        saved = xml.snapshot_images(self._texts[self._record.name])
+        targets = [disk.target for disk in self._record.disks if disk.mode == "external"]
+        return {target: self._base(target, saved, view, journal) for target in targets}
+
+    def _base(self, target: str, saved: dict[str, Layer], view: DomainView, journal: Journal) -> tuple[Layer, ...]:
+        base = base_of(self._record, target, saved, view)
+        if not self._images.exists(base.path):
+            raise VirtopsError(
+                "snapshot_stale",
+                "The image %s of disk %s at snapshot %r is gone." % (base.path, target, self._record.name),
+                "Bring it back; or delete the record with virtops.libvirt.snapshot_metadata and state: absent",
+            )
+        check_untouched(self._record, target, base, self._images.identity(base.path), journal)
+        return self._images.chain(base.path, base.format)
+
+    def _layer(self, target: str, chain: tuple[Layer, ...], view: DomainView, left: frozenset[str]) -> NewLayer:
+        disk = require_disk(view, target)
+        path = new_overlay(self._record, disk, view, lambda name: name not in left and self._images.exists(name))
+        require_place(PlannedDisk(target, chain[0], path), self._images, tuple(left))
+        return NewLayer(target, path, chain, disk.chain)
+
+    def steps(self, layers: tuple[NewLayer, ...], view: DomainView, journal: Journal) -> tuple[str, ...]:
+        steps = ["remove %s, which an interrupted revert left" % path for path in self._old_layers(view, journal)]
+        steps += ["create the overlay %s on %s (%s)" % (one.overlay, one.base.path, one.target) for one in layers]
+        if view.active:
+            steps.append("turn %s off" % view.name)
+        steps.append("define %s on the new overlays" % view.name)
+        gone = self._discarded(layers, settled(journal, layers, view))
+        return (*steps, *("remove %s, which only the snapshot's time after stood on" % path for path in gone))
+
+    def apply(self, layers: tuple[NewLayer, ...], view: DomainView, journal: Journal) -> None:
+        """Each step may be made again after a death: the next run begins with `_clear`."""
+        journal = self._clear(view, journal)
+        operation = prepared(self._record, layers, str(uuid.uuid4()), self._clock.utcnow())
+        self._write(journal.put(operation))
+        made: list[str] = []
+        try:
+            for one in layers:
+                size = self._images.info(one.base.path, one.base.format).virtual_size
+                self._images.create_overlay(one.overlay, one.base, size)
+                made.append(one.overlay)
+            if view.active:
+                self._domain.power_off()
+            true = settled(journal, layers, view)
+            gone = self._discarded(layers, true)
+            left = true.put(switched(operation, layers, gone)) if gone else true
+            switch = {one.target: Layer(one.overlay, "qcow2") for one in layers}
+            self._domain.define_on(switch, xml.build_journal(left))
+        except VirtopsError as error:
+            self._undo(operation, made, error)
+            raise
+        overlays = {one.target: one.overlay for one in layers}
+        text = xml.with_snapshot_files(self._texts[self._record.name], overlays)
+        self._domain.redefine_snapshot(text, True, False)
+        for path in gone:
+            self._images.remove(path)
+
+    def _clear(self, view: DomainView, journal: Journal) -> Journal:
+        """What an earlier run of this task made, and no disk was switched to."""
+        stale = interrupted(self._record, journal)
+        if stale is None:
+            return journal
+        for path in self._old_layers(view, journal):
+            self._images.remove(path)
+        for disk in stale.disks if stale.phase == PREPARED else ():
+            if is_unused(disk.overlay, view, self._images):
+                self._images.remove(disk.overlay)
+            elif self._images.exists(disk.overlay):
+                raise refuse_data(disk.overlay, view)
+        return journal.drop(stale)
+
+    def _old_layers(self, view: DomainView, journal: Journal) -> list[str]:
+        """Those that a run was going to remove when it died."""
+        stale = interrupted(self._record, journal)
+        if stale is None or stale.phase != CREATED:
+            return []
+        return removable(stale, view, self._domain.other_images(), self._images)
+
+    def _undo(self, operation: Operation, made: list[str], cause: VirtopsError) -> None:
+        """After a failure: where no disk was switched, nothing is left behind; else the journal stays."""
+        with suppress(VirtopsError):
+            view = self._domain.view()
+            if all(is_unused(path, view, self._images) for path in made):
+                for path in made:
+                    self._images.remove(path)
+                self._write(xml.parse_journal(view.journal_xml).drop(operation))
+            else:
+                cause.partial = [{"overlay": path} for path in made]
+
+    def _discarded(self, layers: tuple[NewLayer, ...], journal: Journal) -> list[str]:
+        """The layers that nothing can need any more: no record, no operation, no other domain."""
+        records = {name: xml.snapshot_paths(text) for name, text in self._texts.items()}
+        others = every_image(self._domain.other_images(), self._images)
+        candidates = [one.discarded for one in layers]
+        return [
+            path
+            for path in candidates
+            if path is not None
+            and path not in others
+            and not needed(path, self._record.name, records, journal)
+            and self._images.exists(path)
+        ]
+
+    def _write(self, journal: Journal) -> None:
+        self._domain.write_journal(xml.build_journal(journal))

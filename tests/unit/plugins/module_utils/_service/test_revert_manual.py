@@ -1,0 +1,294 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Going back to external snapshots where libvirt cannot, on its own in-process driver.
+
+Definitions and records are real, images are told by a fake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+libvirt = pytest.importorskip("libvirt")
+pytest.importorskip("lxml")
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import (  # noqa: E402
+    Journal,
+    JournalDisk,
+    Operation,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (  # noqa: E402
+    DomainView,
+    FileIdentity,
+    Layer,
+    Outcome,
+    SnapshotDisk,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.revert import RevertWish  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import (  # noqa: E402
+    RecoverWish,
+    Recovery,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.revert import Revert  # noqa: E402
+
+from .fakes import Died, FakeClock, FakeImages, FakeWatchdog  # noqa: E402
+from .test_internal import NODE, state_of  # noqa: E402
+
+NEW = {"vda": "/img/test.vda.s.revert-1.qcow2", "vdb": "/img/test.vdb.s.revert-1.qcow2"}
+KEPT = Operation(
+    "1",
+    "snapshot",
+    "s",
+    "created",
+    "20261120T120000Z",
+    tuple(
+        JournalDisk(target, base, "qcow2", base + ".s", FileIdentity(1, 6, 1 << 20, 0))
+        for target, base in (("vda", "/img/a"), ("vdb", "/img/b"))
+    ),
+)
+
+
+class TestDomain(Domain):
+    """The test driver tells no chains, as QEMU's does of a domain that runs."""
+
+    __test__ = False
+    images: FakeImages
+
+    def view(self) -> DomainView:
+        view = super().view()
+        return view.with_disks(
+            tuple(
+                replace(disk, chain=self.images.chain(disk.active.path)) if disk.active is not None else disk
+                for disk in view.disks
+            )
+        )
+
+
+@pytest.fixture
+def domain(tmp_path: Path, images: FakeImages) -> Iterator[Domain]:
+    """It runs on the overlays /img/a.s and /img/b.s of snapshot s."""
+    (tmp_path / "node.xml").write_text(NODE)
+    with Connection(f"test://{tmp_path}/node.xml") as connection:
+        found = TestDomain(connection, "test")
+        found.images = images
+        overlays = (SnapshotDisk("vda", "external", "/img/a.s", "qcow2"), SnapshotDisk("vdb", "external", "/img/b.s"))
+        found.redefine_snapshot(
+            xml.build_record("s", (*overlays, SnapshotDisk("hda", "no")), found.domain_xml()), True, False
+        )
+        found.power_off()
+        found.define_on({"vda": Layer("/img/a.s", "qcow2"), "vdb": Layer("/img/b.s", "qcow2")}, None)
+        found.power_on(paused=False)
+        found.write_journal(xml.build_journal(Journal((KEPT,))))
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def images() -> FakeImages:
+    layers = {"/img/a": ("qcow2", None), "/img/b": ("qcow2", None)}
+    return FakeImages({**layers, "/img/a.s": ("qcow2", "/img/a"), "/img/b.s": ("qcow2", "/img/b")})
+
+
+def revert(domain: Domain, images: FakeImages, check: bool = False, **wish: Any) -> Outcome:
+    return Revert(RevertWish(**{"name": "s", **wish}), domain, images, FakeClock()).run(check)
+
+
+def journal_of(domain: Domain) -> Journal:
+    return xml.parse_journal(domain.view().journal_xml)
+
+
+def assert_there(domain: Domain, images: FakeImages, state: str = "shut off") -> None:
+    """The end state: on new overlays, which the record and the journal name, and nothing else is left."""
+    assert domain.state() == state
+    view = domain.view()
+    assert {disk.target: disk.active.path for disk in view.disks if disk.active} == NEW
+    assert set(images.backing) == {"/img/a", "/img/b", *NEW.values()}
+    assert images.written == {}
+    (operation,) = journal_of(domain).operations
+    assert operation == replace(KEPT, disks=tuple(replace(disk, overlay=NEW[disk.target]) for disk in KEPT.disks))
+    record = domain.snapshot("s")
+    assert record is not None
+    assert {disk.target: disk.file for disk in record.disks if disk.mode == "external"} == NEW
+    assert domain.current_snapshot() == "s"
+
+
+def test_once(domain: Domain, images: FakeImages) -> None:
+    before = state_of(domain), domain.domain_xml(), dict(images.backing)
+    foreseen = revert(domain, images, check=True)
+    assert (state_of(domain), domain.domain_xml(), images.backing) == before
+    done = revert(domain, images)
+    assert (foreseen.steps, foreseen.before, foreseen.after) == (done.steps, done.before, done.after)
+    assert set(foreseen.values) == set(done.values)
+    assert done.steps == (
+        "create the overlay %s on /img/a (vda)" % NEW["vda"],
+        "create the overlay %s on /img/b (vdb)" % NEW["vdb"],
+        "turn test off",
+        "define test on the new overlays",
+        "remove /img/a.s, which only the snapshot's time after stood on",
+        "remove /img/b.s, which only the snapshot's time after stood on",
+    )
+    assert_there(domain, images)
+    for check in (False, True):
+        assert not revert(domain, images, check).changed
+    assert_there(domain, images)
+
+
+def test_it_goes_on_where_that_is_asked_for(domain: Domain, images: FakeImages) -> None:
+    done = revert(domain, images, run_state="running")
+    assert done.steps[-1] == "start test, running"
+    assert_there(domain, images, "running")
+    again = revert(domain, images, run_state="running")
+    assert "remove %s, which only the snapshot's time after stood on" % NEW["vda"] in again.steps
+    assert not set(images.backing) & set(NEW.values())
+
+
+CALLS: tuple[tuple[str, bool], ...] = tuple(
+    (name, after)
+    for name in ("write_journal", "create_overlay", "power_off", "define_on", "redefine_snapshot", "remove")
+    for after in (False, True)
+)
+
+
+def kill_at(owner: Any, name: str, after: bool) -> Callable[[], None]:
+    own = getattr(owner, name)
+
+    def dying(*arguments: Any) -> None:
+        if after:
+            own(*arguments)
+        raise Died(name)
+
+    setattr(owner, name, dying)
+    return lambda: setattr(owner, name, own)
+
+
+@pytest.mark.parametrize(("call", "after"), CALLS)
+def test_a_death_is_made_good_by_the_next_run(domain: Domain, images: FakeImages, call: str, after: bool) -> None:
+    revive = kill_at(images if call in ("create_overlay", "remove") else domain, call, after)
+    with pytest.raises(Died):
+        revert(domain, images)
+    revive()
+    revert(domain, images)
+    view = domain.view()
+    assert not view.active
+    active = {disk.target: disk.active.path for disk in view.disks if disk.active}
+    assert {target: images.backing[path][1] for target, path in active.items()} == {"vda": "/img/a", "vdb": "/img/b"}
+    assert images.written == {}
+    (operation,) = journal_of(domain).operations
+    assert {disk.target: disk.overlay for disk in operation.disks} == active
+    assert set(images.backing) == {"/img/a", "/img/b", *active.values()}
+    assert domain.current_snapshot() == "s"
+    assert not revert(domain, images).changed
+
+
+@pytest.mark.parametrize(("call", "after"), [("create_overlay", True), ("power_off", True), ("define_on", False)])
+def test_or_it_is_undone_by_recover(domain: Domain, images: FakeImages, call: str, after: bool) -> None:
+    revive = kill_at(images if call == "create_overlay" else domain, call, after)
+    with pytest.raises(Died):
+        revert(domain, images)
+    revive()
+    assert Recovery(RecoverWish(), domain, images, FakeClock(), FakeWatchdog()).run(check=False).changed
+    assert journal_of(domain).operations == (KEPT,)
+    assert not set(NEW.values()) & set(images.backing)
+    assert {disk.active.path for disk in domain.view().disks if disk.active} == {"/img/a.s", "/img/b.s"}
+
+
+@pytest.mark.parametrize("call", ["redefine_snapshot", "remove"])
+def test_what_is_left_after_the_switch_recover_removes(domain: Domain, images: FakeImages, call: str) -> None:
+    revive = kill_at(images if call == "remove" else domain, call, after=False)
+    with pytest.raises(Died):
+        revert(domain, images)
+    revive()
+    assert Recovery(RecoverWish(), domain, images, FakeClock(), FakeWatchdog()).run(check=False).changed
+    (operation,) = journal_of(domain).operations
+    assert {disk.target: disk.overlay for disk in operation.disks} == NEW
+    assert set(images.backing) == {"/img/a", "/img/b", *NEW.values()}
+
+
+def test_a_failure_leaves_nothing(domain: Domain, images: FakeImages) -> None:
+    images.fail["create_overlay"] = VirtopsError("no_space", "Full.", "Make room.")
+    with pytest.raises(VirtopsError):
+        revert(domain, images)
+    assert journal_of(domain).operations == (KEPT,)
+    assert domain.state() == "running"
+
+
+def test_an_image_that_was_written_to_is_refused(domain: Domain, images: FakeImages) -> None:
+    images.written["/img/b"] = 1
+    with pytest.raises(VirtopsError) as caught:
+        revert(domain, images)
+    assert (caught.value.code, "/img/b" in caught.value.cause) == ("base_modified", True)
+    domain.write_journal(None)  # then only the time of the last write tells
+    images.written["/img/b"] = 62 * 10**9
+    with pytest.raises(VirtopsError) as caught:
+        revert(domain, images)
+    assert caught.value.code == "base_modified"
+    images.written["/img/b"] = 61 * 10**9
+    assert revert(domain, images, check=True).changed
+
+
+def test_a_layer_that_another_snapshot_needs_stays(domain: Domain, images: FakeImages) -> None:
+    record = xml.build_record(
+        "t",
+        (
+            SnapshotDisk("vda", "external", "/img/a.t", "qcow2"),
+            SnapshotDisk("vdb", "external", "/img/b.t", "qcow2"),
+            SnapshotDisk("hda", "no"),
+        ),
+        domain.domain_xml(),
+    )
+    domain.redefine_snapshot(record.replace("<disks>", "<parent><name>s</name></parent><disks>"), False, False)
+    revert(domain, images)
+    assert {"/img/a.s", "/img/b.s"} <= set(images.backing)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda d, i: i.folders.clear(), "no_directory"),
+        (lambda d, i: d.define_on({"vda": Layer("/img/a", "qcow2")}, None), "base_modified"),
+    ],
+)
+def test_refusals(domain: Domain, images: FakeImages, change: Callable[[Domain, FakeImages], Any], code: str) -> None:
+    domain.power_off()
+    change(domain, images)
+    before = state_of(domain), dict(images.backing)
+    for check in (True, False):
+        with pytest.raises(VirtopsError) as caught:
+            revert(domain, images, check)
+        assert caught.value.code == code
+    assert (state_of(domain), images.backing) == before
+
+
+def test_memory_and_variables_are_libvirts_alone(domain: Domain, images: FakeImages) -> None:
+    with pytest.raises(VirtopsError) as caught:
+        revert(domain, images, reset_nvram=True)
+    assert caught.value.code == "unsupported"
+    text = next(iter(domain.snapshot_xmls(secure=True)))
+    with_memory = xml.parse_snapshot(text.replace("<memory snapshot='no'/>", "<memory snapshot='external' file='/m'/>"))
+    assert with_memory.memory == "external"
+
+
+def test_a_saved_memory_is_respected(domain: Domain, images: FakeImages) -> None:
+    domain._domain.managedSave(0)
+    with pytest.raises(VirtopsError) as caught:
+        revert(domain, images)
+    assert caught.value.code == "memory_saved"
+
+
+def test_the_journal_in_a_definition() -> None:
+    journal = Journal((KEPT,))
+    bare = "<domain><name>w</name><metadata><a:b xmlns:a='urn:x'/></metadata></domain>"
+    text = xml.with_journal(bare, xml.build_journal(journal))
+    assert xml.parse_journal(xml.parse_domain(text, None).journal_xml) == journal
+    assert xml.with_journal(text, xml.build_journal(journal)) == text
+    assert xml.definition_digest(xml.with_journal(text, None)) == xml.definition_digest(bare)
