@@ -33,6 +33,7 @@ options:
   name:
     description:
       - The snapshot's name. libvirt takes none that begins with a dot or has a slash in it.
+      - From 10.9.0 on, and for a guest that runs, QEMU takes only letters, digits, C(-), C(.) and C(_).
     type: str
     required: true
   state:

@@ -32,6 +32,12 @@ _AGENT_REMEDY = (
     "or preferred)"
 )
 
+#: libvirt 10.9 and later, of a guest that runs.
+_NAME_REMEDY = (
+    "This libvirt makes a QEMU job of the snapshot's name, which takes only letters, digits, '-', '.' and '_': use "
+    "such a name, or do this while the domain is off"
+)
+
 #: The constant of libvirt (some are newer than the oldest libvirt that we support) -> (code, remedy).
 _TABLE = {
     "VIR_ERR_NO_DOMAIN": ("no_such_domain", "List the domains of this connection with virsh list --all"),
@@ -93,6 +99,8 @@ def _known(problem: libvirt.libvirtError) -> tuple[str, str]:
         return ("connection_lost", _CONNECTION_REMEDY)
     if "already in active block job" in str(problem):
         return _TABLE["VIR_ERR_BLOCK_COPY_ACTIVE"]
+    if "Invalid job ID" in str(problem):
+        return ("name_unsuitable", _NAME_REMEDY)
     return next((entry for name, entry in _TABLE.items() if is_number(problem, name)), _OTHER)
 
 

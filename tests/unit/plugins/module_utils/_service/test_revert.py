@@ -203,6 +203,15 @@ def test_libvirts_own_refusal_says_when_force_is_needed() -> None:
     assert "force: true" in found.remedy
 
 
+def test_a_name_that_qemu_does_not_take() -> None:
+    problem = libvirt.libvirtError(
+        "internal error: unable to execute QEMU command 'snapshot-load': Invalid job ID 'a b'"
+    )
+    found = failure(problem, "Reverting")
+    assert found.code == "name_unsuitable"
+    assert "Invalid job ID 'a b'" in found.cause
+
+
 VDA = Disk("vda", chain=(Layer("/img/a", "qcow2"), Layer("/img/0", "qcow2")))
 VIEW = DomainView("web", "uuid", "running", True, (VDA,), (VDA,))
 RECORD = SnapshotRecord("s", "shutoff", 1, (SnapshotDisk("vda", "internal"),))
