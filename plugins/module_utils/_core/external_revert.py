@@ -9,7 +9,7 @@ The snapshot's images are never written: each disk gets a new overlay on the ima
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .errors import VirtopsError
@@ -52,6 +52,12 @@ def interrupted(record: SnapshotRecord, journal: Journal) -> Operation | None:
     """What an earlier run of the same task left: PREPARED, no disk was switched; CREATED, old layers may be left."""
     found = journal.find(operation_name(record.name))
     return found if found is not None and found.kind == REVERT else None
+
+
+def libvirt_can(bases: Iterable[Sequence[Layer]]) -> bool:
+    """Where it goes back to external snapshots, libvirt (seen with 11.3) turns the guest off and then makes overlays
+    beside the images, with each comma doubled in their names: in a folder with a comma that fails."""
+    return not any("," in os.path.dirname(chain[0].path) for chain in bases)
 
 
 def base_of(record: SnapshotRecord, target: str, saved: Mapping[str, Layer], view: DomainView) -> Layer:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.external_revert import interrupted, view_after
+from .._core.external_revert import interrupted, libvirt_can, view_after
 from .._core.internal import refuse_open
 from .._core.journal import Journal, Reverted
 from .._core.model import DomainView, FileIdentity, Layer, Outcome, SnapshotRecord
@@ -89,8 +89,8 @@ class Revert:
             words = self._steps(record, view)
             return words, self._chains_after(texts[record.name], view), lambda: self._by_libvirt(record)
         manual = ManualRevert(record, texts, self._domain, self._images, self._clock)
-        if self._domain.reverts_external():
-            bases = manual.bases(view, journal)
+        bases = manual.bases(view, journal)
+        if self._domain.reverts_external() and libvirt_can(bases.values()):
             after = {**chains(view), **{name: [_NEW, *_paths(chain)] for name, chain in bases.items()}}
             return self._steps(record, view), after, lambda: self._by_libvirt(record)
         if self._wish.reset_nvram:

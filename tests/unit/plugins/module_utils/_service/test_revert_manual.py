@@ -20,6 +20,7 @@ pytest.importorskip("lxml")
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.external_revert import libvirt_can  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import (  # noqa: E402
     Journal,
     JournalDisk,
@@ -276,6 +277,23 @@ def test_memory_and_variables_are_libvirts_alone(domain: Domain, images: FakeIma
     text = next(iter(domain.snapshot_xmls(secure=True)))
     with_memory = xml.parse_snapshot(text.replace("<memory snapshot='no'/>", "<memory snapshot='external' file='/m'/>"))
     assert with_memory.memory == "external"
+
+
+@pytest.mark.parametrize(("path", "can"), [("/img/a,b.qcow2", True), ("/a,b/x.qcow2", False), ("/img/x", True)])
+def test_libvirt_fails_in_folders_with_a_comma(path: str, can: bool) -> None:
+    assert libvirt_can([(Layer("/img/y", "qcow2"), Layer("/q,r/z", "qcow2")), (Layer(path, "qcow2"),)]) == can
+
+
+def test_libvirt_does_it_where_it_can(domain: Domain, images: FakeImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(domain, "reverts_external", lambda: True)
+    monkeypatch.setattr(domain, "revert", lambda name, *_more: asked.append(name))
+    foreseen = revert(domain, images, check=True)
+    assert asked == []
+    done = revert(domain, images)
+    assert asked == ["s"]
+    assert foreseen.after == done.after
+    assert done.after["disks"] == {"vda": ["(a new overlay)", "/img/a"], "vdb": ["(a new overlay)", "/img/b"]}
 
 
 def test_a_saved_memory_is_respected(domain: Domain, images: FakeImages) -> None:
