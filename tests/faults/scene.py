@@ -137,7 +137,11 @@ class Scene:
     def start(
         self, gate: str = "", *, pipelining: bool = True, guests: list[str] | None = None, **role: Any
     ) -> RunningPlay:
-        """Start the play on our guest; `role` are variables of the role, without its name."""
+        """Start the play on our guest; `role` are variables of the role, without its name.
+
+        Without the preflight: it would refuse many a fault before the role's own refusal is reached.
+        """
+        role.setdefault("preflight", False)
         variables: dict[str, Any] = {f"live_backup_{name}": value for name, value in role.items()}
         names = guests or [self.member.guest.name]
         play = self.stage.controller.start(pipelining=pipelining, gate=gate, guests=names, **variables)
