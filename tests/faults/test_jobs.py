@@ -109,9 +109,10 @@ def foreign_backup(scene: Scene) -> Iterator[None]:
 
 
 def test_fault_23_foreign_block_job(scene: Scene) -> None:
-    """Somebody else's job is neither waited for nor ended."""
+    """Somebody else's job is neither waited for nor ended, and the run does not get as far as libvirt's own refusal."""
     with foreign_copy(scene):
-        scene.assert_failed(scene.run(), "job_running")
+        failed = scene.assert_failed(scene.run(), "job_running")
+        assert "is running on disk vdb" in failed["msg"]
     scene.before.assert_normal_end(sets=0)
     scene.heal()
 
