@@ -21,8 +21,8 @@ from .command import os_failure, run
 from .procs import holders
 
 _PRIVATE = 0o600
-#: The first bytes of a qcow2 image.
-_QCOW2_MAGIC = b"QFI\xfb"
+#: The least that a header of qcow2 has.
+_HEADER_BYTES = 72
 
 
 class Images:
@@ -57,11 +57,11 @@ class Images:
     def holds_data(self, path: str) -> bool:
         """`qemu-img map`: extents at depth 0 are the image's own (QEMU before 6.1 does not say "present").
 
-        -U because it opens the base as well, and a guest that was not switched goes on writing into that. A file that
-        is no qcow2 image yet, as a death in the middle of `create_overlay` leaves it, cannot have been written through.
+        -U because it opens the base as well, and a guest that was not switched goes on writing into that. A file
+        without a header, as a death in the middle of `create_overlay` leaves it, cannot have been written through.
         """
         with open(_absolute(path), "rb") as file:
-            if file.read(len(_QCOW2_MAGIC)) != _QCOW2_MAGIC:
+            if not file.read(_HEADER_BYTES).strip(b"\0"):
                 return False
         argv = ["qemu-img", "map", "-U", "--output=json", "-f", "qcow2", _absolute(path)]
         found = run(argv, "Reading the image %s" % path)

@@ -52,5 +52,6 @@ def _sources() -> dict[str, str]:
         text = loader.get_source(name) if loader is not None and hasattr(loader, "get_source") else None
         if text is None:
             raise AssertionError("%s has no source" % name)
-        found[name] = text
+        # Ansible's own loader, under which the tests run, gives bytes
+        found[name] = text.decode("utf-8") if isinstance(text, bytes) else text
     return found
