@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from .._core import xml
@@ -135,8 +135,17 @@ def _at_most(seconds: int, name: str) -> Iterator[None]:
     try:
         yield
     finally:
+        _ignore_alarms()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _ignore_alarms() -> None:
+    """One that came just now may still be raised in here."""
+    while True:
+        with suppress(VirtopsError):
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            return
 
 
 def _say(text: str) -> None:

@@ -153,12 +153,12 @@ def test_a_recovery_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(VirtopsError) as caught, recover._at_most(60, "a"):
         time.sleep(30)
     assert caught.value.code == "timeout"
-    time.sleep(0.05)  # and nothing comes later
+    time.sleep(0.15)  # and nothing comes later
 
 
 def _sooner(setitimer: Callable[..., object]) -> Callable[..., object]:
     def set_sooner(which: int, seconds: float, interval: float = 0.0) -> object:
-        return setitimer(which, seconds / 6000, interval / 6000)
+        return setitimer(which, seconds / 6000, interval / 50)
 
     return set_sooner
 
