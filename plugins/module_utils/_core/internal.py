@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .errors import VirtopsError
 from .journal import Journal
 from .model import Disk, DomainView, SnapshotDisk, SnapshotRecord
-from .snapshot import operation_open
+from .snapshot import refuse_jobs, refuse_open
 
 #: The libvirt that takes an internal snapshot of a guest with its firmware in flash (virConnectGetLibVersion).
 _PFLASH_SINCE = 10_009_000
@@ -129,24 +129,6 @@ def leftovers(name: str, view: DomainView, inside: Inside) -> tuple[str, ...]:
     """The images that the guest writes to and that have a snapshot of that name inside."""
     active = [disk.active.path for disk in view.disks if disk.active is not None and not has_no_state(disk)]
     return tuple(path for path in active if name in inside.get(path, ()))
-
-
-def refuse_open(view: DomainView, journal: Journal, own: str | None = None) -> None:
-    """An operation that is under way has the disks and the records in motion; `own` is the one to go on with."""
-    stuck = next((operation for operation in journal.operations if operation.open and operation.id != own), None)
-    if stuck is not None:
-        raise operation_open(view.name, stuck)
-
-
-def refuse_jobs(view: DomainView) -> None:
-    """A block job and a change of what is inside of its images do not go together."""
-    for disk in view.disks:
-        if disk.job is not None:
-            raise VirtopsError(
-                "job_running",
-                "A block job (%s) is running on disk %s of domain %s." % (disk.job.kind, disk.target, view.name),
-                "Wait for its end, or end it with 'virsh blockjob'",
-            )
 
 
 def _buried(record: SnapshotRecord, view: DomainView, inside: Inside) -> tuple[str, str] | None:

@@ -216,6 +216,10 @@ class ReaperPort(Protocol):
         """kill(2) SIGKILL, and wait for the end; `orphan_stays` where it does not come."""
 
 
+#: Seconds that we are given beyond what the user allowed before the watchdog acts.
+WATCHDOG_GRACE = 5
+
+
 class Watchdog(Protocol):
     """A detached process that lets go of the guest when we die or take too long."""
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from .errors import VirtopsError
-from .internal import Inside, refuse_jobs, version_words
+from .internal import Inside, version_words
 from .journal import Journal, JournalDisk, Operation
 from .model import DomainView, Layer, SnapshotRecord
-from .snapshot import is_in_chain
+from .snapshot import is_in_chain, refuse_jobs
 
 #: How the guest is afterwards: as it was at the snapshot, or in any case so.
 RUN_STATES = ("snapshot", "running", "paused")

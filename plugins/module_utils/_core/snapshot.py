@@ -183,6 +183,24 @@ def guest_paused(view: DomainView) -> VirtopsError:
     )
 
 
+def refuse_open(view: DomainView, journal: Journal, own: str | None = None) -> None:
+    """An operation that is under way has the disks and the records in motion; `own` is the ID of one to go on with."""
+    stuck = next((operation for operation in journal.operations if operation.open and operation.id != own), None)
+    if stuck is not None:
+        raise operation_open(view.name, stuck)
+
+
+def refuse_jobs(view: DomainView) -> None:
+    """A block job and a change of the layers, or of what is inside of them, do not go together."""
+    for disk in view.disks:
+        if disk.job is not None:
+            raise VirtopsError(
+                "job_running",
+                "A block job (%s) is running on disk %s of domain %s." % (disk.job.kind, disk.target, view.name),
+                "Wait for its end, or end it with 'virsh blockjob'",
+            )
+
+
 def require_disk(view: DomainView, target: str) -> Disk:
     """The disk that the user named, or the refusal that every module gives."""
     disk = view.disk(target)
@@ -223,13 +241,7 @@ def _chosen_disks(view: DomainView, skipped: tuple[SkippedDisk, ...]) -> tuple[D
 def _plan_new(
     wish: SnapshotWish, view: DomainView, chosen: tuple[Disk, ...], skipped: tuple[SkippedDisk, ...]
 ) -> SnapshotPlan:
-    for disk in view.disks:
-        if disk.job is not None:
-            raise VirtopsError(
-                "job_running",
-                "A block job (%s) is running on disk %s of domain %s." % (disk.job.kind, disk.target, view.name),
-                "Wait for its end, or end it with 'virsh blockjob'",
-            )
+    refuse_jobs(view)
     planned = tuple(PlannedDisk(disk.target, _active(disk), _overlay_of(wish, view, disk)) for disk in chosen)
     paths = [disk.overlay for disk in planned]
     twice = next((path for path in paths if paths.count(path) > 1), None)

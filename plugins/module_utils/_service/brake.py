@@ -28,10 +28,7 @@ from .._core.convergence import (
 from .._core.errors import VirtopsError
 from .._core.merge import MergeGoal
 from .._core.model import DomainView, Hold
-from .._core.ports import BrakePort, Clock, ImagePort, Watchdog
-
-#: Seconds that we are given beyond what the user allowed before the watchdog acts.
-WATCHDOG_GRACE = 5
+from .._core.ports import WATCHDOG_GRACE, BrakePort, Clock, ImagePort, Watchdog
 
 
 class GuestBrake:

@@ -11,6 +11,7 @@ observe -> goals -> (check mode stops here) -> journal COMMITTING -> loop: obser
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,6 +74,9 @@ class Merge:
             return self._outcome(plan, view, self._foreseen(plan, view), plan.steps)
         if plan.operation is not None and plan.operation.hold is not None:
             let_go(self._domain, plan.operation.hold)
+            free = plan.operation.held(None)
+            plan, journal = replace(plan, operation=free), journal.put(free)
+            self._domain.write_journal(xml.build_journal(journal))
         if plan.goals:
             plan = replace(plan, operation=self._write_intent(plan, journal))
         progress = self._merge(plan, view)
@@ -92,7 +96,8 @@ class Merge:
         try:
             self._loop(progress, view)
         except BaseException:
-            self._brake.release()
+            with suppress(VirtopsError):  # the watchdog goes on trying; the first failure is the one to tell
+                self._brake.release()
             raise
         self._brake.release()
         return progress
@@ -113,8 +118,8 @@ class Merge:
     def _write_intent(self, plan: MergePlan, journal: Journal) -> Operation:
         """From here on the bases are nobody's point in time any more; say so before it is true."""
         operation = plan.operation or self._new_operation(plan.goals)
-        if operation.phase != COMMITTING or operation.hold is not None or plan.operation is None:
-            operation = operation.at(COMMITTING).held(None)
+        if operation.phase != COMMITTING or plan.operation is None:
+            operation = operation.at(COMMITTING)
             self._domain.write_journal(xml.build_journal(journal.put(operation)))
         return operation
 

@@ -15,7 +15,7 @@ from .._core import xml
 from .._core.journal import Journal, Operation
 from .._core.model import DomainView, Outcome, SnapshotRecord
 from .._core.ports import ImagePort, RecordPort
-from .._core.snapshot import is_in_chain, operation_open
+from .._core.snapshot import is_in_chain, refuse_open
 from .._core.snapshot_tree import children_of, doomed_by
 from .observe import observe
 from .snapshot_info import told_snapshot
@@ -55,9 +55,7 @@ def _journal_without(domain: RecordPort, images: ImagePort, doomed: Sequence[Sna
     """
     view = domain.view()
     journal = xml.parse_journal(view.journal_xml)
-    stuck = next((operation for operation in journal.operations if operation.open), None)
-    if stuck is not None:
-        raise operation_open(view.name, stuck)
+    refuse_open(view, journal)
     ours = [found for found in (journal.find(record.name) for record in doomed) if found is not None]
     if not ours:
         return None

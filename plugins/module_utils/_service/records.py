@@ -18,7 +18,7 @@ from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.model import Outcome, SnapshotRecord
 from .._core.ports import RecordPort
-from .._core.snapshot import operation_open
+from .._core.snapshot import refuse_open
 from .._core.snapshot_tree import children_of
 from .snapshot_info import told_snapshot
 
@@ -77,7 +77,8 @@ class Records:
         if plan.doomed is not None:
             del after[plan.doomed]
         if plan.steps:
-            self._refuse_open()
+            view = self._domain.view()
+            refuse_open(view, xml.parse_journal(view.journal_xml))  # its record would be in motion
             if not check:
                 self._apply(plan)
         current_after = next((plan.name for write in plan.writes if write.current), current)
@@ -172,13 +173,6 @@ class Records:
             moved = xml.edited_snapshot(texts[child], parent=new_name)
             writes.append(_Write(moved, current == child, "move snapshot %s below %s" % (child, new_name)))
         return _Plan(new_name, tuple(writes), name)
-
-    def _refuse_open(self) -> None:
-        """A record of an operation that is under way is in motion."""
-        view = self._domain.view()
-        for operation in xml.parse_journal(view.journal_xml).operations:
-            if operation.open:
-                raise operation_open(view.name, operation)
 
     # -- effects
 

@@ -18,7 +18,7 @@ from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import CREATED, PREPARED, Journal, Operation
 from .._core.model import DomainView, Hold, Outcome
-from .._core.ports import Clock, ImagePort, SnapshotPort, Watchdog
+from .._core.ports import WATCHDOG_GRACE, Clock, ImagePort, SnapshotPort, Watchdog
 from .._core.snapshot import (
     PlannedDisk,
     SnapshotPlan,
@@ -31,9 +31,6 @@ from .._core.snapshot import (
 )
 from .observe import chains, observe
 from .overlays import is_unused, refuse_data, require_place
-
-#: Seconds that a thaw is given beyond the agent's own timeout before the watchdog acts.
-WATCHDOG_GRACE = 5
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Hold, Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import WATCHDOG_GRACE
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.brake import WATCHDOG_GRACE
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 
 from .fakes import Died
