@@ -162,6 +162,22 @@ def test_the_first_failure_stops_the_others(copier: ImageCopier, tmp_path: Path)
     assert caught.value.code == "no_image"
 
 
+def test_whoever_watches_ends_a_copy_under_way(copier: ImageCopier, tmp_path: Path) -> None:
+    """At 4 KiB/s it would take minutes."""
+    looks = []
+
+    def watch() -> None:
+        looks.append(1)
+        if len(looks) == 2:
+            raise VirtopsError("overlay_space", "It is full", "Make space")
+
+    slow = order(image(tmp_path / "a", "raw"), rate_limit=4096)
+    with pytest.raises(VirtopsError) as caught:
+        copier.copy_all((slow,), str(tmp_path / "set"), 1, watch)
+    assert (caught.value.code, len(looks)) == ("overlay_space", 2)
+    assert os.listdir(tmp_path / "locks") == []
+
+
 def test_no_more_at_a_time_than_the_hypervisor_allows(
     copier: ImageCopier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish, SetPaths
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING, PREPARED, Journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, Layer, Outcome
@@ -127,6 +127,22 @@ def test_a_base_that_changes_under_the_copy(host: FakeHost, domain: FakeDomain) 
     with pytest.raises(VirtopsError) as caught:
         run(host, domain)
     assert caught.value.code == "base_modified"
+    assert host.sets == {}
+
+
+def test_the_copy_gives_way_to_an_overlay_that_lacks_space(host: FakeHost, domain: FakeDomain) -> None:
+    """Not before it has begun: what is free before, the snapshot's own checks judge."""
+    real = host.begin
+
+    def begin(paths: SetPaths) -> None:
+        real(paths)
+        host.free = 0
+
+    host.begin = begin  # type: ignore[method-assign]
+    with pytest.raises(VirtopsError) as caught:
+        run(host, domain)
+    assert caught.value.code == "overlay_space"
+    assert "in /img" in caught.value.cause
     assert host.sets == {}
 
 

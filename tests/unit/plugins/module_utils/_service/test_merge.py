@@ -159,6 +159,24 @@ def test_a_pivot_that_is_not_ready_yet_is_tried_again(lab: Lab) -> None:
     assert lab.whole()
 
 
+@pytest.mark.parametrize("answered", [False, True])
+def test_libvirtd_restarts_under_the_start_of_a_job(lab: Lab, answered: bool) -> None:
+    """Whether it began the job or not, only the next look tells; neither is an error, nor a second job."""
+    real, calls = lab.domain.start_commit, []
+
+    def start(disk: str, *arguments: Any) -> None:
+        calls.append(disk)
+        if answered or len(calls) > 1:
+            real(disk, *arguments)
+        if len(calls) == 1:
+            raise VirtopsError("connection_lost", "The connection to libvirt was lost", "Run the task again")
+
+    lab.domain.start_commit = start  # type: ignore[method-assign]
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+    assert sorted(calls) == (["vda", "vdb"] if answered else ["vda", "vda", "vdb"])
+
+
 def test_a_job_that_vanished_did_not_merge(lab: Lab) -> None:
     lab.domain.jobs_vanish = True
     with pytest.raises(VirtopsError) as caught:
