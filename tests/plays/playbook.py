@@ -195,7 +195,8 @@ class Controller:
             "ANSIBLE_COLLECTIONS_PATH": str(self.collections),
             "ANSIBLE_CONFIG": str(config),
             "ANSIBLE_HOME": str(self.folder / "home"),
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.lab.dir / "cp"),
+            # Each play its own: one that used another's connection would lose it when that one ends, or is killed
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.lab.dir / "cp" / record.stem / str(os.getpid())),
             "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "callback_plugins"),
             "ANSIBLE_CALLBACKS_ENABLED": "recorder",
             "ANSIBLE_PIPELINING": str(pipelining),

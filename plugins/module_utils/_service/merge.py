@@ -26,6 +26,7 @@ from .brake import GuestBrake, let_go
 from .jobs import cancel_jobs
 from .merge_plan import MergePlan, MergePlanner, MergeWish, journalled
 from .observe import chains, observe
+from .overlays import lasting_holders
 
 #: Seconds between two looks while no event comes: libvirtd's restart loses events.
 POLL = 0.25
@@ -289,12 +290,13 @@ class Merge:
     def _delete_overlay(self, path: str, view: DomainView) -> tuple[str, ...]:
         """Delete it where nothing can need it any more; else say what keeps it."""
         own = {layer.path for disk in view.disks + view.config_disks for layer in disk.chain}
+        held = () if path in own else lasting_holders(path, self._images, self._clock)
         if path in own:
             reason = "it is still in a chain of this domain"
         elif path in self._planner.images_of_others():
             reason = "another domain of this host stands on it"
-        elif self._images.holders(path):
-            reason = "a process has it open (PID %s)" % ", ".join(str(pid) for pid in self._images.holders(path))
+        elif held:
+            reason = "a process has it open (PID %s)" % ", ".join(str(pid) for pid in held)
         else:
             self._images.remove(path)
             return ()

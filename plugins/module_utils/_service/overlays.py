@@ -11,9 +11,13 @@ import os
 from .._core.errors import VirtopsError
 from .._core.journal import Operation
 from .._core.model import DomainView, OtherImages
-from .._core.ports import ImagePort
+from .._core.ports import Clock, ImagePort
 from .._core.snapshot import PlannedDisk
 from .observe import every_image
+
+#: Seconds that a process is given to close a layer. libvirt shows the new chain a moment before QEMU is told to drop
+#: the layers that were merged.
+CLOSE_SECONDS = 5.0
 
 
 def require_place(disk: PlannedDisk, images: ImagePort, stale: tuple[str, ...] = ()) -> None:
@@ -50,6 +54,16 @@ def is_unused(path: str, view: DomainView, images: ImagePort) -> bool:
     if any(disk.index_of(path) is not None for disk in view.disks + view.config_disks):
         return False
     return not images.holds_data(path)
+
+
+def lasting_holders(path: str, images: ImagePort, clock: Clock) -> tuple[int, ...]:
+    """The processes that have it open, and do not close it within CLOSE_SECONDS."""
+    deadline = clock.monotonic() + CLOSE_SECONDS
+    while True:
+        held = images.holders(path)
+        if not held or clock.monotonic() >= deadline:
+            return held
+        clock.sleep(0.1)
 
 
 def removable(operation: Operation, view: DomainView, others: OtherImages, images: ImagePort) -> list[str]:

@@ -198,11 +198,11 @@ class Guest:
     def _control_path(self) -> str:
         return f"/run/virtlab/{self.name}.control"
 
-    def command(self, command: str, *, timeout: float = 15, check: bool = True) -> str:
+    def command(self, command: str, *, timeout: float = 60, check: bool = True) -> str:
         """Run a shell command in the guest, past the agent (guest/control.c); works on a frozen guest too."""
         return self._command(command, timeout, check).decode(errors="replace")
 
-    def _command(self, command: str, timeout: float = 15, check: bool = True) -> bytes:
+    def _command(self, command: str, timeout: float = 60, check: bool = True) -> bytes:
         identity = f"{time.monotonic_ns()}"
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(timeout)

@@ -246,6 +246,16 @@ def test_an_overlay_that_somebody_needs_is_kept(lab: Lab, why: str) -> None:
     assert overlay in outcome.warnings[0]
 
 
+def test_an_overlay_that_qemu_is_about_to_close_is_deleted(lab: Lab) -> None:
+    """libvirt shows the new chain a moment before QEMU drops the merged layer."""
+    overlay, closes = "/img/vm.vda.s1.qcow2", lab.clock.monotonic() + 1
+    lab.images.holders = (  # type: ignore[method-assign]
+        lambda path: (7,) if path == overlay and lab.clock.monotonic() < closes else ()
+    )
+    assert lab.run(snapshot="s1", delete_merged=True).warnings == ()
+    assert lab.whole()
+
+
 def test_a_base_that_another_domain_stands_on_is_refused(lab: Lab) -> None:
     lab.images.backing["/img/other.qcow2"] = ("qcow2", "/img/a.raw")
     lab.domain.others = OtherImages(frozenset(), (Layer("/img/other.qcow2", "qcow2"),))
