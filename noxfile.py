@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nox
@@ -32,7 +32,9 @@ from tests.tools.tree import COLLECTIONS, TREE, sync
 # A SIGTERM then takes down what was set up, also where a SIGINT is ignored, as in the background of a script.
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-SETS = ("lint", "sanity", "units", "galaxy", "docs", "lab", "integration", "e2e", "faults", "campaign")
+SETS = ("lint", "sanity", "units", "galaxy", "docs", "generations", "lab", "integration", "e2e", "faults", "campaign")
+#: The generations of libvirt and QEMU that everything has to work on, by the Debian release that has them
+GENERATIONS = ("debian11", "debian12", "debian13", "forky")
 
 nox.options.sessions = SETS
 nox.options.default_venv_backend = "none"
@@ -159,21 +161,26 @@ def sanity(session: nox.Session) -> None:
 
 @nox.session
 def units(session: nox.Session) -> None:
-    """ansible-test units on each ansible-core, with each Python that it supports."""
+    """ansible-test units on the newest ansible-core with each Python, on the others with their oldest and newest.
+
+    With --long, each with each.
+    """
     sync()
     with Checks("units", session.error) as checks:
-        for core, bin_ in each_core(checks):
+        cores = list(each_core(checks))
+        for core, bin_ in cores:
+            versions = pythons.for_core(core)
+            if core != cores[-1][0] and not os.environ.get("DEV_LONG"):
+                versions = tuple(dict.fromkeys((versions[0], versions[-1])))
             # ansible-test runs the Python of its own version from its own environment, and finds the others on PATH.
-            folders = [
-                ensure(f"units-{v}", pythons.available()[v], "units")
-                for v in pythons.for_core(core)
-                if v != pythons.controller_for(core)
-            ]
+            others = [v for v in versions if v != pythons.controller_for(core)]
+            folders = [ensure(f"units-{v}", pythons.available()[v], "units") for v in others]
             junit = TREE / "tests" / "output" / "junit"
             shutil.rmtree(junit, ignore_errors=True)
-            command = [bin_ / "ansible-test", "units", "--local", "--color", "no", *session.posargs]
-            label = f"ansible-core {core} on Python {', '.join(pythons.for_core(core))}"
-            checks.run(label, command, cwd=TREE, env=environment(*folders, bin_))
+            for version in versions:
+                command = [bin_ / "ansible-test", "units", "--local", "--color", "no", "--python", version]
+                label = f"ansible-core {core} on Python {version}"
+                checks.run(label, [*command, *session.posargs], cwd=TREE, env=environment(*folders, bin_))
             if not checks.add_junit(sorted(junit.glob("python*-units.xml"))):
                 checks.report(f"ansible-core {core}", "no test was run")
 
@@ -241,23 +248,61 @@ def integration(session: nox.Session) -> None:
     On the newest ansible-core that the machine has a Python for, with --long on each.
     """
     sync()
-    name = "integration"
-    env = environment()
     with Checks("integration", session.error) as checks:
         cores = list(each_core(checks, newest_only=not os.environ.get("DEV_LONG")))
-        try:
-            subprocess.run([LAB, "up", name], env=env, check=True)
-            target = ssh_target(name, env)
-            for core, bin_ in cores:
-                python = f"origin:python={pythons.controller_for(core)}"
-                command = [bin_ / "ansible-test", "integration", "--color", "no", "--controller", python]
-                command += ["--target", target, "--allow-root", "--allow-destructive"]
-                for test in session.posargs or integration_targets(command, environment(bin_)):
-                    checks.run(f"ansible-core {core}: {test}", [*command, test], cwd=TREE, env=environment(bin_))
-        finally:
-            subprocess.run([LAB, "down", name], env=env, check=True)
-        if not checks.passed + checks.failed:
-            checks.report("targets", "there are none")
+        run_targets(checks, "integration", "host", cores, session.posargs)
+
+
+@nox.session
+def generations(session: nox.Session) -> None:
+    """Snapshots, merges, copies and a live backup on those generations of libvirt that `integration` has not.
+
+    With arguments one of them, and on it the targets that are named: `./dev test generations -- debian11 block_commit`.
+    """
+    sync()
+    chosen, *targets = session.posargs or [""]
+    with Checks("generations", session.error) as checks:
+        cores = list(each_core(checks, newest_only=True))
+        for generation in [chosen] if chosen else [found for found in GENERATIONS if found != own_generation()]:
+            run_targets(checks, f"on-{generation}", generation, cores, targets)
+            if not targets:
+                live_backup = ["tests/faults/test_no_fault.py", "--generation", generation]
+                command = [*pytest_command(f"generations-{generation}"), *live_backup]
+                checks.run(f"{generation}: live backup", command, cwd=TREE, env=environment(BIN))
+
+
+def own_generation() -> str:
+    """Return which of GENERATIONS the machine itself is; its own files make the lab hypervisors of that one."""
+    return f"debian{debian_release().split('.')[0]}"
+
+
+def run_targets(
+    checks: Checks, hypervisor: str, generation: str, cores: list[tuple[str, Path]], chosen: Sequence[str]
+) -> None:
+    """Run integration targets on a lab hypervisor that lives as long as they do.
+
+    On another generation than the machine's own, those that depend on it, and of these not what is refused without it.
+    """
+    env = environment()
+    options = [] if generation == "host" else ["--generation", generation]
+    try:
+        subprocess.run([LAB, "up", hypervisor, *options], env=env, check=True)
+        target = ssh_target(hypervisor, env)
+        for core, bin_ in cores:
+            python = f"origin:python={pythons.controller_for(core)}"
+            command = [bin_ / "ansible-test", "integration", "--color", "no", "--controller", python]
+            command += ["--target", target, "--allow-root", "--allow-destructive"]
+            targets = chosen or integration_targets(command, environment(bin_))
+            if generation != "host":
+                command += ["--skip-tags", "refusals"]
+                targets = chosen or [name for name in targets if name.startswith(("block_", "image_", "snapshot_"))]
+            for test in targets:
+                label = f"{generation}, ansible-core {core}: {test}"
+                checks.run(label, [*command, test], cwd=TREE, env=environment(bin_))
+    finally:
+        subprocess.run([LAB, "down", hypervisor], env=env, check=True)
+    if not checks.passed + checks.failed:
+        checks.report("targets", "there are none")
 
 
 def ssh_target(name: str, env: dict[str, str]) -> str:
@@ -316,7 +361,7 @@ def faults(session: nox.Session) -> None:
         named = any(word.startswith("tests/") for word in session.posargs)
         run_pytest(session, "faults", *session.posargs, *([] if named else ["tests/faults"]))
         return
-    older = "host" if debian_release().startswith("12") else "debian12"
+    older = "host" if own_generation() == "debian12" else "debian12"
     sync()
     with Checks("faults", session.error) as checks:
         generations = (older, "debian13")
