@@ -61,7 +61,9 @@ options:
     type: bool
     default: false
   validate:
-    description: Whether libvirt compares what is written with its schema first (libvirt 5.6.0).
+    description:
+      - Whether libvirt compares what is written with its schema first (libvirt 5.6.0).
+      - The schema of libvirt 7.0 (Debian 11) rejects the records that it writes itself of guests that run.
     type: bool
     default: false
   children:

@@ -64,6 +64,11 @@ _TABLE = {
         "With force: true the guest is reverted all the same: QEMU is then started anew, its consoles are cut off, and "
         "the guest may notice other devices",
     ),
+    "VIR_ERR_XML_INVALID_SCHEMA": (
+        "xml_invalid",
+        "Correct the XML, or leave validate out: the schema of libvirt 7 lacks inactiveDomain, which it writes into the "
+        "records of running guests itself",
+    ),
     "VIR_ERR_RESOURCE_BUSY": ("libvirt_busy", "Wait for the operation that holds it, and repeat"),
 }
 _OTHER = ("libvirt_error", "Look for the reason in libvirt's log and in QEMU's (/var/log/libvirt/qemu)")
