@@ -66,8 +66,8 @@ _TABLE = {
     ),
     "VIR_ERR_XML_INVALID_SCHEMA": (
         "xml_invalid",
-        "Correct the XML, or leave validate out: the schema of libvirt 7 lacks inactiveDomain, which it writes into the "
-        "records of running guests itself",
+        "Correct the XML, or leave validate out: the schema of libvirt 7 lacks inactiveDomain, which it writes itself "
+        "into the records of running guests",
     ),
     "VIR_ERR_RESOURCE_BUSY": ("libvirt_busy", "Wait for the operation that holds it, and repeat"),
 }
