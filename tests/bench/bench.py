@@ -3,6 +3,8 @@
 
 """`./dev bench`: the playbook side by side with the recipe done by hand (recipe.sh), on the same guests.
 
+And snapshot_info side by side with the least that reads the same records (records.py).
+
 Both in turns, so that what else the machine does meets both; medians. Each run starts with nothing left to be written
 and with the disks' data not in the page cache, as it is where guests use cache='none'. The recipe is one SSH call to
 the hypervisor; the playbook counts from the start of ansible-playbook to its end. Times are printed, never asserted.
@@ -11,8 +13,10 @@ the hypervisor; the playbook counts from the start of ansible-playbook to its en
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -249,6 +253,30 @@ def ten_guests(hypervisor: Hypervisor, runs: int) -> list[Row]:
     return [Row("ten guests, 2 disks of 64 MiB: whole run", median(results, RECIPE), median(results, OURS), 0.6, "s")]
 
 
+def many_records(hypervisor: Hypervisor, runs: int) -> list[Row]:
+    """e: a guest that is off, with up to a thousand snapshot records; more of them take as much longer as there are."""
+    say("a guest with many snapshot records")
+    guest = hypervisor.guest("records").define([Disk("vda")])
+    folder = "/root/bench/ansible_collections/virtops/libvirt"
+    inside = hypervisor.outside(folder)
+    inside.mkdir(parents=True)
+    shutil.copytree(ROOT / "plugins", inside / "plugins")
+    shutil.copy(Path(__file__).parent / "records.py", inside)
+    found = {}
+    for count in (250, 500, 1000):
+        python = ["env", "PYTHONPATH=/root/bench", "PYTHONDONTWRITEBYTECODE=1", "/usr/bin/python3"]
+        command = [*python, f"{folder}/records.py", guest.name, str(count), str(4 * runs)]
+        seconds = json.loads(hypervisor.exec(command, timeout=900).stdout)
+        # The fastest of each: so short a run is slower only by what else the machine does
+        least, ours = found[count] = [min(seconds[way]) * 1000 for way in ("least", "ours")]
+        say(f"{count} records: the least loop {least:.0f} ms, ours {ours:.0f} ms")
+    guest.cleanup()
+    return [
+        Row("snapshot_info of 1000 records; the least loop", *found[1000], 1.5, "ms"),
+        Row("... of 1000 records; twice that of 500", 2 * found[500][1], found[1000][1], 1.25, "ms"),
+    ]
+
+
 def show_tasks(runs: list[Run]) -> None:
     print("\nWhere our time goes (medians, s):")
     for name in runs[0].tasks:
@@ -267,7 +295,7 @@ def hypervisor_up(keep: bool) -> Iterator[Hypervisor]:
             lab.down([NAME])
 
 
-SCENARIOS = {"one": one_guest, "ten": ten_guests}
+SCENARIOS = {"one": one_guest, "ten": ten_guests, "records": many_records}
 
 
 def main() -> int:

@@ -89,7 +89,7 @@ class Domain:
             return self._again(lambda _domain: self._snapshots())
 
     def _snapshots(self) -> tuple[SnapshotRecord, ...]:
-        return tuple(xml.parse_snapshot(text) for text in self._snapshot_xmls(0))
+        return tuple(xml.parse_record(text) for text in self._snapshot_xmls(0))
 
     def _snapshot_xmls(self, flags: int) -> tuple[str, ...]:
         found = self._domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)

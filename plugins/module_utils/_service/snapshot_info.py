@@ -29,7 +29,7 @@ class SnapshotInfoWish:
 def snapshots(wish: SnapshotInfoWish, domain: SnapshotInfoPort) -> Outcome:
     """Those that pass the filters, parents first; their tree, in words and as data; and which one is current."""
     texts = domain.snapshot_xmls(wish.security_info)
-    records = tuple(xml.parse_snapshot(text) for text in texts)
+    records = tuple(xml.parse_record(text) for text in texts)
     if wish.filters.start is not None and wish.filters.start not in {record.name for record in records}:
         raise VirtopsError(
             "no_such_snapshot",

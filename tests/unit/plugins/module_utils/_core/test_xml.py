@@ -290,6 +290,18 @@ def test_a_recorded_snapshot() -> None:
     assert record.external
 
 
+def test_what_libvirt_wrote_is_read_without_the_definition_in_it() -> None:
+    text = recorded("snapshot.recorded")
+    assert "<domain " in text
+    assert xml.parse_record(text) == xml.parse_snapshot(text)
+    named = xml.edited_snapshot(text, name="<domain type='x'>", description="</domainsnapshot><domain ")
+    assert xml.parse_record(named) == xml.parse_snapshot(named)
+    broken = text.replace("</domain>", "<domain>")
+    assert xml.parse_record(broken) == xml.parse_snapshot(text)
+    with pytest.raises(VirtopsError):
+        xml.parse_snapshot(broken)
+
+
 def test_an_internal_snapshot_with_memory_and_a_parent() -> None:
     record = xml.parse_snapshot(
         "<domainsnapshot><name>child</name><state>running</state><parent><name>root</name></parent>"

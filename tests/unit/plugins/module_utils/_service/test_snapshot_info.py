@@ -154,3 +154,25 @@ def test_a_snapshot_without_metadata_is_in_the_journal() -> None:
     assert (told["name"], told["kind"], told["metadata"], told["state"]) == ("s1", "external", False, "disk-snapshot")
     assert [disk["file"] for disk in told["disks"]] == ["/img/vm.vda.s1.qcow2", "/img/vm.vdb.s1.qcow2"]
     assert _names(found, metadata=True) == []
+
+
+@pytest.mark.parametrize("filters", [Filters(), Filters(start="a", descendants=True), Filters(current=True)])
+def test_each_record_is_read_once(domain: Domain, monkeypatch: pytest.MonkeyPatch, filters: Filters) -> None:
+    """With n records, n descriptions are fetched, and nothing else is asked for each: so the cost grows with n."""
+    asked = []
+    ways = [name for name in vars(libvirt.virDomainSnapshot) if not name.startswith("_")]
+
+    def counted(name: str) -> Any:
+        real = getattr(libvirt.virDomainSnapshot, name)
+
+        def call(self: Any, *arguments: Any) -> Any:
+            asked.append(name)
+            return real(self, *arguments)
+
+        return call
+
+    for name in ways:
+        monkeypatch.setattr(libvirt.virDomainSnapshot, name, counted(name))
+    snapshots(SnapshotInfoWish(filters, xml=True), domain)
+    assert asked.count("getXMLDesc") == len(RECORDS)
+    assert len([name for name in asked if name != "getXMLDesc"]) <= 1
