@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: snapshot_external
-short_description: Take an external, disk-only snapshot of a libvirt domain
+short_description: Take an external snapshot of a libvirt domain
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
@@ -16,7 +16,10 @@ description:
   - Every disk of the domain is named in the request to libvirt. Disks that have no state to keep (CD-ROM and floppy
     drives, empty, read-only, shareable and transient disks, LUNs, vhost-user) are left alone, and RV(skipped_disks)
     says why.
-  - The snapshot is atomic, over all disks or not at all. If it fails, no disk was switched and no overlay is left.
+  - The snapshot is atomic, over all disks or not at all. If it fails, no disk was switched, and no overlay and no
+    memory file is left but those that were there before.
+  - With O(memory) the guest's memory is saved too, so that M(virtops.libvirt.snapshot_revert) can let it run on from
+    that very moment.
   - With O(quiesce) the guest's file systems are frozen for the moment of the switch (RV(freeze_ms) tells for how
     long). A watchdog process on the hypervisor thaws them if the module is killed meanwhile.
   - What the module is about to do is first written into the domain's own metadata (the journal). If the module, the
@@ -68,11 +71,15 @@ options:
         default: external
       file:
         description:
-          - The absolute path of the overlay, which must not exist.
+          - The absolute path of the overlay, which must not exist. With O(reuse_external) it must exist, and may be a
+            block device.
           - Unset, it is C(<domain>.<disk>.<snapshot>.qcow2) in O(overlay_dir).
+          - A disk on the network (NBD, RBD, iSCSI and the like) takes part only if its file is given, on this host. Its
+            image is then neither backed up nor merged into by this collection, which says so. Merge it with
+            C(virsh blockcommit --active --pivot).
         type: path
       format:
-        description: The overlay's format.
+        description: The overlay's format. Of those that libvirt takes, qcow2 alone is fit for disks of today.
         type: str
         choices: [qcow2]
         default: qcow2
@@ -82,6 +89,37 @@ options:
       - Unset, each overlay lies beside its disk's image. For a disk on a block device it must be set, or the disk's
         O(disks[].file).
     type: path
+  reuse_external:
+    description:
+      - Whether the overlays are there already, as C(virsh snapshot-create --reuse-external) has it.
+      - Each must be an empty qcow2 image, at least as large as the disk, whose backing file is the image that the disk
+        is on now, with its format stated. Nothing may use it. All of that is checked before anything is changed.
+      - Such an overlay is left where it is if the snapshot fails. Once it was merged, it is deleted as any other,
+        unless it is a block device.
+    type: bool
+    default: false
+  memory:
+    description:
+      - The absolute path of a file, which must not exist, for the memory of the guest. Only its owner can read it.
+      - Unset, the snapshot is of the disks only. A domain that is off has no memory, and is refused.
+      - libvirt pauses the guest while it writes the file, for seconds per GiB. O(live) avoids that.
+      - There has to be space for all of the guest's memory, although less may be written.
+      - libvirt does not freeze file systems for it, and they need not be. So O(quiesce=required) is refused, and with
+        O(quiesce=preferred) a warning says that there was no freeze.
+    type: path
+  live:
+    description:
+      - With O(memory), whether the guest runs on while its memory is saved. It takes longer, and the file grows with
+        what the guest writes to its memory meanwhile. The snapshot's moment is the end of that.
+    type: bool
+    default: false
+  halt:
+    description:
+      - Whether the guest is off afterwards, at the very moment of the snapshot, as after a power loss.
+      - If the snapshot is there already, nothing is changed. A guest that was started since is not halted again.
+      - A transient domain is refused, whose definition would be lost.
+    type: bool
+    default: false
   quiesce:
     description:
       - Whether the guest's file systems are frozen by its agent for the moment of the snapshot.
@@ -141,7 +179,10 @@ options:
         type: bool
         default: false
   timeout:
-    description: With O(state=absent), for how many seconds the merge may take.
+    description:
+      - With O(state=absent), for how many seconds the merge may take.
+      - With O(state=present), for how many seconds to wait for a snapshot of this name that libvirt still works at,
+        after the run that asked for it was interrupted.
     type: int
     default: 3600
 seealso:
@@ -169,6 +210,37 @@ EXAMPLES = r"""
         file: /fast/db1-vdb.nightly.qcow2
       - name: vdc
         snapshot: 'no'
+
+- name: Keep the disks and the memory of this moment, while the guest runs on
+  virtops.libvirt.snapshot_external:
+    domain: web1
+    name: with-memory
+    memory: /var/lib/libvirt/images/web1.with-memory.ram
+    live: true
+
+- name: Turn the guest off at the moment of the snapshot
+  virtops.libvirt.snapshot_external:
+    domain: web1
+    name: before-move
+    quiesce: preferred
+    halt: true
+
+- name: Let the guest write to a logical volume from now on
+  # qemu-img create -f qcow2 -F raw -b /dev/vg0/db1 /dev/vg0/db1-overlay
+  virtops.libvirt.snapshot_external:
+    domain: db1
+    name: on-lvm
+    reuse_external: true
+    disks:
+      - name: vda
+        file: /dev/vg0/db1-overlay
+
+- name: See the request that libvirt would be given, without a snapshot
+  virtops.libvirt.snapshot_external:
+    domain: web1
+    name: before-update
+  check_mode: true
+  diff: true
 
 - name: Give the snapshot up, keep the guest's data
   virtops.libvirt.snapshot_external:
@@ -205,6 +277,9 @@ snapshot:
     metadata:
       description: Whether libvirt has a record of it.
       type: bool
+    memory:
+      description: The file with the guest's memory. Unset for a snapshot of the disks only, and with O(state=absent).
+      type: str
     operation:
       description: The id of its entry in the journal, if there is one.
       type: str
@@ -215,6 +290,7 @@ snapshot:
     name: s1
     kind: external
     metadata: true
+    memory: null
     operation: 2f1c0d6e-8a53-4d8e-9a55-0c9f2b8f7d11
     xml: <domainsnapshot/>
 overlays:
@@ -227,7 +303,7 @@ overlays:
       description: The disk's target.
       type: str
     base:
-      description: The image that now stays as it is.
+      description: The image that now stays as it is. Of a disk on the network, words like a URI.
       type: str
     base_format:
       description: Its format.
@@ -258,6 +334,7 @@ skipped_disks:
 consistency:
   description:
     - What was really obtained, V(filesystem) (frozen throughout), V(crash) (as after a power loss) or V(offline).
+    - With O(memory) it is about the disks without that memory, so V(crash).
   returned: success and O(state=present)
   type: str
   sample: filesystem

@@ -157,8 +157,8 @@ MUTATIONS: dict[int, Mutation] = {
         (
             Edit(
                 f"{SERVICE}/snapshot.py",
-                "            for disk in made:\n                self._images.remove(disk.overlay)\n",
-                "            for disk in ():\n                self._images.remove(disk.overlay)\n",
+                "            for disk in made if not self._wish.reuse else ():\n",
+                "            for disk in ():\n",
             ),
         ),
         "no_space",
@@ -168,8 +168,8 @@ MUTATIONS: dict[int, Mutation] = {
         (
             Edit(
                 f"{CORE}/snapshot.py",
-                "PREPARED, tuple(disk.overlay for disk in ours.disks))",
-                "PREPARED, ())",
+                "PREPARED, stale, ours.memory)",
+                "PREPARED, (), ours.memory)",
             ),
         ),
         "stale_overlay",

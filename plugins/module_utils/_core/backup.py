@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from .errors import VirtopsError
 from .journal import COMMITTING, PREPARED, Journal, Operation
-from .model import DomainView, FileIdentity, ImageInfo, Layer
+from .model import DomainView, FileIdentity, ImageInfo, Layer, is_local
 from .ports import ImagePort
 
 #: Of manifest.json. Raised when a reader of the old one would misunderstand a new one.
@@ -229,6 +229,8 @@ def _of_operation(operation: Operation) -> Selection:
     sources = tuple(
         Source(disk.target, Layer(disk.base, disk.base_format), disk.overlay, disk.identity) for disk in operation.disks
     )
+    for source in sources:
+        require_local(source.target, source.base)
     return Selection(operation.id, operation.name, operation.started, operation.consistency or UNKNOWN, sources)
 
 
@@ -261,12 +263,23 @@ def _source_of_overlay(path: str, view: DomainView, images: ImagePort) -> Source
     for disk in view.disks:
         base = disk.below(path)
         if base is not None:
+            require_local(disk.target, base)
             return Source(disk.target, base, path, images.identity(base.path))
     raise VirtopsError(
         "overlay_not_in_chain",
         "No disk of domain %s has %s in its chain with an image below it" % (view.name, path),
         "Look at the chains with virtops.libvirt.block_info",
     )
+
+
+def require_local(target: str, base: Layer) -> None:
+    """Only an image of this host has an identity and a lock, and so can be copied as one point in time."""
+    if not is_local(base.path):
+        raise VirtopsError(
+            "base_remote",
+            "The base of disk %s is on the network (%s), not an image of this host" % (target, base.path),
+            "Copy it where it is stored, or leave the disk out",
+        )
 
 
 def require_still(selection: Selection, view: DomainView, journal: Journal) -> None:

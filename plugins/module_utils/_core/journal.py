@@ -48,7 +48,8 @@ class JournalDisk:
     """What the operation does to one disk. `identity` is the base's right after the switch.
 
     `pivoting`: libvirt was asked to pivot it. If the guest ends before libvirt has noted that QEMU did so, the
-    persistent XML names the overlay and the newest data are in the base.
+    persistent XML names the overlay and the newest data are in the base. `reused`: the overlay is a file of the user's,
+    which was there before: undoing the operation leaves it.
     """
 
     target: str
@@ -57,6 +58,7 @@ class JournalDisk:
     overlay: str
     identity: FileIdentity | None = None
     pivoting: bool = False
+    reused: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Operation:
     `name` is the snapshot's name (for a COMMIT: the base layers' merge, named by us). `kind` says
     which workflow it belongs to: KEPT, COMMIT, or the name that a role gave (live_backup).
     `started` is a UTC time as 20261120T120000Z; `consistency` is filesystem, crash or offline. `hold` is what the
-    merge slows or stops the guest by at this moment.
+    merge slows or stops the guest by at this moment. `memory` is the file that libvirt saves the guest's memory to,
+    which was not there before; None for a snapshot of the disks only.
     """
 
     id: str
@@ -77,6 +80,7 @@ class Operation:
     disks: tuple[JournalDisk, ...]
     consistency: str = ""
     hold: Hold | None = None
+    memory: str | None = None
 
     @property
     def open(self) -> bool:

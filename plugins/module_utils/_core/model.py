@@ -13,6 +13,13 @@ RUNNING_STATES = frozenset({"running", "idle", "paused", "in shutdown", "pmsuspe
 
 #: The reason of a pause (virDomainPausedReason, in virsh's words) when QEMU stopped the guest at a write that failed.
 IO_ERROR = "I/O error"
+#: Ours for those that libvirt pauses a guest for while it saves its memory.
+SAVING = "saving"
+
+
+def is_local(path: str) -> bool:
+    """Is it an image of this host, and not the words for one on the network?"""
+    return path.startswith("/")
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,8 @@ class BlockJob:
 class Disk:
     """A disk of a domain. `chain` starts with the layer that the guest writes to.
 
-    `chain` is empty for an empty drive and for sources that are not local images.
+    `chain` is empty for an empty drive and for sources that are not local images. `remote` stands for a source on the
+    network: words like a URI, and the format.
     """
 
     target: str
@@ -62,6 +70,7 @@ class Disk:
     shareable: bool = False
     transient: bool = False
     job: BlockJob | None = None
+    remote: Layer | None = None
 
     @property
     def active(self) -> Layer | None:
@@ -106,12 +115,30 @@ class Hold:
 
 @dataclass(frozen=True)
 class SnapshotDisk:
-    """A disk in a snapshot's record: `mode` is external, internal or no; `file` the overlay made."""
+    """A disk in a snapshot's record: `mode` is external, internal or no; `file` the overlay made.
+
+    `block`: the overlay is on a block device.
+    """
 
     target: str
     mode: str
     file: str | None = None
     format: str | None = None
+    block: bool = False
+
+
+@dataclass(frozen=True)
+class Creation:
+    """How virDomainSnapshotCreateXML is to take an external snapshot.
+
+    `reuse`: the overlays are there already. `memory`: the request names a file for it; without, it has the disks only.
+    """
+
+    metadata: bool = True
+    reuse: bool = True
+    memory: bool = False
+    live: bool = False
+    halt: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +170,8 @@ class DomainView:
     `disks` is what the guest uses now (the live XML; of a domain that is off: the persistent
     one). `config_disks` is the persistent XML's view; what it says below the active layer may be stale.
     `agent` is connected, disconnected (a channel, nobody answering) or absent.
-    `paused_by` is the reason of state paused: user, I/O error (QEMU stopped it at a failed write) or other.
+    `paused_by` is the reason of state paused: user, I/O error (QEMU stopped it at a failed write), saving or other.
+    `memory_bytes` is what the guest has of it at most.
     `pflash`: its firmware, as UEFI's, lies in flash, whose variables are `nvram`.
     """
 
@@ -162,6 +190,7 @@ class DomainView:
     paused_by: str | None = None
     pflash: bool = False
     nvram_format: str = "raw"
+    memory_bytes: int = 0
 
     @property
     def active(self) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .model import DomainView, FileIdentity, Hold, ImageInfo, Layer, OtherImages, SnapshotRecord
+from .model import Creation, DomainView, FileIdentity, Hold, ImageInfo, Layer, OtherImages, SnapshotRecord
 
 
 class Clock(Protocol):
@@ -70,7 +70,17 @@ class JournalPort(Protocol):
         """Replace the journal's element; None removes it."""
 
 
-class SnapshotPort(ViewPort, JournalPort, Protocol):
+class JobPort(ViewPort, Protocol):
+    """What waiting for a request needs that libvirt works at although nobody waits for its answer any more."""
+
+    def has_job(self) -> bool:
+        """virDomainGetJobInfo: does libvirt save, snapshot or migrate this domain now? Block jobs do not count."""
+
+    def resume(self) -> None:
+        """virDomainResume; a domain that runs is fine."""
+
+
+class SnapshotPort(JobPort, JournalPort, Protocol):
     """What creating an external snapshot needs."""
 
     def agent_ping(self, seconds: int) -> None:
@@ -82,8 +92,11 @@ class SnapshotPort(ViewPort, JournalPort, Protocol):
     def thaw(self, seconds: int) -> int:
         """virDomainFSThaw within `seconds`: the number of file systems thawed."""
 
-    def create_snapshot(self, xml: str, metadata: bool) -> None:
-        """virDomainSnapshotCreateXML, DISK_ONLY | ATOMIC | REUSE_EXT, NO_METADATA where not `metadata`."""
+    def create_snapshot(self, xml: str, how: Creation) -> None:
+        """virDomainSnapshotCreateXML, ATOMIC; DISK_ONLY, REUSE_EXT, NO_METADATA, LIVE and HALT as `how` says."""
+
+    def other_images(self) -> OtherImages:
+        """What the host's other domains stand on, by their live and persistent XML."""
 
     def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
@@ -193,7 +206,7 @@ class MergePort(BrakePort, Protocol):
         """What the host's other domains stand on, by their live and persistent XML."""
 
 
-class RecoverPort(MergePort, Protocol):
+class RecoverPort(MergePort, JobPort, Protocol):
     """What finding and undoing an interrupted operation needs besides the merge."""
 
     def agent_ping(self, seconds: int) -> None:
@@ -264,6 +277,9 @@ class ImagePort(Protocol):
     def exists(self, path: str) -> bool:
         """lstat(2): a dangling symlink exists too."""
 
+    def kind(self, path: str) -> str:
+        """stat(2): file, block, other, or missing; symlinks are followed."""
+
     def is_directory(self, path: str) -> bool: ...
 
     def is_writable(self, path: str) -> bool: ...
@@ -278,4 +294,4 @@ class ImagePort(Protocol):
         """The processes of this host that have the file open (or mapped), as PIDs."""
 
     def remove(self, path: str) -> None:
-        """unlink(2) and fsync of the directory; a path that is gone is fine."""
+        """unlink(2) and fsync of the directory; a path that is gone is fine, and a device stays."""

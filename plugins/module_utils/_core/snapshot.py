@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .errors import VirtopsError
 from .journal import COMMIT, COMMITTING, CREATED, KEPT, PREPARED, PULL, REVERT, Journal, JournalDisk, Operation
-from .model import Disk, DomainView, Layer, SnapshotDisk, SnapshotRecord
+from .model import Disk, DomainView, Layer, SnapshotDisk, SnapshotRecord, is_local
 
 #: NAME_MAX of every Linux file system that keeps images.
 NAME_MAX = 255
@@ -29,7 +29,11 @@ class DiskWish:
 
 @dataclass(frozen=True)
 class SnapshotWish:
-    """What the user asked for. `freeze_timeout` is in seconds; `kind` is the workflow's name."""
+    """What the user asked for. `freeze_timeout` is in seconds; `kind` is the workflow's name.
+
+    `memory` is the file that the guest's memory is saved to, `live` while it runs on. `halt`: it is off afterwards.
+    `reuse`: the overlays are there already. `timeout`: seconds for an earlier request that libvirt still works at.
+    """
 
     name: str
     description: str | None = None
@@ -39,6 +43,11 @@ class SnapshotWish:
     freeze_timeout: int = 10
     metadata: bool = True
     kind: str = KEPT
+    memory: str | None = None
+    live: bool = False
+    halt: bool = False
+    reuse: bool = False
+    timeout: float = 3600
 
     def disk(self, target: str) -> DiskWish | None:
         return next((wish for wish in self.disks if wish.target == target), None)
@@ -46,11 +55,15 @@ class SnapshotWish:
 
 @dataclass(frozen=True)
 class PlannedDisk:
-    """A disk that will write to `overlay` from the snapshot on; `base` then stays as it is."""
+    """A disk that will write to `overlay` from the snapshot on; `base` then stays as it is.
+
+    `block`: the overlay is on a block device.
+    """
 
     target: str
     base: Layer
     overlay: str
+    block: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,12 +86,19 @@ class SnapshotPlan:
     skipped: tuple[SkippedDisk, ...]
     found: str | None = None
     stale_overlays: tuple[str, ...] = ()
+    stale_memory: str | None = None
+
+    @property
+    def remote(self) -> bool:
+        """Is there a base on the network? Only libvirt knows how to name it in an overlay, so it creates them all."""
+        return any(not is_local(disk.base.path) for disk in self.disks)
 
 
 def plan_snapshot(
     wish: SnapshotWish, view: DomainView, record: SnapshotRecord | None, journal: Journal
 ) -> SnapshotPlan:
     """Decide what to do, or refuse; the caller has looked at nothing but libvirt so far."""
+    _check_options(wish)
     _check_wished_disks(wish, view)
     ours = journal.find(wish.name)
     foreign = journal.foreign_to(wish.name)
@@ -87,8 +107,9 @@ def plan_snapshot(
     if ours is not None and ours.phase == COMMITTING:
         raise operation_open(view.name, ours)
     skipped = skipped_disks(wish, view)
-    chosen = _chosen_disks(view, skipped)
+    chosen = _chosen_disks(wish, view, skipped)
     if ours is not None and ours.phase == CREATED:
+        _check_same_memory(wish, view.name, ours.memory)
         _check_same_disks(wish, chosen, {disk.target: disk.overlay for disk in ours.disks})
         _check_still_there(wish.name, view, ours)
         return SnapshotPlan(_as_planned(ours), skipped, CREATED)
@@ -153,12 +174,15 @@ def overlay_path(directory: str, domain: str, target: str, snapshot: str) -> str
 
 def snapshot_disks(plan: SnapshotPlan) -> tuple[SnapshotDisk, ...]:
     """Every disk, named: libvirt would snapshot those that the request omits."""
-    made = [SnapshotDisk(disk.target, "external", disk.overlay, "qcow2") for disk in plan.disks]
+    made = [SnapshotDisk(disk.target, "external", disk.overlay, "qcow2", disk.block) for disk in plan.disks]
     return tuple(made + [SnapshotDisk(disk.target, "no") for disk in plan.skipped])
 
 
-def journal_disks(plan: SnapshotPlan) -> tuple[JournalDisk, ...]:
-    return tuple(JournalDisk(disk.target, disk.base.path, disk.base.format, disk.overlay) for disk in plan.disks)
+def journal_disks(wish: SnapshotWish, plan: SnapshotPlan) -> tuple[JournalDisk, ...]:
+    return tuple(
+        JournalDisk(disk.target, disk.base.path, disk.base.format, disk.overlay, reused=wish.reuse)
+        for disk in plan.disks
+    )
 
 
 def operation_open(domain: str, operation: Operation) -> VirtopsError:
@@ -213,15 +237,54 @@ def require_disk(view: DomainView, target: str) -> Disk:
     return disk
 
 
+def _check_options(wish: SnapshotWish) -> None:
+    """What no domain could make fit together."""
+    if wish.live and wish.memory is None:
+        raise VirtopsError(
+            "bad_option",
+            "live is about how the guest's memory is saved, and without memory none is.",
+            "Give memory the path of a file, or leave live out",
+        )
+    if wish.memory is not None and wish.quiesce == "required":
+        raise VirtopsError(
+            "bad_option",
+            "libvirt does not freeze file systems for a snapshot with memory: what they have not written yet is in "
+            "the memory.",
+            "Leave out quiesce, or memory",
+        )
+    if wish.memory is not None:
+        checked_path(wish.memory)
+
+
+def _check_state(wish: SnapshotWish, view: DomainView) -> None:
+    """What this domain, as it is now, cannot do."""
+    if wish.memory is not None and not view.active:
+        raise VirtopsError(
+            "memory_off",
+            "Domain %s is %s: it has no memory that could be saved." % (view.name, view.state),
+            "Start it first, or leave out memory for a snapshot of the disks only",
+        )
+    if wish.halt and view.active and not view.persistent:
+        raise VirtopsError(
+            "halt_transient",
+            "Domain %s is transient: to halt it would lose its definition, and with that which images it is on."
+            % view.name,
+            "Make it persistent (virsh define), or leave out halt",
+        )
+
+
 def _check_wished_disks(wish: SnapshotWish, view: DomainView) -> None:
     for asked in wish.disks:
         require_disk(view, asked.target)
 
 
-def _chosen_disks(view: DomainView, skipped: tuple[SkippedDisk, ...]) -> tuple[Disk, ...]:
+def _chosen_disks(wish: SnapshotWish, view: DomainView, skipped: tuple[SkippedDisk, ...]) -> tuple[Disk, ...]:
     left_out = {disk.target for disk in skipped}
     chosen = tuple(disk for disk in view.disks if disk.target not in left_out)
     for disk in chosen:
+        if disk.remote is not None and not disk.chain:
+            _check_remote(wish, view, disk.target, disk.remote.path)
+            continue
         if disk.source_type not in ("file", "block") or disk.active is None:
             raise VirtopsError(
                 "disk_unsuitable",
@@ -238,12 +301,44 @@ def _chosen_disks(view: DomainView, skipped: tuple[SkippedDisk, ...]) -> tuple[D
     return chosen
 
 
+def _check_remote(wish: SnapshotWish, view: DomainView, target: str, source: str) -> None:
+    """A disk on the network takes a local overlay, in a place that only the user can know."""
+    asked = wish.disk(target)
+    where = "Disk %s of domain %s is on the network (%s)" % (target, view.name, source)
+    exclude = "exclude it with disks: [{name: %s, snapshot: no}]" % target
+    if wish.kind != KEPT:
+        raise VirtopsError(
+            "disk_unsuitable",
+            "%s, where no image can be backed up or merged into." % where,
+            "Exclude it with disks: [{name: %s, snapshot: no}]" % target,
+        )
+    if wish.reuse:
+        raise VirtopsError(
+            "disk_unsuitable",
+            "%s, so nothing tells whether an overlay that exists stands on it." % where,
+            "Leave out reuse_external, or %s" % exclude,
+        )
+    if asked is None or asked.file is None:
+        raise VirtopsError(
+            "overlay_needed",
+            "%s, beside which no overlay can be made." % where,
+            "Give a file on this host for this disk in disks, or %s" % exclude,
+        )
+
+
 def _plan_new(
     wish: SnapshotWish, view: DomainView, chosen: tuple[Disk, ...], skipped: tuple[SkippedDisk, ...]
 ) -> SnapshotPlan:
     refuse_jobs(view)
+    _check_state(wish, view)
     planned = tuple(PlannedDisk(disk.target, _active(disk), _overlay_of(wish, view, disk)) for disk in chosen)
     paths = [disk.overlay for disk in planned]
+    if wish.memory in paths:
+        raise VirtopsError(
+            "memory_exists",
+            "The file %s was given for the memory of domain %s and for an overlay." % (wish.memory, view.name),
+            "Give the memory a file of its own",
+        )
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
         raise VirtopsError(
@@ -290,6 +385,7 @@ def _plan_interrupted(
     """An earlier run died after it wrote PREPARED: the chain tells on which side of the switch."""
     switched = [disk.target for disk in ours.disks if is_in_chain(view, disk.target, disk.overlay)]
     if len(switched) == len(ours.disks):
+        _check_same_memory(wish, view.name, ours.memory)
         _check_same_disks(wish, chosen, {disk.target: disk.overlay for disk in ours.disks})
         return SnapshotPlan(_as_planned(ours), skipped, CREATED)
     if switched:
@@ -299,7 +395,9 @@ def _plan_interrupted(
             "Merge them with virtops.libvirt.block_commit and snapshot: %r, then run the play again" % ours.name,
         )
     fresh = _plan_new(wish, view, chosen, skipped)
-    return SnapshotPlan(fresh.disks, skipped, PREPARED, tuple(disk.overlay for disk in ours.disks))
+    kept = {disk.overlay for disk in fresh.disks} if wish.reuse else set()
+    stale = tuple(disk.overlay for disk in ours.disks if not disk.reused and disk.overlay not in kept)
+    return SnapshotPlan(fresh.disks, skipped, PREPARED, stale, ours.memory)
 
 
 def _plan_recorded(
@@ -310,13 +408,14 @@ def _plan_recorded(
     skipped: tuple[SkippedDisk, ...],
 ) -> SnapshotPlan:
     """libvirt has a snapshot of this name that our journal does not know."""
-    if not record.external or record.memory != "no":
+    if not record.external or record.memory == "internal":
         raise VirtopsError(
             "snapshot_differs",
-            "Domain %s has a snapshot %r already, and it is not an external disk-only one (memory: %s, disks: %s)."
+            "Domain %s has a snapshot %r already, and it is not an external one (memory: %s, disks: %s)."
             % (view.name, record.name, record.memory, ", ".join("%s %s" % (d.target, d.mode) for d in record.disks)),
             "Choose another name, or delete that snapshot first",
         )
+    _check_same_memory(wish, view.name, record.memory_file)
     made = {disk.target: disk.file or "" for disk in record.disks if disk.mode == "external"}
     _check_same_disks(wish, chosen, made)
     disks = []
@@ -327,6 +426,21 @@ def _plan_recorded(
             raise _stale(view.name, wish.name, target, overlay)
         disks.append(PlannedDisk(target, base, overlay))
     return SnapshotPlan(tuple(disks), skipped, CREATED)
+
+
+def _check_same_memory(wish: SnapshotWish, domain: str, made: str | None) -> None:
+    if wish.memory == made:
+        return
+    raise VirtopsError(
+        "snapshot_differs",
+        "Snapshot %r of domain %s exists %s, but one %s was asked for."
+        % (wish.name, domain, _memory_words(made), _memory_words(wish.memory)),
+        "Ask for the same, or choose another name",
+    )
+
+
+def _memory_words(path: str | None) -> str:
+    return "of the disks only" if path is None else "with the memory in %s" % path
 
 
 def _check_same_disks(wish: SnapshotWish, chosen: tuple[Disk, ...], made: dict[str, str]) -> None:
@@ -374,6 +488,8 @@ def _as_planned(operation: Operation) -> tuple[PlannedDisk, ...]:
 
 
 def _active(disk: Disk) -> Layer:
+    if disk.active is None and disk.remote is not None:
+        return disk.remote
     if disk.active is None:
         raise AssertionError("_chosen_disks refused the disks without an image")
     return disk.active

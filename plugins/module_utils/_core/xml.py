@@ -51,6 +51,7 @@ class DomainXml:
     tpm: bool
     pflash: bool
     nvram_format: str
+    memory_bytes: int
 
 
 def _unknown_volume(pool: str, volume: str) -> str | None:  # noqa: ARG001
@@ -82,6 +83,7 @@ def parse_domain(live_xml: str, config_xml: str | None, volume_path: VolumePath 
         tpm=live.find("devices/tpm") is not None,
         pflash=live.find("os/loader[@type='pflash']") is not None or live.find("os[@firmware='efi']") is not None,
         nvram_format=next((found.get("format", "raw") for found in live.iterfind("os/nvram")), "raw"),
+        memory_bytes=int(live.findtext("memory", "0")) * 1024,  # libvirt tells it in KiB, whatever was defined
     )
 
 
@@ -148,6 +150,7 @@ def _disk(element: etree._Element, volume_path: VolumePath) -> Disk:
         shareable=element.find("shareable") is not None,
         transient=element.find("transient") is not None,
         job=_job(element, volume_path),
+        remote=Layer(_remote_name(element), _driver_format(element)) if element.get("type") == "network" else None,
     )
 
 
@@ -156,14 +159,18 @@ def _chain(disk: etree._Element, volume_path: VolumePath) -> tuple[Layer, ...]:
     path = _local_path(disk, volume_path)
     if path is None:
         return ()
-    driver = disk.find("driver")
-    layers = [Layer(path, "raw" if driver is None else driver.get("type", "raw"))]
+    layers = [Layer(path, _driver_format(disk))]
     backing = disk.find("backingStore")
     while backing is not None and backing.get("type") is not None:
         layer_path = _local_path(backing, volume_path) or _remote_name(backing)
         layers.append(Layer(layer_path, _format(backing)))
         backing = backing.find("backingStore")
     return tuple(layers)
+
+
+def _driver_format(disk: etree._Element) -> str:
+    driver = disk.find("driver")
+    return "raw" if driver is None else driver.get("type", "raw")
 
 
 def _format(element: etree._Element) -> str:
@@ -184,15 +191,18 @@ def _local_path(element: etree._Element, volume_path: VolumePath) -> str | None:
 
 
 def _remote_name(element: etree._Element) -> str:
-    """Words for a backing layer that is no local image, so that the chain shows that it is there."""
+    """Words for a layer that is no local image, so that the chain shows that it is there."""
     source = element.find("source")
     if source is None:
         return element.get("type", "")
     host = source.find("host")
+    found: Mapping[str, str] = {} if host is None else {str(key): str(value) for key, value in host.attrib.items()}
     scheme = source.get("protocol") or element.get("type", "")
-    return (
-        f"{scheme}://{'' if host is None else host.get('name', '')}/{source.get('name') or source.get('volume') or ''}"
-    )
+    name = source.get("name") or source.get("volume") or ""
+    if found.get("transport") == "unix":
+        return f"{scheme}+unix:///{name}?socket={found.get('socket', '')}"
+    port = f":{found.get('port')}" if found.get("port") else ""
+    return f"{scheme}://{found.get('name', '')}{port}/{name}"
 
 
 def _job(disk: etree._Element, volume_path: VolumePath) -> BlockJob | None:
@@ -329,14 +339,25 @@ def _drop_journal(domain: etree._Element) -> None:
 # Snapshots
 
 
-def build_snapshot(name: str, description: str | None, disks: Sequence[SnapshotDisk], memory: str | None = None) -> str:
-    """The request for virDomainSnapshotCreateXML; list every disk, or libvirt adds those left out."""
+def build_snapshot(
+    name: str,
+    description: str | None,
+    disks: Sequence[SnapshotDisk],
+    memory: str | None = None,
+    memory_file: str | None = None,
+) -> str:
+    """The request for virDomainSnapshotCreateXML; list every disk, or libvirt adds those left out.
+
+    `memory` is external (into `memory_file`), internal or no.
+    """
     root = etree.Element("domainsnapshot")
     _text(root, "name", name)
     if description is not None:
         _text(root, "description", description)
     if memory is not None:
-        etree.SubElement(root, "memory", snapshot=memory)
+        saved = etree.SubElement(root, "memory", snapshot=memory)
+        if memory_file is not None:
+            _set(saved, "file", memory_file)
     listed = etree.SubElement(root, "disks")
     for disk in disks:
         element = etree.SubElement(listed, "disk")
@@ -344,11 +365,11 @@ def build_snapshot(name: str, description: str | None, disks: Sequence[SnapshotD
         _set(element, "snapshot", disk.mode)
         if disk.mode != "external":
             continue
-        element.set("type", "file")
+        element.set("type", "block" if disk.block else "file")
         if disk.format is not None:
             _set(etree.SubElement(element, "driver"), "type", disk.format)
         if disk.file is not None:
-            _set(etree.SubElement(element, "source"), "file", disk.file)
+            _set(etree.SubElement(element, "source"), "dev" if disk.block else "file", disk.file)
     etree.indent(root)
     return _serialize(root)
 
@@ -392,6 +413,7 @@ def _snapshot_disk(disk: etree._Element) -> SnapshotDisk:
         mode=disk.get("snapshot", ""),
         file=None if source is None else source.get("file") or source.get("dev"),
         format=None if driver is None else driver.get("type"),
+        block=disk.get("type") == "block",
     )
 
 
@@ -506,6 +528,8 @@ def build_journal(journal: Journal) -> str | None:
         element = etree.SubElement(root, "operation")
         for name in ("id", "kind", "name", "phase", "started", "consistency"):
             _set(element, name, getattr(operation, name))
+        if operation.memory is not None:
+            _set(element, "memory", operation.memory)
         for disk in operation.disks:
             _add_journal_disk(element, disk)
         if operation.hold is not None:
@@ -546,6 +570,8 @@ def _add_journal_disk(operation: etree._Element, disk: JournalDisk) -> None:
         _set(element, name, getattr(disk, name))
     if disk.pivoting:
         element.set("pivoting", "yes")
+    if disk.reused:
+        element.set("reused", "yes")
     if disk.identity is not None:
         _add_identity(element, disk.identity)
 
@@ -576,6 +602,7 @@ def _operation(element: etree._Element) -> Operation:
         disks=tuple(_journal_disk(disk) for disk in _local(element, "disk")),
         consistency=str(attributes.get("consistency", "")),
         hold=next((_hold(hold) for hold in _local(element, "hold")), None),
+        memory=None if attributes.get("memory") is None else str(attributes["memory"]),
     )
 
 
@@ -599,6 +626,7 @@ def _journal_disk(element: etree._Element) -> JournalDisk:
         overlay=str(attributes["overlay"]),
         identity=identity,
         pivoting=attributes.get("pivoting") == "yes",
+        reused=attributes.get("reused") == "yes",
     )
 
 

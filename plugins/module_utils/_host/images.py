@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import Any
+import stat
+import struct
+from typing import Any, BinaryIO
 
 from .._core.errors import VirtopsError
 from .._core.model import FileIdentity, ImageInfo, Layer
@@ -59,10 +61,14 @@ class Images:
 
         -U because it opens the base as well, and a guest that was not switched goes on writing into that. A file
         without a header, as a death in the middle of `create_overlay` leaves it, cannot have been written through.
+        A base on the network is not opened, whose server may take no second client: then the table tells it.
         """
         with open(_absolute(path), "rb") as file:
-            if not file.read(_HEADER_BYTES).strip(b"\0"):
+            header = file.read(_HEADER_BYTES)
+            if not header.strip(b"\0"):
                 return False
+            if _is_remote(_backing_name(file, header)):
+                return _has_tables(file, header)
         argv = ["qemu-img", "map", "-U", "--output=json", "-f", "qcow2", _absolute(path)]
         found = run(argv, "Reading the image %s" % path)
         return any(extent["depth"] == 0 and extent.get("present", True) for extent in json.loads(found))
@@ -104,6 +110,16 @@ class Images:
         """lstat(2)."""
         return os.path.lexists(path)
 
+    def kind(self, path: str) -> str:
+        """stat(2)."""
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            return "missing"
+        except OSError as error:
+            raise os_failure("Looking at %s" % path, error) from error
+        return "block" if stat.S_ISBLK(mode) else "file" if stat.S_ISREG(mode) else "other"
+
     def is_directory(self, path: str) -> bool:
         """stat(2)."""
         return os.path.isdir(path)
@@ -127,8 +143,13 @@ class Images:
         return holders(path)
 
     def remove(self, path: str) -> None:
-        """unlink(2), and fsync(2) of the directory, so that a power loss does not bring it back."""
+        """unlink(2), and fsync(2) of the directory, so that a power loss does not bring it back.
+
+        The node of a block device is not ours to remove, and would free nothing.
+        """
         try:
+            if self.kind(path) == "block":
+                return
             os.unlink(path)
             sync_directory(os.path.dirname(path))
         except FileNotFoundError:
@@ -179,6 +200,27 @@ def _backing_path(entry: dict[str, Any], owner: str) -> str | None:
 
 def _is_relative(name: str | None) -> bool:
     return name is not None and not name.startswith(("/", "json:", "file:")) and "://" not in name
+
+
+def _backing_name(file: BinaryIO, header: bytes) -> str:
+    """docs/interop/qcow2.txt: backing_file_offset at 8, backing_file_size at 16."""
+    if len(header) < _HEADER_BYTES:
+        return ""
+    offset, size = struct.unpack(">QI", header[8:20])
+    file.seek(offset)
+    return file.read(size if offset else 0).decode("utf-8", "replace")
+
+
+def _is_remote(backing: str) -> bool:
+    """Does QEMU take it for a protocol? Names like that are what libvirt gives to bases on the network."""
+    return ":" in backing.split("/")[0] and not backing.startswith("file:")
+
+
+def _has_tables(file: BinaryIO, header: bytes) -> bool:
+    """docs/interop/qcow2.txt: l1_size at 36, l1_table_offset at 40. Each write, of zeros too, needs an entry there."""
+    size, offset = struct.unpack(">IQ", header[36:48])
+    file.seek(offset)
+    return bool(file.read(8 * size).strip(b"\0"))
 
 
 def sync_file(path: str) -> None:

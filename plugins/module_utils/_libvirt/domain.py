@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import JOURNAL_PREFIX, JOURNAL_URI
-from .._core.model import IO_ERROR, BlockJob, Disk, DomainView, Layer, OtherImages, SnapshotRecord
+from .._core.model import IO_ERROR, SAVING, BlockJob, Creation, Disk, DomainView, Layer, OtherImages, SnapshotRecord
 from . import agent
 from .connection import Connection, EventWait
 from .errors import LIBVIRT_IMPORT_ERROR, failure, is_connection_lost, is_number, mapped
@@ -28,7 +28,10 @@ STATES = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "c
 #: virDomainBlockJobType by number, in the words of the XML's <mirror job=''>.
 JOB_KINDS = ("unknown", "pull", "copy", "commit", "active-commit", "backup")
 #: virDomainPausedReason by number, in the words of `virsh domstate --reason`; the others do not matter here.
-PAUSED_BY = {1: "user", 5: IO_ERROR}
+PAUSED_BY = {0: SAVING, 1: "user", 2: SAVING, 5: IO_ERROR, 9: SAVING}
+
+#: virDomainJobType: none, completed, failed, cancelled.
+_NO_JOB = (0, 3, 4, 5)
 
 #: virDomainSnapshotRevertFlags for what the guest does afterwards.
 _REVERT_FLAGS = {"snapshot": 0, "running": 1, "paused": 2}
@@ -164,16 +167,27 @@ class Domain:
         self._domain = _lookup(self._connection, self.uuid)
         return agent.thaw(self._domain, seconds)
 
-    def create_snapshot(self, xml: str, metadata: bool) -> None:
-        flags = (
-            libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
-            | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
-        )
-        if not metadata:
-            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+    def create_snapshot(self, xml: str, how: Creation) -> None:
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+        for wanted, flag in (
+            (not how.memory, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY),
+            (how.reuse, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT),
+            (not how.metadata, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA),
+            (how.live, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE),
+            (how.halt, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_HALT),
+        ):
+            flags |= flag if wanted else 0
         with mapped(f"Creating the snapshot of {self.name}"):
             self._domain.snapshotCreateXML(xml, flags)
+
+    def has_job(self) -> bool:
+        try:
+            return bool(self._again(lambda domain: domain.jobInfo())[0] not in _NO_JOB)
+        except libvirt.libvirtError as problem:
+            # It is off; or the driver has no jobs
+            if is_number(problem, "VIR_ERR_OPERATION_INVALID", "VIR_ERR_NO_SUPPORT"):
+                return False
+            raise failure(problem, f"Looking for a job of {self.name}") from problem
 
     def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
@@ -404,6 +418,7 @@ def read_view(connection: Connection, domain: Any) -> DomainView:
         paused_by=PAUSED_BY.get(reason, "other") if state == "paused" else None,
         pflash=parsed.pflash,
         nvram_format=parsed.nvram_format,
+        memory_bytes=parsed.memory_bytes,
     )
     if not view.active:
         return replace(view, disks=view.config_disks or view.disks)

@@ -39,6 +39,10 @@ SPEC: ArgumentSpec = {
         },
     },
     "overlay_dir": {"type": "path"},
+    "reuse_external": {"type": "bool", "default": False},
+    "memory": {"type": "path"},
+    "live": {"type": "bool", "default": False},
+    "halt": {"type": "bool", "default": False},
     "quiesce": {"type": "str", "choices": ["required", "preferred", "never"], "default": "never"},
     "freeze_timeout": {"type": "int", "default": 10},
     "metadata": {"type": "bool", "default": True},
@@ -76,6 +80,11 @@ def _present(context: DomainContext) -> Outcome:
         freeze_timeout=given["freeze_timeout"],
         metadata=given["metadata"],
         kind=given["operation"],
+        memory=given["memory"],
+        live=given["live"],
+        halt=given["halt"],
+        reuse=given["reuse_external"],
+        timeout=given["timeout"],
     )
     flow = ExternalSnapshot(
         wish, context.domain, context.images, context.watchdog, context.clock, partial(_refuse_backup, context)

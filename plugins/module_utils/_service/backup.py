@@ -35,6 +35,7 @@ from .._core.backup import (
     mib,
     plan_copy,
     require_identity,
+    require_local,
     require_same_set,
     require_space,
     require_still,
@@ -72,6 +73,7 @@ def refuse_early(
 
 def order_of(wish: BackupWish, source: Source, images: ImagePort, store: StorePort) -> CopyOrder:
     """How this base would be copied; refuses options that do not fit its image."""
+    require_local(source.target, source.base)
     return plan_copy(wish, _facts(source, images, store))
 
 

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from .._core import xml
+from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, CREATED, KEPT, PULL, Journal, JournalDisk, Operation
 from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome
@@ -140,8 +141,9 @@ def _unchanged(noted: JournalDisk, images: ImagePort) -> bool | None:
 
 def _recovery(domain: RecoverPort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> str:
     """What virtops.libvirt.recover would do: its own plan, so that the words cannot differ from the deed."""
+    wish = RecoverWish(deadline=Deadline(timeout=0))  # who only looks waits for no job of libvirt's
     try:
-        steps = Recovery(RecoverWish(), domain, images, clock, watchdog).run(check=True).steps
+        steps = Recovery(wish, domain, images, clock, watchdog).run(check=True).steps
     except VirtopsError as error:
         if error.code in ("connection_lost", "no_such_domain"):
             raise

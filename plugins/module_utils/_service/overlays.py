@@ -10,7 +10,7 @@ import os
 
 from .._core.errors import VirtopsError
 from .._core.journal import Operation
-from .._core.model import DomainView, OtherImages
+from .._core.model import DomainView, ImageInfo, OtherImages, is_local
 from .._core.ports import Clock, ImagePort
 from .._core.snapshot import PlannedDisk
 from .observe import every_image
@@ -41,6 +41,115 @@ def require_place(disk: PlannedDisk, images: ImagePort, stale: tuple[str, ...] =
             "The overlay %s for disk %s exists already." % (disk.overlay, disk.target),
             "Choose another snapshot name or file; remove that file only once you know that no domain uses it",
         )
+
+
+def require_memory_place(path: str, view: DomainView, images: ImagePort, stale: str | None = None) -> None:
+    """Refuse a file that the guest's memory cannot be saved to; `stale` is one that will be removed first."""
+    folder = os.path.dirname(path)
+    if not images.is_directory(folder):
+        raise VirtopsError(
+            "no_directory",
+            "The folder %s for the memory of domain %s does not exist." % (folder, view.name),
+            "Create it, or choose another with memory",
+        )
+    if not images.is_writable(folder):
+        raise VirtopsError(
+            "not_writable",
+            "The folder %s for the memory of domain %s cannot be written to." % (folder, view.name),
+            "Run the module with the rights to it (become), or choose another folder",
+        )
+    if images.exists(path) and path != stale:
+        raise VirtopsError(
+            "memory_exists",
+            "The file %s for the memory of domain %s exists already." % (path, view.name),
+            "Choose another; remove that file only once you know that no snapshot needs it",
+        )
+    free = images.free_bytes(folder)
+    if free < view.memory_bytes:
+        raise VirtopsError(
+            "memory_space",
+            "Domain %s has up to %d MiB of memory to save, and %s has %d MiB free."
+            % (view.name, view.memory_bytes >> 20, folder, free >> 20),
+            "Make space there, or choose another folder",
+        )
+
+
+def require_reusable(disk: PlannedDisk, view: DomainView, others: OtherImages, images: ImagePort) -> None:
+    """Refuse an existing file that the disk cannot go on in without losing or changing anything."""
+    path, base = disk.overlay, disk.base
+    kind = images.kind(path)
+    if kind == "missing":
+        raise VirtopsError(
+            "overlay_missing",
+            "The overlay %s for disk %s does not exist." % (path, disk.target),
+            "Create it with 'qemu-img create -f qcow2 -F %s -b %s', or leave out reuse_external"
+            % (base.format, base.path),
+        )
+    if kind == "other":
+        raise _unsuitable(disk, "it is neither a file nor a block device")
+    _require_free(disk, view, others, images)
+    info = images.info(path)
+    why = _why_not_reusable(disk, info, images)
+    if why is not None:
+        raise _unsuitable(disk, why)
+    if images.holds_data(path):
+        raise VirtopsError(
+            "overlay_not_empty",
+            "The overlay %s for disk %s holds data of its own, which the guest would see." % (path, disk.target),
+            "Create it anew on %s" % base.path,
+        )
+
+
+def _require_free(disk: PlannedDisk, view: DomainView, others: OtherImages, images: ImagePort) -> None:
+    path = disk.overlay
+    own = {layer.path for found in view.disks + view.config_disks for layer in found.chain}
+    taken = sorted(used for used in own | every_image(others, images) if _same_file(used, path, images))
+    holders = images.holders(path)
+    if not taken and not holders:
+        return
+    raise VirtopsError(
+        "overlay_taken",
+        "The overlay %s for disk %s is in use by %s."
+        % (path, disk.target, "a domain" if taken else "process %d" % holders[0]),
+        "Give a file of its own, which nothing uses",
+    )
+
+
+def _why_not_reusable(disk: PlannedDisk, info: ImageInfo, images: ImagePort) -> str | None:
+    base = disk.base
+    if info.format != "qcow2":
+        return "its format is %s, not qcow2" % info.format
+    if info.corrupt:
+        return "it is marked as corrupt"
+    if info.backing_path is None:
+        return "it has no backing file, and %s has to be that" % base.path
+    if not _same_file(info.backing_path, base.path, images):
+        return "its backing file is %s, not %s" % (info.backing_path, base.path)
+    if info.backing_format != base.format:
+        said = "does not say its backing file's format" if info.backing_format is None else ""
+        return "it %s, which is %s" % (said or "says that its backing file is %s" % info.backing_format, base.format)
+    if info.virtual_size < images.info(base.path, base.format).virtual_size:
+        return "it is smaller than the disk"
+    return None
+
+
+def _same_file(one: str, other: str, images: ImagePort) -> bool:
+    """A path may lead through a symlink, as those of logical volumes do."""
+    if one == other:
+        return True
+    if not is_local(one) or "missing" in (images.kind(one), images.kind(other)):
+        return False
+    found, wanted = images.identity(one), images.identity(other)
+    return (found.device, found.inode) == (wanted.device, wanted.inode)
+
+
+def _unsuitable(disk: PlannedDisk, why: str) -> VirtopsError:
+    return VirtopsError(
+        "overlay_unsuitable",
+        "The file %s cannot be the overlay of disk %s: %s." % (disk.overlay, disk.target, why),
+        "Create it with 'qemu-img create -f qcow2 -F %s -b %s', or leave out reuse_external"
+        % (disk.base.format, disk.base.path),
+    )
 
 
 def is_unused(path: str, view: DomainView, images: ImagePort) -> bool:

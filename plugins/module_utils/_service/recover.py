@@ -21,10 +21,12 @@ from .._core.model import DomainView, Outcome
 from .._core.ports import Clock, ImagePort, ReaperPort, RecoverPort, Watchdog
 from .._core.snapshot import is_in_chain, operation_open
 from .brake import held_words, let_go
+from .interrupted import is_left_paused, left_memory, memory_words, resume_words, settled
 from .merge import Merge
 from .merge_plan import MergeWish
 from .observe import chains, observe
 from .overlays import is_unused, refuse_data, removable
+from .snapshot import noted_created
 
 #: Finishes the backup of the snapshot of this name, in check mode only in words.
 Backup = Callable[[str], Outcome]
@@ -130,13 +132,21 @@ class Recovery:
     # -- prepared: the switch to the overlays may or may not have come
 
     def _recover_prepared(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
-        thawed = self._thaw(view, check)
+        view = settled(operation, self._domain, self._images, self._clock, self._wish.deadline.timeout)
+        thawed = [*self._resume(operation, view, check), *self._thaw(view, check)]
         switched = [disk for disk in operation.disks if is_in_chain(view, disk.target, disk.overlay)]
         if not switched:
             return [*thawed, self._undo(operation, view, check)]
         if operation.kind == KEPT and len(switched) == len(operation.disks):
             return [*thawed, self._keep(operation, check)]
         return [*thawed, self._merge(operation, check)]
+
+    def _resume(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
+        if not is_left_paused(operation, view):
+            return []
+        if not check:
+            self._domain.resume()
+        return [Outcome((resume_words(view),))]
 
     def _thaw(self, view: DomainView, check: bool) -> list[Outcome]:
         """A run died between freeze and thaw, and its watchdog with it."""
@@ -152,26 +162,28 @@ class Recovery:
         return []
 
     def _undo(self, operation: Operation, view: DomainView, check: bool) -> Outcome:
-        """No disk was switched: the overlays hold nothing."""
+        """No disk was switched: the overlays hold nothing. Those that were the user's before stay his."""
         there = [disk.overlay for disk in operation.disks if self._images.exists(disk.overlay)]
         for path in there:
             if not is_unused(path, view, self._images):
                 raise refuse_data(path, view)
+        there = [disk.overlay for disk in operation.disks if disk.overlay in there and not disk.reused]
+        memory = left_memory(operation.memory, self._domain, self._images)
         if not check:
-            for path in there:
+            for path in there if memory is None else [*there, memory]:
                 self._images.remove(path)
             self._write(operation, None)
         return Outcome(
             (
                 *("remove the overlay %s, which nothing was written to" % path for path in there),
+                *(() if memory is None else (memory_words(memory),)),
                 "remove operation %s from the journal" % operation.name,
             )
         )
 
     def _keep(self, operation: Operation, check: bool) -> Outcome:
         if not check:
-            disks = tuple(replace(disk, identity=self._images.identity(disk.base)) for disk in operation.disks)
-            self._write(operation, replace(operation, phase=CREATED, disks=disks, consistency="crash"))
+            self._write(operation, replace(noted_created(operation, self._images), consistency="crash"))
         return Outcome(("note in the journal that snapshot %s was taken" % operation.name,))
 
     # -- a revert: the definition is switched, and the old layers may be left

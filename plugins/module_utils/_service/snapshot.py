@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Private to virtops.libvirt: the flow of an external, disk-only, atomic snapshot.
+"""Private to virtops.libvirt: the flow of an external, atomic snapshot, of the disks or with the guest's memory.
 
 observe -> plan -> (check mode stops here) -> journal PREPARED -> overlays -> freeze -> switch -> thaw
 -> journal CREATED. A death at any point leaves a journal from which the next run goes on, or goes back.
@@ -17,7 +17,7 @@ from typing import Any, Callable
 from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import CREATED, PREPARED, Journal, Operation
-from .._core.model import DomainView, Hold, Outcome
+from .._core.model import Creation, DomainView, Hold, Outcome, is_local
 from .._core.ports import WATCHDOG_GRACE, Clock, ImagePort, SnapshotPort, Watchdog
 from .._core.snapshot import (
     PlannedDisk,
@@ -29,8 +29,9 @@ from .._core.snapshot import (
     plan_snapshot,
     snapshot_disks,
 )
+from .interrupted import is_left_paused, left_memory, memory_words, resume_words, settled
 from .observe import chains, observe
-from .overlays import is_unused, refuse_data, require_place
+from .overlays import is_unused, refuse_data, require_memory_place, require_place, require_reusable
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,16 @@ class ExternalSnapshot:
 
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError; the guest is then as before."""
-        view = observe(self._domain, self._images)
+        view, resumed = self._observe(check)
         journal = xml.parse_journal(view.journal_xml)
         plan = plan_snapshot(self._wish, view, self._domain.snapshot(self._wish.name), journal)
+        plan = replace(plan, disks=tuple(replace(disk, block=self._is_block(disk)) for disk in plan.disks))
         if plan.found == CREATED:
-            return self._present(view, journal, plan, check)
-        self._check_host(plan)
+            return self._present(view, journal, plan, resumed, check)
+        self._check_host(plan, view)
         self._refuse(view, plan)
         quiesce, warnings = self._quiesce_mode(view)
-        steps = self._steps(plan, view, quiesce)
+        steps = resumed + self._steps(plan, view, quiesce)
         planned = _Taken("filesystem" if quiesce else ("crash" if view.active else "offline"), 0, warnings)
         if check:
             return self._outcome(view, plan, planned, steps, None)
@@ -87,12 +89,32 @@ class ExternalSnapshot:
         taken = replace(taken, warnings=warnings + taken.warnings)
         return self._outcome(view, plan, taken, steps, operation)
 
-    def _present(self, view: DomainView, journal: Journal, plan: SnapshotPlan, check: bool) -> Outcome:
+    def _observe(self, check: bool) -> tuple[DomainView, tuple[str, ...]]:
+        """The domain once an interrupted request has come to its end, and the step that lets its guest run on.
+
+        That step comes before any refusal: whatever else is asked for now, no guest stays paused by us.
+        """
+        view = observe(self._domain, self._images)
+        interrupted = xml.parse_journal(view.journal_xml).find(self._wish.name)
+        if interrupted is None or interrupted.phase != PREPARED:
+            return view, ()
+        view = settled(interrupted, self._domain, self._images, self._clock, self._wish.timeout)
+        if not is_left_paused(interrupted, view):
+            return view, ()
+        if not check:
+            self._domain.resume()
+        return replace(view, state="running", paused_by=None), (resume_words(view),)
+
+    def _is_block(self, disk: PlannedDisk) -> bool:
+        return self._images.kind(disk.overlay) == "block"
+
+    def _present(
+        self, view: DomainView, journal: Journal, plan: SnapshotPlan, steps: tuple[str, ...], check: bool
+    ) -> Outcome:
         """The snapshot is there. An interrupted run may not have noted so: note it, nothing else."""
         operation = journal.find(self._wish.name)
-        steps: tuple[str, ...] = ()
         if operation is not None and operation.phase == PREPARED:
-            steps = ("note in the journal that snapshot %s was taken" % self._wish.name,)
+            steps += ("note in the journal that snapshot %s was taken" % self._wish.name,)
             operation = replace(operation, consistency="crash")
             if not check:
                 operation = self._note_created(operation)
@@ -101,14 +123,26 @@ class ExternalSnapshot:
 
     # -- refusals that need a look at the host or at the agent
 
-    def _check_host(self, plan: SnapshotPlan) -> None:
+    def _check_host(self, plan: SnapshotPlan, view: DomainView) -> None:
+        if self._wish.memory is not None:
+            stale = left_memory(plan.stale_memory, self._domain, self._images)
+            require_memory_place(self._wish.memory, view, self._images, stale)
+        others = self._domain.other_images() if self._wish.reuse else None
         for disk in plan.disks:
-            require_place(disk, self._images, plan.stale_overlays)
+            if others is None:
+                require_place(disk, self._images, plan.stale_overlays)
+            else:
+                require_reusable(disk, view, others, self._images)
 
     def _quiesce_mode(self, view: DomainView) -> tuple[bool, tuple[str, ...]]:
         """Will the guest be frozen? With `preferred`, why not, as a warning."""
         if self._wish.quiesce == "never" or not view.active:
             return False, ()
+        if self._wish.memory is not None:
+            return False, (
+                "The guest was not frozen, as it need not be for a snapshot with memory: what its file systems have "
+                "not written yet is in the memory. Without that memory the disks are crash-consistent",
+            )
         try:
             if view.state != "running":
                 raise guest_paused(view)
@@ -129,7 +163,8 @@ class ExternalSnapshot:
             name=self._wish.name,
             phase=PREPARED,
             started=self._clock.utcnow(),
-            disks=journal_disks(plan),
+            disks=journal_disks(self._wish, plan),
+            memory=self._wish.memory,
         )
         interrupted = journal.find(self._wish.name)
         if interrupted is not None:
@@ -137,10 +172,11 @@ class ExternalSnapshot:
         self._write(journal.put(operation))
         made: list[PlannedDisk] = []
         try:
-            for disk in plan.disks:
+            for disk in plan.disks if self._creates(plan) else ():
                 size = self._images.info(disk.base.path, disk.base.format).virtual_size
                 self._images.create_overlay(disk.overlay, disk.base, size)
                 made.append(disk)
+            made = list(plan.disks)
             taken = self._switch(plan, view, quiesce)
         except VirtopsError as error:
             self._undo(operation, made, error)
@@ -163,27 +199,46 @@ class ExternalSnapshot:
                 self._images.remove(path)
             elif self._images.exists(path):
                 raise refuse_data(path, view)
+        memory = left_memory(plan.stale_memory, self._domain, self._images)
+        if memory is not None:
+            self._images.remove(memory)
+
+    def _creates(self, plan: SnapshotPlan) -> bool:
+        """Do we create the overlays, before the freeze? Not those that are there, nor any on a base on the network."""
+        return not self._wish.reuse and not plan.remote
+
+    def _request(self, plan: SnapshotPlan) -> str:
+        wish = self._wish
+        memory = None if wish.memory is None else "external"
+        return xml.build_snapshot(wish.name, wish.description, snapshot_disks(plan), memory, wish.memory)
+
+    def _create(self, plan: SnapshotPlan) -> None:
+        wish = self._wish
+        memory, reuse = wish.memory is not None, wish.reuse or not plan.remote
+        self._domain.create_snapshot(
+            self._request(plan), Creation(wish.metadata, reuse, memory, live=wish.live, halt=wish.halt)
+        )
 
     def _switch(self, plan: SnapshotPlan, view: DomainView, quiesce: bool) -> _Taken:
-        request = xml.build_snapshot(self._wish.name, self._wish.description, snapshot_disks(plan))
         if not quiesce:
-            self._domain.create_snapshot(request, self._wish.metadata)
+            self._create(plan)
             return _Taken("crash" if view.active else "offline")
         limit = self._wish.freeze_timeout
         self._watchdog.arm(view.uuid, limit + WATCHDOG_GRACE, Hold(frozen=True))
         began = self._clock.monotonic()
         frozen, warnings = self._freeze(limit)
-        thawed = 0
+        thawed, halted = 0, False
         try:
-            self._domain.create_snapshot(request, self._wish.metadata)
+            self._create(plan)
+            halted = self._wish.halt
         finally:
-            if frozen:
+            if frozen and not halted:
                 thawed = self._domain.thaw(limit)
             freeze_ms = int((self._clock.monotonic() - began) * 1000)
             self._watchdog.disarm()  # only after a thaw that succeeded: it thaws where we could not
         if not frozen:
             return _Taken("crash", 0, warnings)
-        if not thawed:
+        if not thawed and not halted:
             return _Taken("crash", freeze_ms, ("something else thawed the guest within %d ms" % freeze_ms,))
         return _Taken("filesystem", freeze_ms)
 
@@ -208,8 +263,9 @@ class ExternalSnapshot:
     def _note_created(self, operation: Operation) -> Operation:
         """Write down what the bases are now: from here on nothing may change them but our merge."""
         view = self._domain.view()
+        shown = view.active or self._wish.halt
         missing = [
-            disk.target for disk in operation.disks if view.active and not is_in_chain(view, disk.target, disk.overlay)
+            disk.target for disk in operation.disks if shown and not is_in_chain(view, disk.target, disk.overlay)
         ]
         if missing:
             raise VirtopsError(
@@ -218,8 +274,7 @@ class ExternalSnapshot:
                 % (", ".join(missing), view.name),
                 "Run the play again: the journal tells it what was intended",
             )
-        disks = tuple(replace(disk, identity=self._images.identity(disk.base)) for disk in operation.disks)
-        operation = replace(operation, phase=CREATED, disks=disks)
+        operation = noted_created(operation, self._images)
         self._write(xml.parse_journal(view.journal_xml).put(operation))
         return operation
 
@@ -231,12 +286,19 @@ class ExternalSnapshot:
         """
         try:
             view = self._domain.view()
-            kept = [disk for disk in made if not is_unused(disk.overlay, view, self._images)]
-            if kept:
+            made = [disk for disk in made if self._images.exists(disk.overlay)]
+            busy = self._domain.has_job()
+            kept = [disk for disk in made if busy or not is_unused(disk.overlay, view, self._images)]
+            if kept or busy:
                 cause.partial = [{"disk": disk.target, "overlay": disk.overlay} for disk in kept]
                 return
-            for disk in made:
+            if is_left_paused(operation, view):
+                self._domain.resume()
+            for disk in made if not self._wish.reuse else ():
                 self._images.remove(disk.overlay)
+            memory = left_memory(operation.memory, self._domain, self._images)
+            if memory is not None:
+                self._images.remove(memory)
             self._write(xml.parse_journal(view.journal_xml).drop(operation))
         except VirtopsError as second:
             cause.cause += " Undoing it failed too: %s" % second.cause
@@ -248,13 +310,23 @@ class ExternalSnapshot:
 
     def _steps(self, plan: SnapshotPlan, view: DomainView, quiesce: bool) -> tuple[str, ...]:
         steps = ["remove the stale overlay %s" % path for path in plan.stale_overlays if self._images.exists(path)]
-        steps += ["create the overlay %s on %s (%s)" % (d.overlay, d.base.path, d.target) for d in plan.disks]
+        memory = left_memory(plan.stale_memory, self._domain, self._images)
+        steps += [memory_words(memory)] if memory is not None else []
+        verb = "reuse" if self._wish.reuse else "create"
+        steps += ["%s the overlay %s on %s (%s)" % (verb, d.overlay, d.base.path, d.target) for d in plan.disks]
         if quiesce:
             steps.append("freeze the file systems of %s" % view.name)
+        if self._wish.memory is not None:
+            steps.append("save the memory of %s to %s" % (view.name, self._wish.memory))
         steps.append("take the external snapshot %s of %s" % (self._wish.name, ", ".join(d.target for d in plan.disks)))
-        if quiesce:
+        if self._halts(view):
+            steps.append("turn %s off at that moment" % view.name)
+        elif quiesce:
             steps.append("thaw the file systems of %s" % view.name)
         return tuple(steps)
+
+    def _halts(self, view: DomainView) -> bool:
+        return self._wish.halt and view.active
 
     def _outcome(
         self, view: DomainView, plan: SnapshotPlan, taken: _Taken, steps: tuple[str, ...], operation: Operation | None
@@ -263,14 +335,15 @@ class ExternalSnapshot:
         after = dict(before)
         if plan.found != CREATED:
             for disk in plan.disks:
-                after[disk.target] = [disk.overlay] + before[disk.target]
+                after[disk.target] = [disk.overlay, *before.get(disk.target, [disk.base.path])]
         values: dict[str, Any] = {
             "snapshot": {
                 "name": self._wish.name,
                 "kind": "external",
                 "metadata": self._wish.metadata,
+                "memory": self._wish.memory,
                 "operation": operation.id if operation else None,
-                "xml": xml.build_snapshot(self._wish.name, self._wish.description, snapshot_disks(plan)),
+                "xml": self._request(plan),
             },
             "overlays": [
                 {"disk": d.target, "base": d.base.path, "base_format": d.base.format, "overlay": d.overlay}
@@ -280,10 +353,23 @@ class ExternalSnapshot:
             "consistency": taken.consistency,
             "freeze_ms": taken.freeze_ms,
         }
+        started: dict[str, object] = {"disks": before}
         shown: dict[str, object] = {"disks": after}
+        if self._wish.halt:
+            started["state"] = shown["state"] = view.state
         if steps and plan.found != CREATED:
             shown["snapshot"] = values["snapshot"]["xml"]
-        return Outcome(steps, {"disks": before}, shown, values, taken.warnings)
+            if self._halts(view):
+                shown["state"] = "shut off"
+        return Outcome(steps, started, shown, values, taken.warnings)
+
+
+def noted_created(operation: Operation, images: ImagePort) -> Operation:
+    """The snapshot was taken: what each base is now, whose file is on this host."""
+    disks = tuple(
+        replace(disk, identity=images.identity(disk.base)) if is_local(disk.base) else disk for disk in operation.disks
+    )
+    return replace(operation, phase=CREATED, disks=disks)
 
 
 def _not_quiesced(error: VirtopsError) -> str:

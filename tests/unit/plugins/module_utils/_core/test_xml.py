@@ -116,7 +116,7 @@ def test_every_kind_of_disk_is_told_apart() -> None:
     }
     assert {name: disk.chain for name, disk in disks.items() if disk.chain} == {
         "vda": (Layer("/dev/vg0/top", "qcow2"), Layer("/dev/vg0/base", "raw")),
-        "vdb": (Layer("/img/over-the-net.qcow2", "qcow2"), Layer("nbd://storage.example.com/export", "raw")),
+        "vdb": (Layer("/img/over-the-net.qcow2", "qcow2"), Layer("nbd://storage.example.com:10809/export", "raw")),
         "vdd": (Layer("/default/known.qcow2", "qcow2"),),
         "sdb": (Layer("/dev/sdx", "raw"),),
         "vdh": (Layer("/img/shared.raw", "raw"),),
@@ -269,6 +269,43 @@ def test_what_is_written_is_read_back() -> None:
     assert (record.name, record.description, record.disks) == (NASTY, NASTY, disks)
 
 
+def test_a_request_with_memory_and_an_overlay_on_a_device() -> None:
+    disks = (SnapshotDisk("vda", "external", f"/dev/{NASTY}", "qcow2", block=True),)
+    written = xml.build_snapshot("s", None, disks, "external", f"/ram/{NASTY}")
+    assert '<disk name="vda" snapshot="external" type="block">' in written
+    record = xml.parse_snapshot(written)
+    assert (record.memory, record.memory_file, record.disks) == ("external", f"/ram/{NASTY}", disks)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("protocol='rbd' name='pool/web'", "rbd:///pool/web"),
+        ("protocol='nbd'", "nbd:///"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("host", "where"),
+    [
+        ("", None),
+        ("<host name='mon1' port='6789'/><host name='mon2'/>", "mon1:6789"),
+        ("<host transport='unix' socket='/run/a, é.sock'/>", "+unix"),
+    ],
+)
+def test_a_disk_on_the_network_is_told_by_words(source: str, words: str, host: str, where: str | None) -> None:
+    (disk,) = xml.parse_domain(
+        "<domain><name>far</name><memory unit='KiB'>1024</memory><devices><disk type='network' device='disk'>"
+        f"<driver type='raw'/><source {source}>{host}</source><target dev='vda'/></disk></devices></domain>",
+        None,
+    ).disks
+    wanted = words
+    if where == "+unix":
+        wanted = words.replace("://", "+unix://") + "?socket=/run/a, é.sock"
+    elif where is not None:
+        wanted = words.replace("://", f"://{where}")
+    assert (disk.chain, disk.remote) == ((), Layer(wanted, "raw"))
+
+
 @pytest.mark.parametrize("name", ["bell\x07", "null\x00", "bytes\udcff"])
 def test_what_xml_cannot_hold_is_refused(name: str) -> None:
     for disks in ((), (SnapshotDisk("vda", "external", name, "qcow2"),)):
@@ -332,7 +369,13 @@ OPERATION = Operation(
 
 
 def test_the_journal_is_read_back_as_it_was_written() -> None:
-    journal = Journal((OPERATION, replace(OPERATION, id="2", kind="snapshot", consistency="")))
+    reused = (replace(OPERATION.disks[0], reused=True),)
+    journal = Journal(
+        (
+            OPERATION,
+            replace(OPERATION, id="2", kind="snapshot", consistency="", memory=f"/ram/{NASTY}", disks=reused),
+        )
+    )
     assert xml.parse_journal(xml.build_journal(journal)) == journal
 
 

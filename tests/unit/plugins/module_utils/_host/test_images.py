@@ -185,3 +185,37 @@ def test_an_overlay_that_was_never_finished_holds_nothing(tmp_path: Path, images
     (tmp_path / "overlay").write_text("somebody else's")
     with pytest.raises(VirtopsError):
         images.holds_data(str(tmp_path / "overlay"))
+
+
+def test_what_a_path_leads_to(tmp_path: Path, images: Images) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    kinds = [images.kind(str(tmp_path / name)) for name in ("file", "link", ".", "dangling", "none")]
+    assert kinds == ["file", "file", "other", "missing", "missing"]
+    images.remove(str(tmp_path / "dangling"))
+    assert not images.exists(str(tmp_path / "dangling"))
+
+
+def test_the_node_of_a_block_device_is_never_removed(
+    tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge deletes the overlays that it emptied, and the user's may be a logical volume."""
+    (tmp_path / "node").write_bytes(b"")
+    monkeypatch.setattr(stat, "S_ISBLK", lambda _mode: True)
+    images.remove(str(tmp_path / "node"))
+    assert (tmp_path / "node").exists()
+
+
+@pytest.mark.parametrize("command", ["write -P 7 0 4k", "write -z 64k 64k"])
+def test_data_above_a_base_on_the_network(tmp_path: Path, images: Images, command: str) -> None:
+    """Without its server, which may be down or take no second client."""
+    base, path = make(tmp_path / "base.raw", "raw"), str(tmp_path / "overlay")
+    far = 'json:{"driver":"raw","file":{"driver":"nbd","server":{"type":"inet","host":"192.0.2.1","port":"1"}}}'
+    images.create_overlay(path, base, MIB)
+    for change, holds in (("rebase", False), (command, True)):
+        if change != "rebase":
+            subprocess.run(["qemu-img", "rebase", "-u", "-F", "raw", "-b", base.path, path], check=True)
+            subprocess.run(["qemu-io", "-f", "qcow2", "-c", change, path], check=True, capture_output=True)
+        subprocess.run(["qemu-img", "rebase", "-u", "-F", "raw", "-b", far, path], check=True)
+        assert images.holds_data(path) == holds

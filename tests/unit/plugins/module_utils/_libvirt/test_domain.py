@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal, JournalDisk, Operation
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Layer, OtherImages
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Creation, Layer, OtherImages
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.host import Host
@@ -318,7 +318,7 @@ def test_what_may_be_done_twice_survives_a_restart_of_libvirtd(
     "call",
     [
         lambda domain: domain.freeze(1),
-        lambda domain: domain.create_snapshot("<domainsnapshot/>", metadata=True),
+        lambda domain: domain.create_snapshot("<domainsnapshot/>", Creation()),
         lambda domain: domain.start_commit("vda", "/a", "/b", True, 0, False),
         lambda domain: domain.pivot("vda"),
         lambda domain: domain.cancel_job("vda"),

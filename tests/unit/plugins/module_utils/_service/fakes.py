@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
     BlockJob,
+    Creation,
     Disk,
     DomainView,
     FileIdentity,
@@ -78,6 +79,8 @@ class FakeImages:
         self.free = 1 << 40
         self.times: dict[str, int] = {}
         self.same = False
+        self.kinds: dict[str, str] = {}
+        self.infos: dict[str, ImageInfo] = {}
         self.calls: list[str] = []
 
     def _call(self, name: str, *arguments: str) -> None:
@@ -86,8 +89,10 @@ class FakeImages:
             raise self.fail[name]
 
     def info(self, path: str, image_format: str | None = None) -> ImageInfo:
+        if path in self.infos:
+            return self.infos[path]
         image, backing = self.backing[path]
-        return ImageInfo(path, image, 1 << 30, 1 << 20, backing)
+        return ImageInfo(path, image, 1 << 30, 1 << 20, backing, self.backing.get(backing or "", (None,))[0])
 
     def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:
         image, backing = self.backing[path]
@@ -122,6 +127,9 @@ class FakeImages:
 
     def exists(self, path: str) -> bool:
         return path in self.backing
+
+    def kind(self, path: str) -> str:
+        return self.kinds.get(path, "file") if self.exists(path) else "missing"
 
     def is_directory(self, path: str) -> bool:
         return path in self.folders
@@ -161,6 +169,7 @@ class FakeDomain:
         self.journal: str | None = None
         self.others = OtherImages(frozenset())
         self.fail: dict[str, VirtopsError] = {}
+        self.die_in_save = False
         self.die_before: str | None = None
         self.die_after: str | None = None
         self.ticks_until_ready = 2
@@ -169,6 +178,9 @@ class FakeDomain:
         self.never_ready = False
         self.tunes: dict[str, dict[str, int]] = {}
         self.paused_by: str | None = None
+        self.persistent = True
+        self.job_ends_at: float | None = None
+        self.created: list[Creation] = []
         self.dead = False
         self.commits: dict[str, tuple[str, str]] = {}
         self.calls: list[str] = []
@@ -188,7 +200,7 @@ class FakeDomain:
 
     def revive(self) -> None:
         """Another process takes its place."""
-        self.dead = False
+        self.dead = self.die_in_save = False
         self.die_before = self.die_after = None
 
     # -- reading
@@ -203,13 +215,18 @@ class FakeDomain:
             "vm",
             "uuid-1",
             self.state,
-            True,
+            self.persistent,
             disks,
             config,
             self.agent,
             journal_xml=self.journal,
             paused_by=self.paused_by if self.state == "paused" else None,
+            memory_bytes=1 << 28,
         )
+
+    def has_job(self) -> bool:
+        """libvirt works until then."""
+        return self.job_ends_at is not None and self.clock.monotonic() < self.job_ends_at
 
     def snapshot(self, name: str) -> SnapshotRecord | None:
         return self.records.get(name)
@@ -256,25 +273,36 @@ class FakeDomain:
         self.frozen = False
         return count
 
-    def create_snapshot(self, xml: str, metadata: bool) -> None:
+    def create_snapshot(self, xml: str, how: Creation) -> None:
+        self.created.append(how)
         self._call("create_snapshot")
         record = parse_snapshot(xml)
+        assert how.memory == (record.memory == "external")
+        if record.memory_file is not None:
+            self.images.backing[record.memory_file] = ("memory", None)
+        if self.die_in_save:
+            self.dead = True
+            raise Died("create_snapshot")
         assert {disk.target for disk in record.disks} == set(self.live), "libvirt snapshots what is not named"
         for disk in record.disks:
             if disk.mode == "external":
                 assert disk.file is not None
-                assert self.images.exists(disk.file), "REUSE_EXT needs the overlay"
+                assert self.images.exists(disk.file) == how.reuse, "REUSE_EXT needs the overlay, libvirt makes no other"
                 self._switch(disk)
-        if metadata:
+        if how.metadata:
             self.records[record.name] = record
+        if how.halt:
+            self.state, self.frozen = "shut off", False
         self._done("create_snapshot")
 
     def _switch(self, disk: SnapshotDisk) -> None:
         layer = Layer(disk.file or "", "qcow2")
         old = self.live[disk.target]
-        self.live[disk.target] = replace(old, chain=(layer, *old.chain))
+        below = old.chain or (() if old.remote is None else (old.remote,))
+        self.images.backing.setdefault(layer.path, ("qcow2", below[0].path))
+        self.live[disk.target] = replace(old, chain=(layer, *below), source_type="file", remote=None)
         # As libvirt 9.0: the persistent XML then has the whole chain, and keeps it when a lower layer is merged.
-        self.config[disk.target] = (layer, *old.chain)
+        self.config[disk.target] = (layer, *below)
 
     # -- brakes
 

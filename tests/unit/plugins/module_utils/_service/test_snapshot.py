@@ -11,7 +11,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING, CREATED
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, DomainView, Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, Creation, DomainView, Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import (
     DiskWish,
     SnapshotPlan,
@@ -254,8 +254,8 @@ def test_a_guest_without_file_systems_is_not_called_consistent(lab: Lab) -> None
 def test_a_guest_that_thawed_by_itself_is_not_called_consistent(lab: Lab) -> None:
     original = lab.domain.create_snapshot
 
-    def slow(xml: str, metadata: bool) -> None:
-        original(xml, metadata)
+    def slow(xml: str, how: Creation) -> None:
+        original(xml, how)
         lab.domain.frozen = False
 
     lab.domain.create_snapshot = slow  # type: ignore[method-assign]
