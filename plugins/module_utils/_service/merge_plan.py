@@ -22,7 +22,7 @@ from .._core.merge import (
     next_step,
     phase_of,
 )
-from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord
+from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord, is_local
 from .._core.ports import ImagePort, MergePort
 from .._core.snapshot import is_in_chain, operation_open, require_disk
 from .brake import held_words
@@ -172,6 +172,14 @@ class MergePlanner:
 
     def check_goal(self, goal: MergeGoal, view: DomainView) -> None:
         """Refuse a goal that a foreign job or a changed chain stands in the way of."""
+        if goal.kind != PULL and not is_local(goal.into.path):
+            raise VirtopsError(
+                "base_remote",
+                "The base of disk %s of domain %s is on the network (%s), not an image of this host."
+                % (goal.target, view.name, goal.into.path),
+                "Merge into it with 'virsh blockcommit %s %s --active --pivot', then run this again, which tidies up"
+                % (view.name, goal.target),
+            )
         phase = phase_of(goal, view)
         if next_step(phase, self._wish.pivots) is not Next.REFUSE:
             return

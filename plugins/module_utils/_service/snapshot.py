@@ -136,13 +136,10 @@ class ExternalSnapshot:
 
     def _quiesce_mode(self, view: DomainView) -> tuple[bool, tuple[str, ...]]:
         """Will the guest be frozen? With `preferred`, why not, as a warning."""
+        if self._wish.memory is not None:
+            return False, self._memory_warnings(view)
         if self._wish.quiesce == "never" or not view.active:
             return False, ()
-        if self._wish.memory is not None:
-            return False, (
-                "The guest was not frozen, as it need not be for a snapshot with memory: what its file systems have "
-                "not written yet is in the memory. Without that memory the disks are crash-consistent",
-            )
         try:
             if view.state != "running":
                 raise guest_paused(view)
@@ -152,6 +149,20 @@ class ExternalSnapshot:
                 raise
             return False, (_not_quiesced(error),)
         return True, ()
+
+    def _memory_warnings(self, view: DomainView) -> tuple[str, ...]:
+        warnings = []
+        if self._wish.quiesce == "preferred":
+            warnings.append(
+                "The guest was not frozen, as it need not be for a snapshot with memory: what its file systems have "
+                "not written yet is in the memory. Without that memory the disks are crash-consistent"
+            )
+        if view.state == "paused" and not self._wish.halt:
+            warnings.append(
+                "The guest was paused before. As QEMU has let go of its images to save the memory, nothing can be "
+                "merged until the guest was resumed"
+            )
+        return tuple(warnings)
 
     # -- effects
 

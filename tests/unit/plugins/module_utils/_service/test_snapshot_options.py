@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish, select
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import CREATED
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
@@ -23,6 +24,8 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
@@ -175,14 +178,30 @@ def test_memory_with_a_freeze_that_is_preferred(lab: Lab) -> None:
     assert outcome.values["consistency"] == "crash"
 
 
+@pytest.mark.parametrize(("halt", "warned"), [(False, 1), (True, 0)])
+def test_memory_of_a_guest_that_is_paused(lab: Lab, halt: bool, warned: int) -> None:
+    """QEMU takes its images up again when it is resumed, and commits into none of them before."""
+    lab.domain.state, lab.domain.paused_by = "paused", "user"
+    for check in (True, False):
+        outcome = lab.run(check, memory=MEMORY, halt=halt)
+        assert len([text for text in outcome.warnings if "paused before" in text]) == warned
+    assert lab.domain.state == ("shut off" if halt else "paused")
+
+
 def test_a_failed_snapshot_leaves_no_memory(lab: Lab) -> None:
-    lab.domain.fail["create_snapshot"] = VirtopsError("libvirt_error", "No.", "Look.")
-    lab.images.backing[MEMORY + ".old"] = ("memory", None)
-    with pytest.raises(VirtopsError, match="No"):
+    """libvirt removes it, unless it died."""
+
+    def dies(_xml: str, _how: Creation) -> None:
+        lab.images.backing[MEMORY] = ("memory", None)
+        lab.domain.state, lab.domain.paused_by = "paused", SAVING
+        raise VirtopsError("connection_lost", "Gone.", "Start libvirtd.")
+
+    lab.domain.create_snapshot = dies  # type: ignore[method-assign]
+    with pytest.raises(VirtopsError, match="Gone"):
         lab.run(memory=MEMORY)
-    del lab.domain.fail["create_snapshot"]
-    assert set(lab.images.backing) == lab.before | {MEMORY + ".old"}
+    assert set(lab.images.backing) == lab.before
     assert lab.domain.journal is None
+    assert lab.domain.state == "running"
 
 
 def _die_in_save(lab: Lab, **wish: object) -> None:
@@ -423,6 +442,18 @@ def test_the_users_own_overlays_are_never_removed(lab: Lab, by: str) -> None:
     assert all(lab.images.exists(path) for path in OVERLAYS.values())
 
 
+def test_a_run_that_reuses_no_more_leaves_them_too(lab: Lab) -> None:
+    lab.offer("vda", "vdb")
+    lab.domain.die_before = "create_snapshot"
+    with pytest.raises(Died):
+        lab.run(reuse=True)
+    lab.domain.revive()
+    lab.images.folders.add("/fast")
+    assert lab.run(overlay_dir="/fast").changed
+    assert lab.tops["vda"].startswith("/fast/")
+    assert all(lab.images.exists(path) for path in OVERLAYS.values())
+
+
 def test_an_interrupted_run_without_reuse_does_not_take_the_overlays_from_one_with_it(lab: Lab) -> None:
     lab.domain.die_before = "create_snapshot"
     with pytest.raises(Died):
@@ -506,3 +537,18 @@ def test_what_libvirt_created_before_it_failed_is_removed(far: Lab) -> None:
         far.run(disks=(DiskWish("vdc", file="/img/c.qcow2"),))
     assert set(far.images.backing) == far.before
     assert far.domain.journal is None
+
+
+def test_a_base_on_the_network_is_neither_merged_into_nor_copied(far: Lab) -> None:
+    far.run(disks=(DiskWish("vdc", file="/img/c.qcow2"),))
+    calls = list(far.domain.calls)
+    for check in (True, False):
+        with pytest.raises(VirtopsError) as caught:
+            Merge(MergeWish(snapshot="s1"), far.domain, far.images, far.clock, far.watchdog).run(check)
+        assert caught.value.code == "base_remote"
+        assert "virsh blockcommit vm vdc" in caught.value.remedy
+    assert far.domain.calls == calls
+    for wish in (BackupWish("/backup", snapshot="s1"), BackupWish("/backup", overlays=("/img/c.qcow2",))):
+        with pytest.raises(VirtopsError) as caught:
+            select(wish, far.domain.view(), parse_journal(far.domain.journal), far.images)
+        assert caught.value.code == "base_remote"
