@@ -75,6 +75,9 @@ operations:
     consistency:
       description: What the snapshot holds, V(filesystem), V(crash) or V(offline). Empty before it is known.
       type: str
+    memory:
+      description: The file with the guest's memory. V(null) for a snapshot of the disks only.
+      type: str
     disks:
       description: Its disks, what was written down of each, and where it stands.
       type: list
@@ -125,6 +128,7 @@ operations:
       started: 20261120T120000Z
       open: true
       consistency: filesystem
+      memory: null
       disks:
         - name: vda
           base: /var/lib/libvirt/images/web1.qcow2

@@ -51,6 +51,7 @@ def _flow(context: HostContext) -> Outcome:
             disks=tuple(DiskWish(disk["name"], disk["snapshot"], disk["file"]) for disk in given["disks"]),
             overlay_dir=given["overlay_dir"],
             freeze_timeout=given["freeze_timeout"],
+            kind=given["operation"],
         ),
         limits=Limits(
             given["max_chain"], parse_reserve(given["overlay_reserve"]), given["quiesce"], given["operation"]

@@ -109,6 +109,7 @@ def journal(domain: RecoverPort, images: ImagePort, clock: Clock, watchdog: Watc
     told = [
         {
             **_operation(operation),
+            "memory": operation.memory,
             "disks": [
                 {**disk, **_standing(noted, view, images)}
                 for disk, noted in zip(_operation(operation)["disks"], operation.disks)
