@@ -268,7 +268,8 @@ def many_records(hypervisor: Hypervisor, runs: int) -> list[Row]:
         command = [*python, f"{folder}/records.py", guest.name, str(count), str(4 * runs)]
         seconds = json.loads(hypervisor.exec(command, timeout=900).stdout)
         # The fastest of each: so short a run is slower only by what else the machine does
-        least, ours = found[count] = [min(seconds[way]) * 1000 for way in ("least", "ours")]
+        least, ours = (min(seconds[way]) * 1000 for way in ("least", "ours"))
+        found[count] = (least, ours)
         say(f"{count} records: the least loop {least:.0f} ms, ours {ours:.0f} ms")
     guest.cleanup()
     return [

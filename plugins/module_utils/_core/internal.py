@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from .errors import VirtopsError
 from .journal import Journal
 from .model import Disk, DomainView, SnapshotDisk, SnapshotRecord
+from .names import check_job_name, check_record_name
 from .snapshot import refuse_jobs, refuse_open
 
 #: The libvirt that takes an internal snapshot of a guest with its firmware in flash (virConnectGetLibVersion).
@@ -54,6 +55,9 @@ def plan_internal(
     refuse_open(view, journal)
     if record is not None:
         return _plan_found(wish, view, record)
+    check_record_name(wish.name)
+    if view.active:
+        check_job_name(wish.name, libvirt_version)
     plan = InternalPlan(_every_disk(view), view.active, wish.halt and view.active)
     refuse_jobs(view)
     if plan.halt and not view.persistent:

@@ -17,6 +17,7 @@ from typing import Any
 from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.model import Outcome, SnapshotRecord
+from .._core.names import check_record_name
 from .._core.ports import RecordPort
 from .._core.snapshot import refuse_open
 from .._core.snapshot_tree import children_of
@@ -77,6 +78,7 @@ class Records:
         if plan.doomed is not None:
             del after[plan.doomed]
         if plan.steps:
+            check_record_name(plan.name)
             view = self._domain.view()
             refuse_open(view, xml.parse_journal(view.journal_xml))  # its record would be in motion
             if not check:
