@@ -72,7 +72,7 @@ class Merge:
         journal = xml.parse_journal(view.journal_xml)
         plan = self._planner.plan(view, journal)
         if check or not plan.steps:
-            return self._outcome(plan, view, self._foreseen(plan, view), plan.steps)
+            return self._outcome(plan, view, self._foreseen(plan, view), plan.steps, self._stale_records(plan))
         if plan.operation is not None and plan.operation.hold is not None:
             let_go(self._domain, plan.operation.hold)
             free = plan.operation.held(None)
