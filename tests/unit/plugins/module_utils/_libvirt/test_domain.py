@@ -306,6 +306,7 @@ def abandoned(connection: Connection, define: Define) -> Domain:
         lambda domain: domain.thaw(1),
         lambda domain: domain.set_config_disks({"vda": Layer("/img/next.raw", "raw")}),
         lambda domain: domain.other_images(),
+        lambda domain: domain.has_job(),
     ],
 )
 def test_what_may_be_done_twice_survives_a_restart_of_libvirtd(
@@ -328,6 +329,57 @@ def test_what_begins_or_ends_something_is_not_done_twice(abandoned: Domain, call
     with pytest.raises(VirtopsError) as caught:
         call(abandoned)
     assert caught.value.code == "connection_lost"
+
+
+# Snapshots
+
+
+class _Handle:
+    """What libvirt's QEMU driver would be asked; the test driver knows no external snapshots."""
+
+    def __init__(self) -> None:
+        self.flags = 0
+        self.job = 0
+
+    def snapshotCreateXML(self, _xml: str, flags: int) -> None:
+        self.flags = flags
+
+    def jobInfo(self) -> list[int]:
+        return [self.job, *[0] * 11]
+
+
+@pytest.mark.parametrize(
+    ("how", "wanted"),
+    [
+        (Creation(), {"DISK_ONLY", "REUSE_EXT"}),
+        (Creation(metadata=False), {"DISK_ONLY", "REUSE_EXT", "NO_METADATA"}),
+        (Creation(reuse=False), {"DISK_ONLY"}),
+        (Creation(memory=True), {"REUSE_EXT"}),
+        (Creation(memory=True, live=True, halt=True), {"REUSE_EXT", "LIVE", "HALT"}),
+    ],
+)
+def test_how_an_external_snapshot_is_asked_for(
+    connection: Connection, define: Define, monkeypatch: pytest.MonkeyPatch, how: Creation, wanted: set[str]
+) -> None:
+    define("asked")
+    domain, handle = Domain(connection, "asked"), _Handle()
+    monkeypatch.setattr(domain, "_domain", handle)
+    domain.create_snapshot("<domainsnapshot/>", how)
+    names = ("ATOMIC", "DISK_ONLY", "REUSE_EXT", "NO_METADATA", "LIVE", "HALT", "QUIESCE")
+    found = {name for name in names if handle.flags & getattr(libvirt, f"VIR_DOMAIN_SNAPSHOT_CREATE_{name}")}
+    assert found == wanted | {"ATOMIC"}
+
+
+@pytest.mark.parametrize(("job", "busy"), [(0, False), (1, True), (2, True), (3, False), (4, False), (5, False)])
+def test_whether_libvirt_works_at_a_domain(
+    connection: Connection, define: Define, monkeypatch: pytest.MonkeyPatch, job: int, busy: bool
+) -> None:
+    define("busy")
+    domain, handle = Domain(connection, "busy"), _Handle()
+    assert not domain.has_job()
+    handle.job = job
+    monkeypatch.setattr(domain, "_domain", handle)
+    assert domain.has_job() == busy
 
 
 # Waiting
