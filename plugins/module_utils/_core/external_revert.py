@@ -75,16 +75,30 @@ def base_of(record: SnapshotRecord, target: str, saved: Mapping[str, Layer], vie
     return layer
 
 
+def memory_file(record: SnapshotRecord) -> str | None:
+    """Where the guest's memory of that moment is; None of a disk-only snapshot."""
+    return record.memory_file if record.memory == "external" else None
+
+
 def check_untouched(
-    record: SnapshotRecord, target: str, layer: Layer, identity: FileIdentity, journal: Journal
+    record: SnapshotRecord,
+    target: str,
+    layer: Layer,
+    identity: FileIdentity,
+    journal: Journal,
+    memory: FileIdentity | None = None,
 ) -> None:
-    """The image has to be what it was at the snapshot. The journal knows; else its last write tells."""
+    """The image has to be what it was at the snapshot. The journal knows; else its last write tells.
+
+    `memory` is the memory image's: the disks are switched when that is written, which may take long.
+    """
     operation = journal.find(record.name)
     known = None if operation is None else operation.disk(target)
     if known is not None and known.identity is not None and known.base == layer.path:
         untouched = known.identity == identity
     else:
-        untouched = identity.mtime_ns <= (record.creation_time + _GRACE_SECONDS) * 10**9
+        moment = max(record.creation_time * 10**9, 0 if memory is None else memory.mtime_ns)
+        untouched = identity.mtime_ns <= moment + _GRACE_SECONDS * 10**9
     if not untouched:
         raise base_modified(record, target, layer)
 

@@ -149,6 +149,12 @@ class RevertPort(SnapshotInfoPort, JournalPort, Protocol):
     def power_on(self, paused: bool) -> None:
         """virDomainCreateWithFlags."""
 
+    def saved_definition(self, path: str) -> str:
+        """virDomainSaveImageGetXMLDesc, secrets included: the definition that a memory image was saved with."""
+
+    def restore(self, path: str, definition: str, paused: bool) -> None:
+        """virDomainRestoreFlags: go on with a memory image, which stays, on the disks of this definition."""
+
     def define_on(self, layers: dict[str, Layer], journal: str | None) -> None:
         """virDomainDefineXMLFlags: path and format of these disks, and the journal, in one write."""
 

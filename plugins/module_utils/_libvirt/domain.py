@@ -247,6 +247,16 @@ class Domain:
         with mapped(f"Starting {self.name}"):
             self._domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
+    def saved_definition(self, path: str) -> str:
+        with mapped(f"Reading the memory image {path}"):
+            flags = 1  # VIR_DOMAIN_SAVE_IMAGE_XML_SECURE, which older bindings do not name
+            return str(self._connection.handle.saveImageGetXMLDesc(path, flags))
+
+    def restore(self, path: str, definition: str, paused: bool) -> None:
+        flags = libvirt.VIR_DOMAIN_SAVE_PAUSED if paused else libvirt.VIR_DOMAIN_SAVE_RUNNING
+        with mapped(f"Restoring {self.name} from the memory image {path}"):
+            self._connection.handle.restoreFlags(path, definition, flags)
+
     def define_on(self, layers: dict[str, Layer], journal: str | None) -> None:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         with mapped(f"Defining {self.name} on new overlays"):

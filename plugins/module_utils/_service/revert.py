@@ -14,7 +14,7 @@ from typing import Any
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.external_revert import interrupted, libvirt_can, view_after
+from .._core.external_revert import interrupted, libvirt_can, memory_file, view_after
 from .._core.journal import Journal, Reverted
 from .._core.model import DomainView, FileIdentity, Layer, Outcome, SnapshotRecord
 from .._core.ports import Clock, ImagePort, RevertPort
@@ -100,15 +100,21 @@ class Revert:
                 "Leave out reset_nvram, and start the domain with 'virsh start --reset-nvram'",
             )
         layers = manual.plan(view, journal)
-        starts = self._wish.run_state != "snapshot"
+        memory = memory_file(record)
+        definition = None if memory is None else manual.definition(layers)
+        goal = state_after(self._wish, record)
         steps = manual.steps(layers, view, journal)
-        if starts:
-            steps += ("start %s, %s" % (view.name, self._wish.run_state),)
+        if memory is not None:
+            steps += ("go on with the memory in %s, %s" % (memory, goal),)
+        elif goal != "shut off":
+            steps += ("start %s, %s" % (view.name, goal),)
 
         def apply() -> None:
             manual.apply(layers, view, journal)
-            if starts:
-                self._domain.power_on(paused=self._wish.run_state == "paused")
+            if definition is not None:
+                manual.go_on(definition, paused=goal == "paused")
+            elif goal != "shut off":
+                self._domain.power_on(paused=goal == "paused")
 
         return steps, chains(view_after(layers, view)), apply
 

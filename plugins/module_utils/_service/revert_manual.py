@@ -19,6 +19,7 @@ from .._core.external_revert import (
     base_of,
     check_untouched,
     interrupted,
+    memory_file,
     needed,
     new_overlay,
     prepared,
@@ -34,7 +35,7 @@ from .overlays import is_unused, refuse_data, removable, require_place
 
 
 class ManualRevert:
-    """One revert of a persistent domain to an external, disk-only snapshot."""
+    """One revert of a persistent domain to an external snapshot, with its memory where it has that."""
 
     def __init__(
         self, record: SnapshotRecord, texts: dict[str, str], domain: RevertPort, images: ImagePort, clock: Clock
@@ -54,13 +55,6 @@ class ManualRevert:
                 "Domain %s is transient, and this libvirt takes none back to an external snapshot." % view.name,
                 "Make it persistent ('virsh define')",
             )
-        if record.memory != "no":
-            raise VirtopsError(
-                "unsupported",
-                "Snapshot %r has the guest's memory in a file, and this libvirt takes no guest back to such a snapshot."
-                % record.name,
-                "Use a host whose libvirt does (9.9.0); 'virsh capabilities' then has <externalSnapshot/>",
-            )
         stale = interrupted(record, journal)
         begun = stale is not None and stale.phase == PREPARED
         left = frozenset(disk.overlay for disk in stale.disks) if stale is not None and begun else frozenset()
@@ -69,6 +63,13 @@ class ManualRevert:
     def bases(self, view: DomainView, journal: Journal) -> dict[str, tuple[Layer, ...]]:
         """Each disk's image of the snapshot's moment with what is below, or why there is no going back to it."""
         saved = xml.snapshot_images(self._texts[self._record.name])
+        memory = memory_file(self._record)
+        if memory is not None and not self._images.exists(memory):
+            raise VirtopsError(
+                "snapshot_stale",
+                "The memory image %s of snapshot %r is gone." % (memory, self._record.name),
+                "Bring it back; or delete the record with virtops.libvirt.snapshot_metadata and state: absent",
+            )
         targets = [disk.target for disk in self._record.disks if disk.mode == "external"]
         return {target: self._base(target, saved, view, journal) for target in targets}
 
@@ -80,7 +81,9 @@ class ManualRevert:
                 "The image %s of disk %s at snapshot %r is gone." % (base.path, target, self._record.name),
                 "Bring it back; or delete the record with virtops.libvirt.snapshot_metadata and state: absent",
             )
-        check_untouched(self._record, target, base, self._images.identity(base.path), journal)
+        memory = memory_file(self._record)
+        saved_at = None if memory is None else self._images.identity(memory)
+        check_untouched(self._record, target, base, self._images.identity(base.path), journal, saved_at)
         return self._images.chain(base.path, base.format)
 
     def _layer(self, target: str, chain: tuple[Layer, ...], view: DomainView, left: frozenset[str]) -> NewLayer:
@@ -124,6 +127,25 @@ class ManualRevert:
         self._domain.redefine_snapshot(text, True, False)
         for path in gone:
             self._images.remove(path)
+
+    def definition(self, layers: tuple[NewLayer, ...]) -> str:
+        """What the memory image was saved with, on the new overlays. Raises where that image cannot be read."""
+        saved = self._domain.saved_definition(memory_file(self._record) or "")
+        return xml.with_disk_layers(saved, {one.target: Layer(one.overlay, "qcow2") for one in layers})
+
+    def go_on(self, definition: str, paused: bool) -> None:
+        """Start the guest from the memory of that moment. The memory image stays, so that it can be gone back to again.
+
+        The guest was off, so nothing can have written to the new overlays since: disks and memory are of one moment.
+        """
+        try:
+            self._domain.restore(memory_file(self._record) or "", definition, paused)
+        except VirtopsError as error:
+            error.remedy = (
+                "The disks of the domain are those of the snapshot, and it is off. Run the task again when the cause "
+                "is gone; or start it without the memory of that moment, as after a power loss ('virsh start')"
+            )
+            raise
 
     def _clear(self, view: DomainView, journal: Journal) -> Journal:
         """What an earlier run of this task made, and no disk was switched to."""

@@ -8,6 +8,8 @@ Definitions and records are real, images are told by a fake.
 
 from __future__ import annotations
 
+import re
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +75,15 @@ class TestDomain(Domain):
                 for disk in view.disks
             )
         )
+
+    def restore(self, path: str, definition: str, paused: bool) -> None:
+        """The test driver knows neither the flags nor another definition: it is put into a copy of the image."""
+        image, text = Path(path), definition.encode()
+        changed = image.with_suffix(".changed")
+        changed.write_bytes(image.read_bytes()[:15] + struct.pack("=i", len(text)) + text)
+        self._connection.handle.restoreFlags(str(changed), None, 0)
+        if paused:
+            self.suspend()
 
 
 @pytest.fixture
@@ -270,13 +281,117 @@ def test_refusals(domain: Domain, images: FakeImages, change: Callable[[Domain, 
     assert (state_of(domain), images.backing) == before
 
 
-def test_memory_and_variables_are_libvirts_alone(domain: Domain, images: FakeImages) -> None:
+def test_variables_are_libvirts_alone(domain: Domain, images: FakeImages) -> None:
     with pytest.raises(VirtopsError) as caught:
         revert(domain, images, reset_nvram=True)
     assert caught.value.code == "unsupported"
-    text = next(iter(domain.snapshot_xmls(secure=True)))
-    with_memory = xml.parse_snapshot(text.replace("<memory snapshot='no'/>", "<memory snapshot='external' file='/m'/>"))
-    assert with_memory.memory == "external"
+
+
+@pytest.fixture
+def memory(domain: Domain, images: FakeImages, tmp_path: Path) -> str:
+    """The snapshot has the memory of a guest that was running on the bases, too."""
+    path = str(tmp_path / "s.memory")
+    overlays = {disk.target: disk.active for disk in domain.view().disks if disk.active}
+    journal = domain.view().journal_xml
+    domain.power_off()
+    domain.define_on({"vda": Layer("/img/a", "qcow2"), "vdb": Layer("/img/b", "qcow2")}, None)
+    domain.power_on(paused=False)
+    domain._domain.save(path)
+    domain.define_on(overlays, journal)
+    domain.power_on(paused=False)
+    text = re.sub("<state>.*?</state>", "<state>running</state>", next(iter(domain.snapshot_xmls(secure=True))))
+    assert "<memory snapshot='no'/>" in text
+    domain.delete_snapshot("s", "keep")
+    domain.redefine_snapshot(
+        text.replace("<memory snapshot='no'/>", "<memory snapshot='external' file='%s'/>" % path), True, False
+    )
+    images.backing[path] = ("raw", None)
+    return path
+
+
+def assert_resumed(domain: Domain, images: FakeImages, memory: str, state: str = "running") -> None:
+    """On new overlays by both definitions, with the memory image still there."""
+    assert Path(memory).exists()
+    assert memory in images.backing
+    del images.backing[memory]
+    assert_there(domain, images, state)
+    config = {disk.target: disk.active.path for disk in domain.view().config_disks if disk.active}
+    assert config == NEW
+
+
+@pytest.mark.parametrize(
+    ("run_state", "state"), [("snapshot", "running"), ("running", "running"), ("paused", "paused")]
+)
+def test_it_goes_on_with_the_memory(
+    domain: Domain, images: FakeImages, memory: str, run_state: str, state: str
+) -> None:
+    foreseen = revert(domain, images, check=True, run_state=run_state)
+    done = revert(domain, images, run_state=run_state)
+    assert done.steps[-1] == "go on with the memory in %s, %s" % (memory, state)
+    assert (foreseen.steps, foreseen.after) == (done.steps, done.after)
+    assert done.values["state_after"] == state
+    assert_resumed(domain, images, memory, state)
+
+
+def test_it_can_be_gone_back_to_again(domain: Domain, images: FakeImages, memory: str) -> None:
+    revert(domain, images)
+    assert revert(domain, images).changed
+    assert domain.state() == "running"
+    assert not set(images.backing) & set(NEW.values())
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_death_at_the_memory(domain: Domain, images: FakeImages, memory: str, after: bool) -> None:
+    revive = kill_at(domain, "restore", after)
+    with pytest.raises(Died):
+        revert(domain, images)
+    revive()
+    assert domain.state() == ("running" if after else "shut off")
+    revert(domain, images)
+    assert domain.state() == "running"
+    assert images.written == {}
+
+
+def test_memory_that_cannot_be_restored(
+    domain: Domain, images: FakeImages, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise VirtopsError("libvirt_failed", "Another CPU.", "Look.")
+
+    monkeypatch.setattr(domain, "restore", fail)
+    with pytest.raises(VirtopsError) as caught:
+        revert(domain, images)
+    assert "virsh start" in caught.value.remedy
+    assert domain.state() == "shut off"
+    monkeypatch.undo()
+    revert(domain, images)
+    assert domain.state() == "running"
+
+
+def test_memory_that_is_gone(domain: Domain, images: FakeImages, memory: str) -> None:
+    before = state_of(domain)
+    del images.backing[memory]
+    for can in (True, False):
+        with pytest.raises(VirtopsError) as caught:
+            revert(domain, images, check=can)
+        assert (caught.value.code, memory in caught.value.cause) == ("snapshot_stale", True)
+    assert state_of(domain) == before
+    images.backing[memory] = ("raw", None)
+    Path(memory).unlink()  # and one that cannot be read
+    with pytest.raises(VirtopsError):
+        revert(domain, images)
+    assert state_of(domain) == before
+
+
+def test_writing_the_memory_may_have_taken_long(domain: Domain, images: FakeImages, memory: str) -> None:
+    """The disks are switched after it, and only then their images rest."""
+    domain.write_journal(None)
+    images.written["/img/b"] = 1000 * 10**9
+    with pytest.raises(VirtopsError) as caught:
+        revert(domain, images)
+    assert caught.value.code == "base_modified"
+    images.written[memory] = 950 * 10**9
+    assert revert(domain, images, check=True).changed
 
 
 @pytest.mark.parametrize(("path", "can"), [("/img/a,b.qcow2", True), ("/a,b/x.qcow2", False), ("/img/x", True)])
