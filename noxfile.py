@@ -273,7 +273,7 @@ def generations(session: nox.Session) -> None:
 
 def own_generation() -> str:
     """Return which of GENERATIONS the machine itself is; its own files make the lab hypervisors of that one."""
-    return f"debian{debian_release().split('.')[0]}"
+    return f"debian{debian_release().partition('.')[0]}"
 
 
 def run_targets(

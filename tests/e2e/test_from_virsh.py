@@ -90,9 +90,9 @@ class Scene:
         if running:
             self.member.boot()
 
-    def module(self, name: str, /, **options: object) -> None:
+    def module(self, module: str, /, **options: object) -> None:
         """Run a module that is not what the block is about."""
-        result = self.controller.module(self.host.name, name, domain=GUEST, **options)
+        result = self.controller.module(self.host.name, module, domain=GUEST, **options)
         assert result.get("changed"), result
 
     def ask(self, module: str, check_mode: bool = False, /, **options: object) -> dict[str, Any]:
