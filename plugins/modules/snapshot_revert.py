@@ -15,10 +15,12 @@ description:
     since is lost, unless it is in another snapshot.
   - libvirt does it where it can, and the definition becomes that of the snapshot's moment. It goes back to external
     snapshots since 9.9.0; C(virsh capabilities) then has C(<externalSnapshot/>).
-  - Where it cannot, the module goes back to an external, disk-only snapshot itself. The guest is turned off, each of
+  - Where it cannot, the module goes back to an external snapshot itself. The guest is turned off, each of
     the snapshot's disks gets a new overlay on the image of that moment, and the definition stays as it is but for them.
-    The snapshot's own images are never written to, so it can be gone back to again. If it was interrupted, the next run
-    finishes it, and M(virtops.libvirt.recover) undoes or finishes it.
+    If the snapshot has the guest's memory, the guest then goes on with that, with the devices of that moment until it
+    is off again. The snapshot's own images and its memory file are never written to, so it can be gone back to again.
+    If it was interrupted, the next run finishes it, and M(virtops.libvirt.recover) undoes or finishes it, though
+    without the memory.
   - An overlay that holds nothing but what the guest wrote since then is removed, unless another snapshot stands on it.
   - Whether something happened since the last revert can be told only of a guest that is off. If it stands on the
     snapshot, and nobody wrote to its images or changed its definition since this module took it there, nothing changes.
@@ -65,7 +67,7 @@ options:
   reset_nvram:
     description:
       - Whether the guest gets fresh UEFI variables from their template (libvirt 8.1.0).
-      - Not where the module goes back to an external snapshot itself.
+      - Where the module goes back to an external snapshot itself, only if the guest is then started.
     type: bool
     default: false
 seealso:

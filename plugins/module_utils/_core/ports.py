@@ -146,13 +146,13 @@ class RevertPort(SnapshotInfoPort, JournalPort, Protocol):
     def power_off(self) -> None:
         """virDomainDestroy."""
 
-    def power_on(self, paused: bool) -> None:
+    def power_on(self, paused: bool, reset_nvram: bool = False) -> None:
         """virDomainCreateWithFlags."""
 
     def saved_definition(self, path: str) -> str:
         """virDomainSaveImageGetXMLDesc, secrets included: the definition that a memory image was saved with."""
 
-    def restore(self, path: str, definition: str, paused: bool) -> None:
+    def restore(self, path: str, definition: str, paused: bool, reset_nvram: bool) -> None:
         """virDomainRestoreFlags: go on with a memory image, which stays, on the disks of this definition."""
 
     def define_on(self, layers: dict[str, Layer], journal: str | None) -> None:

@@ -243,17 +243,22 @@ class Domain:
         with mapped(f"Turning {self.name} off"):
             self._domain.destroy()
 
-    def power_on(self, paused: bool) -> None:
+    def power_on(self, paused: bool, reset_nvram: bool = False) -> None:
+        flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
+        if reset_nvram:
+            flags |= 32  # VIR_DOMAIN_START_RESET_NVRAM, which older bindings do not name
         with mapped(f"Starting {self.name}"):
-            self._domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+            self._domain.createWithFlags(flags)
 
     def saved_definition(self, path: str) -> str:
         with mapped(f"Reading the memory image {path}"):
             flags = 1  # VIR_DOMAIN_SAVE_IMAGE_XML_SECURE, which older bindings do not name
             return str(self._connection.handle.saveImageGetXMLDesc(path, flags))
 
-    def restore(self, path: str, definition: str, paused: bool) -> None:
+    def restore(self, path: str, definition: str, paused: bool, reset_nvram: bool) -> None:
         flags = libvirt.VIR_DOMAIN_SAVE_PAUSED if paused else libvirt.VIR_DOMAIN_SAVE_RUNNING
+        if reset_nvram:
+            flags |= 8  # VIR_DOMAIN_SAVE_RESET_NVRAM
         with mapped(f"Restoring {self.name} from the memory image {path}"):
             self._connection.handle.restoreFlags(path, definition, flags)
 

@@ -93,11 +93,13 @@ class Revert:
         if self._domain.reverts_external() and libvirt_can(bases.values()):
             after = {**chains(view), **{name: [_NEW, *_paths(chain)] for name, chain in bases.items()}}
             return self._steps(record, view), after, lambda: self._by_libvirt(record)
-        if self._wish.reset_nvram:
+        fresh = self._wish.reset_nvram
+        if fresh and state_after(self._wish, record) == "shut off":
             raise VirtopsError(
                 "unsupported",
-                "This libvirt goes back to no external snapshot itself, and so resets no UEFI variables with that.",
-                "Leave out reset_nvram, and start the domain with 'virsh start --reset-nvram'",
+                "Where libvirt does not go back to an external snapshot itself, UEFI variables can be reset only as "
+                "the domain starts, and it would be off.",
+                "Set run_state: running; or leave out reset_nvram, and later 'virsh start --reset-nvram'",
             )
         layers = manual.plan(view, journal)
         memory = memory_file(record)
@@ -107,14 +109,14 @@ class Revert:
         if memory is not None:
             steps += ("go on with the memory in %s, %s" % (memory, goal),)
         elif goal != "shut off":
-            steps += ("start %s, %s" % (view.name, goal),)
+            steps += ("start %s, %s%s" % (view.name, goal, ", with fresh UEFI variables" if fresh else ""),)
 
         def apply() -> None:
             manual.apply(layers, view, journal)
             if definition is not None:
-                manual.go_on(definition, paused=goal == "paused")
+                manual.go_on(definition, goal == "paused", fresh)
             elif goal != "shut off":
-                self._domain.power_on(paused=goal == "paused")
+                self._domain.power_on(goal == "paused", fresh)
 
         return steps, chains(view_after(layers, view)), apply
 

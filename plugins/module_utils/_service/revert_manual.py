@@ -133,13 +133,13 @@ class ManualRevert:
         saved = self._domain.saved_definition(memory_file(self._record) or "")
         return xml.with_disk_layers(saved, {one.target: Layer(one.overlay, "qcow2") for one in layers})
 
-    def go_on(self, definition: str, paused: bool) -> None:
+    def go_on(self, definition: str, paused: bool, reset_nvram: bool) -> None:
         """Start the guest from the memory of that moment. The memory image stays, so that it can be gone back to again.
 
         The guest was off, so nothing can have written to the new overlays since: disks and memory are of one moment.
         """
         try:
-            self._domain.restore(memory_file(self._record) or "", definition, paused)
+            self._domain.restore(memory_file(self._record) or "", definition, paused, reset_nvram)
         except VirtopsError as error:
             error.remedy = (
                 "The disks of the domain are those of the snapshot, and it is off. Run the task again when the cause "

@@ -76,7 +76,7 @@ class TestDomain(Domain):
             )
         )
 
-    def restore(self, path: str, definition: str, paused: bool) -> None:
+    def restore(self, path: str, definition: str, paused: bool, reset_nvram: bool) -> None:
         """The test driver knows neither the flags nor another definition: it is put into a copy of the image."""
         image, text = Path(path), definition.encode()
         changed = image.with_suffix(".changed")
@@ -281,10 +281,15 @@ def test_refusals(domain: Domain, images: FakeImages, change: Callable[[Domain, 
     assert (state_of(domain), images.backing) == before
 
 
-def test_variables_are_libvirts_alone(domain: Domain, images: FakeImages) -> None:
+def test_variables_are_reset_at_a_start(domain: Domain, images: FakeImages, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VirtopsError) as caught:
         revert(domain, images, reset_nvram=True)
     assert caught.value.code == "unsupported"
+    started: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(domain, "power_on", lambda *how: started.append(how))
+    done = revert(domain, images, reset_nvram=True, run_state="paused")
+    assert started == [(True, True)]
+    assert done.steps[-1] == "start test, paused, with fresh UEFI variables"
 
 
 @pytest.fixture
