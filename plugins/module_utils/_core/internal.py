@@ -192,8 +192,8 @@ def _refuse_unsuitable(disk: Disk, view: DomainView) -> None:
             "disk_needs_qcow2",
             "Disk %s of domain %s can have no internal snapshot: its image %s is %s, and only qcow2 has room for one."
             % (disk.target, view.name, disk.active.path, disk.active.format),
-            "Take an external snapshot with virtops.libvirt.snapshot_external; or shut the domain off, convert the "
-            "image with 'qemu-img convert -O qcow2', and put the new one into its definition ('virsh edit')",
+            "Take an external snapshot with virtops.libvirt.snapshot_external; or shut the domain off, and put it on "
+            "qcow2 images with virtops.libvirt.image_convert",
         )
 
 

@@ -165,6 +165,19 @@ class RevertPort(SnapshotInfoPort, JournalPort, Protocol):
         """What the host's other domains stand on, by their live and persistent XML."""
 
 
+class ConvertPort(ViewPort, Protocol):
+    """What putting a domain on converted images needs."""
+
+    def has_saved_memory(self) -> bool:
+        """virDomainHasManagedSaveImage."""
+
+    def set_config_disks(self, layers: dict[str, Layer]) -> None:
+        """Write path and format of these disks into the persistent XML (virDomainDefineXMLFlags)."""
+
+    def other_images(self) -> OtherImages:
+        """What the host's other domains stand on, by their live and persistent XML."""
+
+
 class BrakePort(ViewPort, JournalPort, Protocol):
     """What slowing or stopping a guest's writes needs."""
 
@@ -301,3 +314,13 @@ class ImagePort(Protocol):
 
     def remove(self, path: str) -> None:
         """unlink(2) and fsync of the directory; a path that is gone is fine, and a device stays."""
+
+
+class ConvertImagePort(ImagePort, Protocol):
+    """What converting images needs besides."""
+
+    def convert(self, source: Layer, path: str) -> None:
+        """`qemu-img convert -O qcow2` to a new file with the source's owner and mode, brought to the disk."""
+
+    def rename(self, path: str, name: str) -> None:
+        """rename(2) and fsync of the directory; fails where `name` exists."""

@@ -294,6 +294,18 @@ def definition_digest(domain_xml: str) -> str:
     return hashlib.sha256(etree.tostring(domain)).hexdigest()
 
 
+def odd_sources(domain_xml: str) -> dict[str, str]:
+    """The disks whose image is not, as it lies there, what the guest reads; and why."""
+    found = {}
+    for disk in _parse(domain_xml).findall("devices/disk"):
+        target = _child(disk, "target").get("dev", "")
+        if disk.find("encryption") is not None or disk.find("source/encryption") is not None:
+            found[target] = "it is encrypted"
+        elif disk.find("source/slices") is not None:
+            found[target] = "it is a slice of its image"
+    return found
+
+
 def _set_layer(disk: etree._Element, layer: Layer) -> None:
     old = _described_source(disk, layer.path)
     if old is None:

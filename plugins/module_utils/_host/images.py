@@ -11,6 +11,7 @@ protocol ("nbd:") only before the first slash. Commas count in option lists alon
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -79,6 +80,34 @@ class Images:
         argv = ["qemu-img", "compare", *formats, _absolute(one.path), _absolute(other.path)]
         said = run(argv, "Comparing %s with %s" % (one.path, other.path), tied=True, fine=frozenset({0, 1}))
         return "identical" in said
+
+    def convert(self, source: Layer, path: str) -> None:
+        """Without -U: its lock refuses a source that something writes to. Zeros become holes.
+
+        A block device's owner and mode are those of the node, and not an image's.
+        """
+        subject = "Converting %s into %s" % (source.path, path)
+        _reserve(path, subject)
+        formats = ["-f", source.format, "-O", "qcow2"]
+        run(["qemu-img", "convert", "-q", *formats, _absolute(source.path), path], subject, tied=True)
+        try:
+            found = os.stat(source.path)
+            if stat.S_ISREG(found.st_mode):
+                os.chown(path, found.st_uid, found.st_gid)
+                os.chmod(path, stat.S_IMODE(found.st_mode))
+            sync_file(path)
+        except OSError as error:
+            raise os_failure(subject, error) from error
+
+    def rename(self, path: str, name: str) -> None:
+        """rename(2) would replace what is there, and link(2) is not everywhere; nobody else gives such names."""
+        try:
+            if os.path.lexists(name):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+            os.rename(path, name)
+            sync_directory(os.path.dirname(name))
+        except OSError as error:
+            raise os_failure("Naming the image %s" % name, error) from error
 
     def commit(self, top: Layer, base: Layer) -> None:
         """`qemu-img commit -d`: the overlays stay as they are, and are still right if we die half-way."""

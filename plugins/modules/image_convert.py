@@ -1,0 +1,112 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_convert
+short_description: Put a libvirt domain that is off on qcow2 images instead of raw ones
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Converts raw images of a domain to qcow2, which has room for snapshots inside. So this is the way out where
+    M(virtops.libvirt.snapshot_internal) finds a raw disk.
+  - The domain has to be off. Each new image is written under another name, brought to the disk, and compared with the
+    raw one. Then it gets its name, and the owner and the permissions of the raw one. Last, the domain is defined on all
+    the new images in one write.
+  - The raw images stay as they are, unless O(delete_source) is set. From then on the guest does not write to them any
+    more, so never start it from an older XML that names them.
+  - If it dies before that write, the domain has what it had. Run the task again, which uses the images that were
+    completed.
+  - Disks that are not raw are left alone, and so are those that nothing should be changed of, that is CD-ROM and floppy
+    drives and disks that are read-only, shareable, transient, encrypted or a slice of their image. Named in O(disks)
+    such a disk is a failure.
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.domain
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.changes
+  - virtops.libvirt.attributes.actiongroup_all
+options:
+  disks:
+    description: The targets of the disks to convert, for example V(vda). Unset, all that are raw.
+    type: list
+    elements: str
+  dest_dir:
+    description:
+      - An existing directory for the new images. Unset, each lies beside the raw one, named as that with V(.qcow2) in
+        place of V(.raw) or V(.img), or at the end.
+      - A disk on a block device needs it.
+    type: path
+  delete_source:
+    description: Whether the raw images are removed in the end. A block device stays.
+    type: bool
+    default: false
+seealso:
+  - module: virtops.libvirt.snapshot_internal
+"""
+
+EXAMPLES = r"""
+- name: Put all raw disks of a guest on qcow2, and keep the raw images
+  virtops.libvirt.image_convert:
+    domain: web1
+
+- name: Convert one disk, to other storage, and remove its raw image
+  virtops.libvirt.image_convert:
+    domain: db1
+    disks: [vdb]
+    dest_dir: /fast
+    delete_source: true
+"""
+
+RETURN = r"""
+actions:
+  description: The steps that were taken, or in check mode those that would be.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - convert /var/lib/libvirt/images/web1.raw into /var/lib/libvirt/images/web1.qcow2 (vda)
+    - define web1 on the new images
+domain:
+  description: The domain.
+  returned: success
+  type: dict
+  sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: shut off}
+disks:
+  description: The disks that were converted.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    disk:
+      description: The disk's target.
+      type: str
+    source:
+      description: Its raw image.
+      type: str
+    image:
+      description: The image that it has now.
+      type: str
+  sample:
+    - disk: vda
+      source: /var/lib/libvirt/images/web1.raw
+      image: /var/lib/libvirt/images/web1.qcow2
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: guest_running
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import image_convert
+
+
+def main() -> None:
+    image_convert.main()
+
+
+if __name__ == "__main__":
+    main()
