@@ -27,8 +27,7 @@ def settled(operation: Operation, domain: JobPort, images: ImagePort, clock: Clo
         if clock.monotonic() >= until:
             raise VirtopsError(
                 "libvirt_busy",
-                "libvirt still works at the snapshot %r that an interrupted run asked for, after %d seconds."
-                % (operation.name, seconds),
+                "libvirt still works at the snapshot %r that an interrupted run asked for." % operation.name,
                 "See 'virsh domjobinfo', and run the task again when that is over",
             )
         clock.sleep(_POLL_SECONDS)

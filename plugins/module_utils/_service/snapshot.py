@@ -312,7 +312,7 @@ class ExternalSnapshot:
                 self._images.remove(memory)
             self._write(xml.parse_journal(view.journal_xml).drop(operation))
         except VirtopsError as second:
-            cause.cause += " Undoing it failed too: %s" % second.cause
+            cause.cause = "%s. Undoing it failed too: %s" % (cause.cause.rstrip("."), second.cause)
 
     def _write(self, journal: Journal) -> None:
         self._domain.write_journal(xml.build_journal(journal))
