@@ -44,8 +44,16 @@ options:
   state:
     description:
       - With V(present) the snapshot is taken unless it is there.
-      - With V(absent) the layers that the snapshot added are merged into the images below them, the merged overlays
-        are deleted, and then the snapshot's record. The guest keeps all its data, only the point in time is given up.
+      - With V(absent) the layers that the snapshot added are merged into the images below them, and then the images
+        that nothing needs any more are deleted, the file with the snapshot's memory, and the snapshot's record. The
+        guest keeps all its data, only the point in time is given up. It does not matter whether the snapshot is the
+        last one or whether others descend from it, and whether the guest runs.
+      - A snapshot that the guest left by a revert is deleted without a change to the images that the guest uses. Where
+        several branches stand on the image of a snapshot, none of them can go into it, and the module fails before it
+        has changed anything.
+      - The merges are this module's own, on every release of libvirt, as those can be finished after an interruption.
+        The one exception is a disk whose image is not on this host. Its snapshot is deleted by libvirt, where that
+        can.
     type: str
     choices: [present, absent]
     default: present
@@ -146,7 +154,7 @@ options:
       - The name of the workflow that this snapshot is a step of, for example V(live_backup).
       - Such a snapshot stays open in the journal until M(virtops.libvirt.block_commit) has merged it, and until then
         no other operation is allowed on this domain.
-      - V(commit) and V(pull) are the journal's own words and cannot be given.
+      - V(commit), V(pull), V(revert) and V(delete) are the journal's own words and cannot be given.
     type: str
     default: snapshot
   backup:
@@ -185,6 +193,15 @@ options:
         after the run that asked for it was interrupted.
     type: int
     default: 3600
+  children:
+    description:
+      - With O(state=absent), what becomes of the snapshots that descend from this one.
+      - With V(keep) they stay, and descend from its parent afterwards.
+      - With V(delete) they are deleted as well.
+      - With V(only) they are deleted, and this one stays.
+    type: str
+    choices: [keep, delete, only]
+    default: keep
 seealso:
   - module: virtops.libvirt.block_commit
   - module: virtops.libvirt.image_backup
@@ -247,6 +264,13 @@ EXAMPLES = r"""
     domain: web1
     name: before-update
     state: absent
+
+- name: Give up all that was taken after it as well
+  virtops.libvirt.snapshot_external:
+    domain: web1
+    name: before-update
+    state: absent
+    children: delete
 """
 
 RETURN = r"""

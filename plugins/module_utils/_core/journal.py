@@ -36,6 +36,8 @@ COMMIT = "commit"
 PULL = "pull"
 #: A return to an external snapshot that libvirt cannot make.
 REVERT = "revert"
+#: The end of external snapshots: merges, images that go, records.
+DELETE = "delete"
 
 
 def epoch(stamp: str) -> int:

@@ -194,7 +194,7 @@ class BrakePort(ViewPort, JournalPort, Protocol):
         """virDomainResume; a domain that runs is fine."""
 
 
-class MergePort(BrakePort, Protocol):
+class MergePort(BrakePort, RecordPort, Protocol):
     """What a live merge needs."""
 
     def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int, relative: bool) -> None:
@@ -218,14 +218,21 @@ class MergePort(BrakePort, Protocol):
     def set_config_disks(self, layers: dict[str, Layer]) -> None:
         """Write path and format of these disks into the persistent XML (virDomainDefineXMLFlags)."""
 
-    def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
-        """virDomainSnapshotDelete, METADATA_ONLY."""
-
     def other_images(self) -> OtherImages:
         """What the host's other domains stand on, by their live and persistent XML."""
 
 
-class RecoverPort(MergePort, JobPort, Protocol):
+class DeletePort(MergePort, Protocol):
+    """What the end of external snapshots needs."""
+
+    def libvirt_version(self) -> int:
+        """virConnectGetLibVersion."""
+
+    def delete_snapshot(self, name: str, children: str) -> None:
+        """virDomainSnapshotDelete, data and record."""
+
+
+class RecoverPort(DeletePort, JobPort, Protocol):
     """What finding and undoing an interrupted operation needs besides the merge."""
 
     def agent_ping(self, seconds: int) -> None:
@@ -289,6 +296,9 @@ class ImagePort(Protocol):
 
     def rebase_unsafe(self, path: str, base: Layer) -> None:
         """`qemu-img rebase -u`: change only what the header of `path` says of its backing file."""
+
+    def keep_time(self, path: str, mtime_ns: int) -> None:
+        """utimensat(2) of a regular file: when it was last written; where that is not allowed, nothing happens."""
 
     def identity(self, path: str) -> FileIdentity:
         """stat(2) of the image, symlinks followed."""

@@ -112,14 +112,18 @@ def _refuse_other_chain(record: SnapshotRecord, target: str, layer: Layer, view:
     )
 
 
-def journal_after(before: Journal, at_snapshot: Journal, view: DomainView) -> Journal:
+def journal_after(
+    before: Journal, at_snapshot: Journal, view: DomainView, records: frozenset[str] = frozenset()
+) -> Journal:
     """The journal that is true after a revert.
 
     libvirt restores the definition of the snapshot's moment, and the journal in it: what was under way then is over,
     and what was kept since may be unknown to it. `view` is the domain after the revert. Only snapshots whose layers are
-    in its chains stay.
+    in its chains stay. One of the snapshot's moment may have been deleted since: it stays where it is among `records`,
+    or where the very layer that it added is there.
     """
-    known = {op.id: op for op in (*at_snapshot.operations, *before.operations) if not op.open}
+    past = [op for op in at_snapshot.operations if op.name in records or _is_there(op, view)]
+    known = {op.id: op for op in (*past, *before.operations) if not op.open}
     found = (_rejoined(op, view) for op in known.values())
     return Journal(tuple(op for op in found if op is not None))
 
@@ -130,10 +134,17 @@ def _rejoined(operation: Operation, view: DomainView) -> Operation | None:
     return replace(operation, disks=disks) if disks else None
 
 
+def _is_there(operation: Operation, view: DomainView) -> bool:
+    return any(is_in_chain(view, disk.target, disk.overlay) for disk in operation.disks)
+
+
 def _rejoined_disk(disk: JournalDisk, view: DomainView) -> JournalDisk | None:
+    found = view.disk(disk.target)
+    below = None if found is None else found.below(disk.overlay)
+    if below is not None and below.path != disk.base:  # what it stood on was merged since
+        return replace(disk, base=below.path, base_format=below.format, identity=None)
     if is_in_chain(view, disk.target, disk.overlay):
         return disk
-    found = view.disk(disk.target)
     depth = None if found is None else found.index_of(disk.base)
     if found is None or not depth:  # not in the chain, or nothing stands on it
         return None

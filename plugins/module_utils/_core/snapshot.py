@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 
 from .errors import VirtopsError
-from .journal import COMMIT, COMMITTING, CREATED, KEPT, PREPARED, PULL, REVERT, Journal, JournalDisk, Operation
+from .journal import COMMIT, COMMITTING, CREATED, DELETE, KEPT, PREPARED, PULL, REVERT, Journal, JournalDisk, Operation
 from .model import Disk, DomainView, Layer, SnapshotDisk, SnapshotRecord, is_local
 
 #: NAME_MAX of every Linux file system that keeps images.
@@ -192,7 +192,7 @@ def operation_open(domain: str, operation: Operation) -> VirtopsError:
         "Operation %r (%s, begun %s) is still open on domain %s in phase %s."
         % (operation.name, operation.kind, operation.started, domain, operation.phase),
         "Run the play that began it again, which finishes it"
-        if operation.kind in (COMMIT, PULL, REVERT)
+        if operation.kind in (COMMIT, PULL, REVERT, DELETE)
         else "Run the play that began it again, or merge its layers with virtops.libvirt.block_commit and snapshot: %r"
         % operation.name,
     )

@@ -443,6 +443,21 @@ def snapshot_paths(xml: str) -> frozenset[str]:
     return own | frozenset(layer.path for layer in snapshot_images(xml).values())
 
 
+def with_moved_images(xml: str, moved: Mapping[str, Layer]) -> str:
+    """A snapshot's XML whose definitions name other images instead of those that are gone; the same text where none is.
+
+    Below the image of a disk that is changed nothing is said: libvirt then asks the images.
+    """
+    root = _parse(xml)
+    changed = False
+    for disk in (*root.iterfind("domain/devices/disk"), *root.iterfind("inactiveDomain/devices/disk")):
+        chain = _chain(disk, _unknown_volume)
+        if any(layer.path in moved for layer in chain):
+            _set_layer(disk, moved.get(chain[0].path, chain[0]))
+            changed = True
+    return _serialize(root) if changed else xml
+
+
 def with_snapshot_files(xml: str, files: Mapping[str, str]) -> str:
     """A snapshot's XML with other overlays, by disk."""
     root = _parse(xml)

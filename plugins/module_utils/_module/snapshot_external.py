@@ -6,20 +6,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from .._core.backup import BackupWish, Source
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, KEPT, PULL, REVERT
+from .._core.journal import COMMIT, DELETE, KEPT, PULL, REVERT
 from .._core.model import DomainView, Outcome
 from .._core.snapshot import DiskWish, SnapshotPlan, SnapshotWish
+from .._core.snapshot_tree import CHILDREN
 from .._host.store import BackupStore
 from .._service.backup import refuse_early
-from .._service.merge_plan import MergeWish
 from .._service.snapshot import ExternalSnapshot
-from .block_commit import merge
+from .._service.snapshot_delete import SnapshotDeletion
 from .entry import DomainContext, run_domain_module
 from .specs import BACKUP, ArgumentSpec
 
@@ -52,6 +51,7 @@ SPEC: ArgumentSpec = {
         "options": {name: BACKUP[name] for name in ("dest", "format", "compress", "method", "keep_backing")},
     },
     "timeout": {"type": "int", "default": 3600},
+    "children": {"type": "str", "choices": list(CHILDREN), "default": "keep"},
 }
 
 
@@ -65,7 +65,7 @@ def _flow(context: DomainContext) -> Outcome:
 
 def _present(context: DomainContext) -> Outcome:
     given = context.params
-    if given["operation"] in (COMMIT, PULL, REVERT):
+    if given["operation"] in (COMMIT, PULL, REVERT, DELETE):
         raise VirtopsError(
             "bad_option",
             "The operation's name %r is the journal's own word." % given["operation"],
@@ -103,7 +103,12 @@ def _refuse_backup(context: DomainContext, view: DomainView, plan: SnapshotPlan)
 def _absent(context: DomainContext) -> Outcome:
     """A snapshot is given up by merging what it added: the guest keeps all its data."""
     given = context.params
-    limit = Deadline(timeout=given["timeout"])
-    outcome = merge(context, MergeWish(snapshot=given["name"], deadline=limit, delete_merged=True))
-    values = {"snapshot": {"name": given["name"], "kind": "external"}, **outcome.values}
-    return replace(outcome, values=values)
+    return SnapshotDeletion(
+        given["name"],
+        given["children"],
+        Deadline(timeout=given["timeout"]),
+        context.domain,
+        context.images,
+        context.clock,
+        context.watchdog,
+    ).run(context.check)

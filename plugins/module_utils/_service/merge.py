@@ -23,8 +23,9 @@ from .._core.merge import MergeGoal, Next, Phase, config_layer, next_step, phase
 from .._core.model import IO_ERROR, BlockJob, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, MergePort, Watchdog
 from .brake import GuestBrake, let_go
+from .forest import keep_times, rewrite_records
 from .jobs import cancel_jobs
-from .merge_plan import MergePlan, MergePlanner, MergeWish, journalled
+from .merge_plan import MergePlan, MergePlanner, MergeWish, journalled, moved_layers
 from .observe import chains, observe
 from .overlays import lasting_holders
 
@@ -65,12 +66,15 @@ class Merge:
         self._planner = MergePlanner(wish, domain, images)
         self._brake = GuestBrake(wish.deadline, domain, images, clock, watchdog)
         self._pivoted: frozenset[str] = frozenset()
+        #: Overlays that may hold data which nobody merged, as the plan of the last run found.
+        self.unsure: frozenset[str] = frozenset()
 
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError with what was done per disk."""
         view = observe(self._domain, self._images)
         journal = xml.parse_journal(view.journal_xml)
         plan = self._planner.plan(view, journal)
+        self.unsure = plan.unsure
         if check or not plan.steps:
             return self._outcome(plan, view, self._foreseen(plan, view), plan.steps, self._stale_records(plan))
         if plan.operation is not None and plan.operation.hold is not None:
@@ -263,8 +267,13 @@ class Merge:
             view = observe(self._domain, self._images)
         if plan.resumes and view.paused_by == IO_ERROR:
             self._domain.resume()
-        if not plan.whole:
+        if not plan.whole or self._wish.within is not None:
             return ()
+        if self._wish.snapshot is not None:
+            keep_times(moved_layers(plan.goals, plan.operation).items(), view, self._images)
+            if plan.writes:
+                moved = moved_layers(plan.goals, plan.operation)
+                rewrite_records(self._domain, moved, frozenset({self._wish.snapshot}))
         warnings = tuple(text for path in plan.deletions for text in self._delete_overlay(path, view))
         if plan.record is not None and self._domain.snapshot(plan.record.name) is not None:
             self._domain.delete_snapshot_record(plan.record.name)
@@ -277,7 +286,7 @@ class Merge:
 
     def _stale_records(self, plan: MergePlan) -> tuple[str, ...]:
         """A merge by path leaves libvirt's records as they are, as virsh does; they no longer say what is."""
-        if self._wish.snapshot is not None:
+        if self._wish.snapshot is not None or self._wish.within is not None:
             return ()
         merged = {layer.path for goal in plan.goals for layer in goal.merged}
         return tuple(
@@ -308,11 +317,21 @@ class Merge:
         merged = {disk.overlay: disk for disk in plan.operation.disks} if plan.operation else {}
         operations = []
         for op in journal.operations:
-            disks = tuple(_after_merge(disk, merged) for disk in op.disks if disk.overlay not in merged)
+            disks = tuple(self._after_merge(disk, merged) for disk in op.disks if disk.overlay not in merged)
             left = tuple(disk for disk in disks if disk is not None)
             if left and (plan.operation is None or op.id != plan.operation.id):
                 operations.append(replace(op, disks=left))
         self._domain.write_journal(xml.build_journal(Journal(tuple(operations))))
+
+    def _after_merge(self, disk: JournalDisk, merged: dict[str, JournalDisk]) -> JournalDisk | None:
+        """What a kept snapshot's overlay stands on now, and what that is, so that it is known for untouched later; None
+        where it stands on nothing any more."""
+        if disk.base not in merged:
+            return disk
+        layer = merged[disk.base]
+        if not layer.base:
+            return None
+        return replace(disk, base=layer.base, base_format=layer.base_format, identity=self._images.identity(layer.base))
 
     def _held(self) -> tuple[str, ...]:
         """The guest noticed: say so."""
@@ -399,14 +418,6 @@ def _still_ending(goal: MergeGoal, view: DomainView) -> VirtopsError:
         % (goal.kind, goal.target, view.name),
         "QEMU ends it as soon as the guest's writes leave it the time: run the play again, which sees what came of it",
     )
-
-
-def _after_merge(disk: JournalDisk, merged: dict[str, JournalDisk]) -> JournalDisk | None:
-    """What a kept snapshot's overlay stands on now; None where it stands on nothing any more."""
-    if disk.base not in merged:
-        return disk
-    layer = merged[disk.base]
-    return replace(disk, base=layer.base, base_format=layer.base_format, identity=None) if layer.base else None
 
 
 def _job(view: DomainView, target: str) -> dict[str, object] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .._core.convergence import Deadline
+from .._core.deletion import branches_above, closure
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, CREATED, PULL, Journal, JournalDisk, Operation
 from .._core.merge import (
@@ -26,6 +27,7 @@ from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord, is_local
 from .._core.ports import ImagePort, MergePort
 from .._core.snapshot import is_in_chain, operation_open, require_disk
 from .brake import held_words
+from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of
 from .observe import every_image
 
 #: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain: until the pivot QEMU
@@ -35,7 +37,11 @@ PIVOT_DOUBT_NS = 10 * 10**9
 
 @dataclass(frozen=True)
 class MergeWish:
-    """What the user asked for; `bandwidth` in MiB/s (0: no limit)."""
+    """What the user asked for; `bandwidth` in MiB/s (0: no limit).
+
+    Where the merge is a step of another flow: `goals` of that, and `within` its operation's ID in the journal, which
+    that flow begins and ends.
+    """
 
     disks: tuple[str, ...] = ()
     snapshot: str | None = None
@@ -47,6 +53,8 @@ class MergeWish:
     pivot: bool = True
     delete_merged: bool = False
     pull: bool = False
+    goals: tuple[MergeGoal, ...] = ()
+    within: str | None = None
 
     @property
     def pivots(self) -> bool:
@@ -60,6 +68,7 @@ class MergePlan:
 
     `stale_config`: what the persistent XML is to name, by disk. `unsure`: overlays that may hold data nobody merged.
     `pivoted`: disks of a domain that is off whose base already has all that the overlay has, and newer data.
+    `writes`: the records of snapshots above what was merged.
     `whole`: after this run no layer of the snapshot or operation is in a chain. `resumes`: QEMU paused the guest at a
     write that failed, as on a full file system, and the merge gives it another image to write to.
     """
@@ -74,6 +83,7 @@ class MergePlan:
     whole: bool
     resumes: bool = False
     pivoted: frozenset[str] = frozenset()
+    writes: tuple[RecordWrite, ...] = ()
 
 
 class MergePlanner:
@@ -90,7 +100,9 @@ class MergePlanner:
         record = self._domain.snapshot(wish.snapshot) if wish.snapshot else None
         operation = journal.find(wish.snapshot) if wish.snapshot else None
         goals = self._goals(view, operation, record)
-        if wish.snapshot is None:
+        if wish.within is not None:
+            operation = next((op for op in journal.operations if op.id == wish.within), None)
+        elif wish.snapshot is None:
             operation = _interrupted_merge(journal, goals)
         foreign = journal.foreign_to(operation.name if operation else wish.snapshot)
         if foreign is not None:
@@ -98,6 +110,8 @@ class MergePlanner:
         for goal in goals:
             self.check_goal(goal, view)
         self._check_unshared(goals, view)
+        texts = {} if wish.within is not None else texts_of(self._domain)
+        self._check_branches(goals, view, texts, journal)
         whole = self._ends_whole(goals, view, operation, record)
         goals = tuple(goal for goal in goals if self._is_left(goal, view))
         pivoted = frozenset(goal.target for goal in goals if self._has_pivoted(goal, view, operation))
@@ -112,12 +126,16 @@ class MergePlanner:
         resumes = view.paused_by == IO_ERROR and whole and bool(goals or operation)
         if resumes:
             steps.append("resume %s, which QEMU paused at a write that failed" % view.name)
+        writes = self._writes(goals, operation, texts) if whole else ()
+        steps += [write.words for write in writes]
         if whole and wish.snapshot is not None and record is not None:
             steps.append("delete the record of snapshot %s" % record.name)
-        if whole and operation is not None:
+        if whole and operation is not None and wish.within is None:
             steps.append("remove operation %s from the journal" % operation.name)
         record = record if whole else None
-        return MergePlan(goals, operation, record, stale, unsure, deletions, tuple(steps), whole, resumes, pivoted)
+        return MergePlan(
+            goals, operation, record, stale, unsure, deletions, tuple(steps), whole, resumes, pivoted, writes
+        )
 
     def _goals(
         self, view: DomainView, operation: Operation | None, record: SnapshotRecord | None
@@ -125,6 +143,8 @@ class MergePlanner:
         wish = self._wish
         for target in wish.disks:
             require_disk(view, target)
+        if wish.goals:
+            return wish.goals
         if wish.snapshot is not None:
             return self._goals_of_snapshot(view, operation, record)
         disks = [disk for disk in view.disks if disk.target in wish.disks] if wish.disks else list(view.disks)
@@ -211,6 +231,32 @@ class MergePlanner:
                     % (path, goal.target, view.name),
                     "Merge only down to a layer that no other domain stands on",
                 )
+
+    def _check_branches(
+        self, goals: tuple[MergeGoal, ...], view: DomainView, texts: dict[str, str], journal: Journal
+    ) -> None:
+        """After a revert, another branch may stand on an image of the guest's chain, which must not change then."""
+        if self._wish.within is not None or not texts or all(goal.kind == PULL for goal in goals):
+            return
+        points = [point for point in points_of(texts, journal) if point.snapshot != self._wish.snapshot]
+        forest = forest_of(points, view, self._images, frozenset())
+        needed = closure((point.base.path for point in points if point.base is not None), forest)
+        needed -= {layer.path for disk in view.disks for layer in disk.chain}
+        for goal in goals:
+            touched = {goal.into.path, *(layer.path for layer in goal.merged)} if goal.kind != PULL else set()
+            for path in sorted(needed):
+                layer = forest.below[path]
+                if layer is not None and layer.path in touched:
+                    raise branches_above(layer.path, goal.target, [path])
+
+    def _writes(
+        self, goals: tuple[MergeGoal, ...], operation: Operation | None, texts: dict[str, str]
+    ) -> tuple[RecordWrite, ...]:
+        """A merge by path leaves the records as they are, as virsh does."""
+        if self._wish.snapshot is None or not texts:
+            return ()
+        current = current_of(self._domain, texts)
+        return record_writes(texts, moved_layers(goals, operation), frozenset({self._wish.snapshot}), current)
 
     def images_of_others(self) -> frozenset[str]:
         return every_image(self._domain.other_images(), self._images)
@@ -329,6 +375,14 @@ def journalled(goal: MergeGoal, layer: Layer) -> JournalDisk:
     """A merged layer, and what stands in its place in the chain afterwards ("" for nothing)."""
     base = goal.below if goal.kind == PULL else goal.into
     return JournalDisk(goal.target, base.path if base else "", base.format if base else "", layer.path)
+
+
+def moved_layers(goals: tuple[MergeGoal, ...], operation: Operation | None) -> dict[str, Layer]:
+    """Where the data of each merged layer are afterwards, also of those that an earlier run merged."""
+    disks = operation.disks if operation is not None and operation.kind != PULL else ()
+    moved = {disk.overlay: Layer(disk.base, disk.base_format) for disk in disks if disk.base}
+    moved.update({layer.path: goal.into for goal in goals if goal.kind != PULL for layer in goal.merged})
+    return moved
 
 
 def _config_words(target: str, layer: Layer) -> str:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 
 from .._core import xml
 from .._core.convergence import Deadline
+from .._core.deletion import asked_by
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, CREATED, KEPT, PREPARED, PULL, REVERT, JournalDisk, Operation
+from .._core.journal import COMMIT, CREATED, DELETE, KEPT, PREPARED, PULL, REVERT, JournalDisk, Operation
 from .._core.model import DomainView, Outcome
 from .._core.ports import Clock, ImagePort, ReaperPort, RecoverPort, Watchdog
 from .._core.snapshot import is_in_chain, operation_open
@@ -27,6 +28,7 @@ from .merge_plan import MergeWish
 from .observe import chains, observe
 from .overlays import is_unused, refuse_data, removable
 from .snapshot import noted_created
+from .snapshot_delete import SnapshotDeletion
 
 #: Finishes the backup of the snapshot of this name, in check mode only in words.
 Backup = Callable[[str], Outcome]
@@ -125,6 +127,8 @@ class Recovery:
             return self._recover_prepared(operation, view, check)
         if operation.kind == REVERT:
             return [self._finish_revert(operation, view, check)]
+        if operation.kind == DELETE:
+            return [self._finish_deletion(operation, check)]
         if operation.phase == CREATED:
             self._refuse_fork(operation, view)
         return [*self._finish_backup(operation), self._merge(operation, check)]
@@ -200,6 +204,15 @@ class Recovery:
                 "remove operation %s from the journal" % operation.name,
             )
         )
+
+    # -- a deletion: the journal has its whole plan
+
+    def _finish_deletion(self, operation: Operation, check: bool) -> Outcome:
+        name, children = asked_by(operation)
+        outcome = SnapshotDeletion(
+            name, children, self._wish.deadline, self._domain, self._images, self._clock, self._watchdog
+        ).run(check)
+        return replace(outcome, before={}, after=_changed_chains(outcome))
 
     # -- created or committing: the guest is on the overlays, or was
 

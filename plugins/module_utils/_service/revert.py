@@ -170,7 +170,8 @@ class Revert:
         """Write the journal anew, as libvirt put that of the snapshot's moment in its place; the state reached."""
         view = observe(self._domain, self._images)
         at_snapshot = xml.parse_journal(xml.snapshot_journal(text))
-        journal = journal_after(before, at_snapshot, view)
+        records = frozenset(record.name for record in self._domain.snapshots())
+        journal = journal_after(before, at_snapshot, view, records)
         if not view.active:
             journal = Journal(journal.operations, self._reverted(name, view))
         wanted = xml.build_journal(journal)

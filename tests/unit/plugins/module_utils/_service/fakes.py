@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from xml.etree import ElementTree
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
@@ -21,7 +22,11 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     SnapshotDisk,
     SnapshotRecord,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_snapshot
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import (
+    build_snapshot,
+    parse_snapshot,
+    snapshot_images,
+)
 
 
 class Died(BaseException):
@@ -118,6 +123,9 @@ class FakeImages:
         self._call("rebase_unsafe", path, base.path)
         self.backing[path] = (self.backing[path][0], base.path)
 
+    def keep_time(self, path: str, mtime_ns: int) -> None:
+        self.times[path] = mtime_ns
+
     def identity(self, path: str) -> FileIdentity:
         return FileIdentity(1, len(path), 1 << 20, self.times.get(path, self.written.get(path, 0)))
 
@@ -166,6 +174,9 @@ class FakeDomain:
         self.frozen = False
         self.filesystems = 2
         self.records: dict[str, SnapshotRecord] = {}
+        self.texts: dict[str, str] = {}
+        self.version = 9_000_000
+        self.readonly = False
         self.journal: str | None = None
         self.others = OtherImages(frozenset())
         self.fail: dict[str, VirtopsError] = {}
@@ -240,6 +251,14 @@ class FakeDomain:
     def domain_xml(self) -> str:
         return "<domain/>"
 
+    def snapshot_xmls(self, secure: bool) -> tuple[str, ...]:
+        if secure and self.readonly:
+            raise VirtopsError("libvirt_failed", "A read-only connection tells no secrets.", "Ask for none.")
+        return tuple(self.texts.get(name) or _record_xml(record, {}) for name, record in self.records.items())
+
+    def libvirt_version(self) -> int:
+        return self.version
+
     def other_images(self) -> OtherImages:
         return self.others
 
@@ -252,6 +271,24 @@ class FakeDomain:
 
     def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
         self._call("delete_snapshot_record", name)
+        gone = self.records.pop(name)
+        self.texts.pop(name, None)
+        for child in [record for record in self.records.values() if record.parent == name]:
+            self._keep(replace(child, parent=gone.parent), snapshot_images(self.texts.get(child.name, "<x/>")))
+        self._done("delete_snapshot_record")
+
+    def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:
+        record = parse_snapshot(xml)
+        self._call("redefine_snapshot", record.name)
+        self.records[record.name], self.texts[record.name] = record, xml
+        self._done("redefine_snapshot")
+
+    def _keep(self, record: SnapshotRecord, images: dict[str, Layer]) -> None:
+        self.records[record.name] = record
+        self.texts[record.name] = _record_xml(record, images)
+
+    def delete_snapshot(self, name: str, children: str) -> None:
+        self._call("delete_snapshot", name, children)
         del self.records[name]
 
     # -- snapshots
@@ -276,7 +313,8 @@ class FakeDomain:
     def create_snapshot(self, xml: str, how: Creation) -> None:
         self.created.append(how)
         self._call("create_snapshot")
-        record = parse_snapshot(xml)
+        record = replace(parse_snapshot(xml), parent=self.current_snapshot())
+        images = {name: disk.chain[0] for name, disk in self.live.items() if disk.chain}
         assert how.memory == (record.memory == "external")
         if record.memory_file is not None:
             self.images.backing[record.memory_file] = ("memory", None)
@@ -290,7 +328,7 @@ class FakeDomain:
                 assert self.images.exists(disk.file) == how.reuse, "REUSE_EXT needs the overlay, libvirt makes no other"
                 self._switch(disk)
         if how.metadata:
-            self.records[record.name] = record
+            self._keep(record, images)
         if how.halt:
             self.state, self.frozen = "shut off", False
         self._done("create_snapshot")
@@ -410,6 +448,26 @@ class FakeDomain:
         self.live[target] = replace(disk, chain=disk.chain[:first] + disk.chain[last:], job=None)
         if first == 0:
             self.config[target] = disk.chain[last:]
+        else:
+            self.images.rebase_unsafe(disk.chain[first - 1].path, disk.chain[last])
+
+
+def _record_xml(record: SnapshotRecord, images: dict[str, Layer]) -> str:
+    """A record as libvirt shows it, with the images of its moment."""
+    root = ElementTree.fromstring(build_snapshot(record.name, record.description, record.disks))
+    for tag, value in (("state", record.state), ("creationTime", str(record.creation_time))):
+        ElementTree.SubElement(root, tag).text = value
+    if record.memory_file is not None:
+        ElementTree.SubElement(root, "memory", snapshot=record.memory, file=record.memory_file)
+    if record.parent is not None:
+        ElementTree.SubElement(ElementTree.SubElement(root, "parent"), "name").text = record.parent
+    devices = ElementTree.SubElement(ElementTree.SubElement(root, "domain"), "devices")
+    for target, layer in images.items():
+        disk = ElementTree.SubElement(devices, "disk", type="file", device="disk")
+        ElementTree.SubElement(disk, "driver", name="qemu", type=layer.format)
+        ElementTree.SubElement(disk, "source", file=layer.path)
+        ElementTree.SubElement(disk, "target", dev=target)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def running_guest() -> tuple[FakeDomain, FakeImages, FakeClock, FakeWatchdog]:

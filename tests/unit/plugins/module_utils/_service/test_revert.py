@@ -175,10 +175,23 @@ def test_the_journal_afterwards() -> None:
             operation("gone", "created", "/img/old", "/img/older"),
         )
     )
-    assert journal_after(before, at_snapshot, view).operations == (
+    assert journal_after(before, at_snapshot, view, frozenset({"root"})).operations == (
         operation("root", "created", "/img/root", "/img/base"),
         operation("here", "created", "/img/base", "/img/new"),
     )
+
+
+def test_a_snapshot_that_was_deleted_since_does_not_rise() -> None:
+    """It is in the journal of the snapshot's moment; what stood on its layer stands on the one below now."""
+    chain = tuple(Layer(path, "qcow2") for path in ("/img/new", "/img/top", "/img/root"))
+    disk = Disk("vda", chain=chain)
+    view = DomainView("web", "uuid", "shut off", True, (disk,), (disk,))
+    at_snapshot = Journal(
+        (operation("deleted", "created", "/img/root", "/img/mid"), operation("kept", "created", "/img/mid", "/img/top"))
+    )
+    kept = operation("kept", "created", "/img/root", "/img/top")
+    assert journal_after(Journal(), at_snapshot, view, frozenset({"kept"})).operations == (kept,)
+    assert journal_after(Journal(), at_snapshot, view).operations == (kept,)
 
 
 def test_an_open_operation_is_refused(domain: Domain, images: Images) -> None:
