@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ GUEST = "shop"
 #: The page's names, and those of this test.
 NAMES = {"web1": GUEST, "hv1": "e2e1", "hv2": "e2e2"}
 #: The blocks after which the same task does the same again.
-REPEATED = {"revert", "revert-current", "revert-force", "revert-external"}
+REPEATED = {"revert", "revert-current", "revert-force", "revert-external", "revert-memory"}
 #: Tasks of the modules that the page does not have.
 MORE = Path(__file__).with_name("more_tasks.yml")
 FINGERPRINT = """\
@@ -182,6 +183,13 @@ def one_external(scene: Scene) -> None:
     scene.guest.command("for disk in vda vdb; do echo x >/mnt/$disk/after; done; sync")
 
 
+def one_with_memory(scene: Scene) -> None:
+    """The guest has a past in files, and goes on."""
+    scene.fresh()
+    scene.module("snapshot_external", name="with-memory", memory=f"{IMAGES}/{GUEST}/{GUEST}.ram")
+    scene.guest.command("touch /run/after")
+
+
 def three_internal(scene: Scene) -> None:
     """Each the child of the one before."""
     scene.fresh()
@@ -209,6 +217,7 @@ BEFORE: dict[str, Callable[[Scene], None]] = {
     "revert": one_internal,
     "revert-force": no_longer_paused,
     "revert-external": one_external,
+    "revert-memory": one_with_memory,
     "delete-children": three_internal,
     "delete-children-only": lambda scene: scene.internal("one", "two"),
     "delete-current": lambda scene: scene.stack("last"),
@@ -299,13 +308,22 @@ def copied(scene: Scene) -> None:
     assert {disk["target"] for disk in found.manifest["disks"]} == {"vda", "vdb"}
 
 
+TAKEN = ("before-update", "parked", "nightly", "data-only")
 AFTER: dict[str, Callable[[Scene], None]] = {
     "take-internal": records("before-update"),
     "take-internal-halt": is_off,
     "take-disk-only": records("before-update", "parked", "nightly"),
     "take-diskspec": chain_of("vdb", "vdb, new data.qcow2", f"{GUEST}.vdb.nightly.qcow2", "vdb.qcow2"),
-    "take-no-metadata": records("before-update", "parked", "nightly", "data-only"),
-    "take-print-xml": records("before-update", "parked", "nightly", "data-only"),
+    "take-no-metadata": records(*TAKEN),
+    "take-memory": records(*TAKEN, "with-memory"),
+    "take-reuse": chain_of(
+        "vda",
+        "mine.qcow2",
+        *(f"{GUEST}.vda.{name}.qcow2" for name in ("with-memory", "unrecorded", "nightly")),
+        "vda.qcow2",
+    ),
+    "take-print-xml": records(*TAKEN, "with-memory", "mine"),
+    "take-external-halt": is_off,
     "record-rename": records("release-4.1", "nightly", "nightly-copy"),
     "record-write": records("release-4.1", "nightly", "nightly-copy"),
     "record-forget": records(),
@@ -314,6 +332,7 @@ AFTER: dict[str, Callable[[Scene], None]] = {
     "revert-current": is_paused,
     "revert-force": has_gone_back,
     "revert-external": disks_have_gone_back,
+    "revert-memory": has_gone_back,
     "delete-children": records("installed"),
     "delete-children-only": records("installed"),
     "delete-current": records("installed"),
@@ -483,3 +502,28 @@ def test_relative_backing_paths(scene: Scene) -> None:
     assert scene.backing_of("two") == "vda.qcow2"
     scene.module("block_pull", disks=["vda"], base=f"{folder}/vda.qcow2")
     assert scene.backing_of("three") == "vda.qcow2"
+
+
+def test_every_flag_of_virsh_is_on_the_page() -> None:
+    """What `virsh help` lists for each verb of the page; options that name the domain or the disk are no flags."""
+    rows = re.findall(r"^   \* - (.+)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    verbs = {
+        words[0] for row in rows if (words := row.replace("`", "").split()) and re.match(r"snap|block|dom", row[2:])
+    }
+    assert len(verbs) > 10
+    missing = []
+    for verb in sorted(verbs):
+        told = subprocess.run(["virsh", "help", verb], check=True, stdout=subprocess.PIPE, text=True).stdout
+        flags = re.findall(r"^ +\[?(--[a-z-]+)", told.partition("OPTIONS")[2], flags=re.MULTILINE)
+        assert flags, verb
+        missing += [f"{verb} {flag}" for flag in flags if flag not in NAMING and not has_row(rows, verb, flag)]
+    assert missing == []
+
+
+#: They say what the verb works on, as the first columns do.
+NAMING = {"--domain", "--path", "--snapshotname"}
+
+
+def has_row(rows: list[str], verb: str, flag: str) -> bool:
+    """Is there a row of the verb that has the flag?"""
+    return any(re.match(rf"``{verb}(?= |``)", row) and re.search(rf"{flag}(?= |``)", row) for row in rows)
