@@ -208,6 +208,12 @@ def interrupted(scene: Scene) -> None:
     scene.module("snapshot_external", name="begun", operation="live_backup")
 
 
+def raw_disk(scene: Scene) -> None:
+    """A guest that is off, one of whose disks has no room for a snapshot."""
+    scene.guest.cleanup()
+    scene.guest.define((Disk("vda"), Disk("vdb", format="raw")))
+
+
 BEFORE: dict[str, Callable[[Scene], None]] = {
     "take-internal": Scene.fresh,
     "take-disk-only": running_again,
@@ -227,6 +233,7 @@ BEFORE: dict[str, Callable[[Scene], None]] = {
     "pull": chain,
     "copy": lambda scene: scene.stack("nightly"),
     "recover": interrupted,
+    "convert": raw_disk,
 }
 
 
@@ -342,6 +349,7 @@ AFTER: dict[str, Callable[[Scene], None]] = {
     "pull": chain_of("vda", f"{GUEST}.vda.wednesday.qcow2"),
     "copy": copied,
     "recover": records("monday", "tuesday", "wednesday", "nightly"),
+    "convert": chain_of("vdb", "vdb.qcow2"),
 }
 
 
