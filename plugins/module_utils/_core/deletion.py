@@ -18,7 +18,7 @@ from .errors import VirtopsError
 from .internal import version_words
 from .journal import COMMITTING, DELETE, Journal, JournalDisk, Operation
 from .merge import MergeGoal
-from .model import DomainView, FileIdentity, Layer, SnapshotRecord
+from .model import DomainView, FileIdentity, Layer, SnapshotRecord, is_local
 
 #: The libvirt that deletes an external snapshot itself (virConnectGetLibVersion).
 _LIBVIRT_SINCE = 9_000_000
@@ -238,7 +238,7 @@ def _is_remote(point: Point, forest: Forest) -> bool:
     layer = point.base
     if layer is None and point.overlay is not None:
         layer = forest.below.get(point.overlay)
-    return layer is not None and not layer.path.startswith("/")
+    return layer is not None and not is_local(layer.path)
 
 
 # The operation in the journal

@@ -37,7 +37,7 @@ from .._core.deletion import (
 from .._core.errors import VirtopsError
 from .._core.journal import Journal, Operation
 from .._core.merge import MergeGoal
-from .._core.model import DomainView, Layer, Outcome, SnapshotRecord
+from .._core.model import DomainView, Layer, Outcome, SnapshotRecord, is_local
 from .._core.ports import Clock, DeletePort, ImagePort, Watchdog
 from .._core.snapshot import refuse_jobs, refuse_open
 from .._core.snapshot_tree import doomed_by
@@ -142,7 +142,10 @@ class SnapshotDeletion:
         doomed = doomed_by(self._name, self._children, records)
         kept = next((op for op in kept_operations(journal) if op.name == self._name), None)
         if kept is not None and self._name not in texts and self._children != "only":
-            doomed = (SnapshotRecord(self._name, "disk-snapshot", 0, metadata=False),)
+            memory = "no" if kept.memory is None else "external"
+            doomed = (
+                SnapshotRecord(self._name, "disk-snapshot", 0, memory=memory, memory_file=kept.memory, metadata=False),
+            )
         for record in doomed:
             if record.metadata and not record.external:
                 raise VirtopsError(
@@ -167,6 +170,7 @@ class SnapshotDeletion:
         forest = forest_of(points, view, self._images, others)
         way = way_of(points, forest, names, self._children, self._domain.libvirt_version())
         if way.by_libvirt:
+            _require_record(self._name, texts, interrupted)
             images = ImagePlan()
         elif interrupted is not None:
             images = plan_of(interrupted)
@@ -338,13 +342,23 @@ class SnapshotDeletion:
         )
 
 
+def _require_record(name: str, texts: dict[str, str], interrupted: Operation | None) -> None:
+    if name not in texts and interrupted is None:
+        raise VirtopsError(
+            "unsupported",
+            "Snapshot %r was taken without a record, on an image that is not on this host, and libvirt deletes none "
+            "that it does not know." % name,
+            "Merge its overlays with 'virsh blockcommit', then run the task again",
+        )
+
+
 def _after(view: DomainView, plan: _Plan) -> dict[str, list[str]]:
     """The chains as they will be; none is shown of a disk whose active layer is not on this host."""
     left = {
         target: [path for path in chain if path not in plan.moved and path not in plan.by_libvirt]
         for target, chain in chains(view).items()
     }
-    return {target: chain for target, chain in left.items() if chain and chain[0].startswith("/")}
+    return {target: chain for target, chain in left.items() if chain and is_local(chain[0])}
 
 
 def _disks(

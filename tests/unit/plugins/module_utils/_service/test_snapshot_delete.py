@@ -194,6 +194,28 @@ def test_without_a_record() -> None:
     assert lab.domain.journal is None
 
 
+def test_memory_without_a_record() -> None:
+    lab = Lab("")
+    lab.take("a", metadata=False)
+    journal = parse_journal(lab.domain.journal)
+    lab.domain.journal = build_journal(journal.put(replace(journal.operations[0], memory="/img/a.mem")))
+    lab.images.backing["/img/a.mem"] = ("raw", None)
+    lab.delete("a")
+    assert "/img/a.mem" not in lab.images.backing
+
+
+def test_an_image_that_is_not_on_this_host_without_a_record() -> None:
+    lab = Lab("")
+    lab.take("a", metadata=False)
+    journal = parse_journal(lab.domain.journal)
+    operation = journal.operations[0]
+    disks = (replace(operation.disks[0], base="nbd://host/a"),)
+    lab.domain.journal = build_journal(journal.put(replace(operation, disks=disks)))
+    with pytest.raises(VirtopsError) as error:
+        lab.delete("a")
+    assert error.value.code == "unsupported"
+
+
 def test_one_that_is_not_there() -> None:
     lab = Lab()
     outcome = lab.delete("x", "delete")
