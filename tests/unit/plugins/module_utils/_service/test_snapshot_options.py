@@ -552,3 +552,14 @@ def test_a_base_on_the_network_is_neither_merged_into_nor_copied(far: Lab) -> No
         with pytest.raises(VirtopsError) as caught:
             select(wish, far.domain.view(), parse_journal(far.domain.journal), far.images)
         assert caught.value.code == "base_remote"
+
+
+def test_what_is_left_of_one_that_was_merged_by_hand_goes(far: Lab) -> None:
+    far.run(disks=(DiskWish("vda", "no"), DiskWish("vdb", "no"), DiskWish("vdc", file="/img/c.qcow2")))
+    far.domain.live["vdc"] = Disk("vdc", source_type="network", remote=NBD)
+    far.domain.config["vdc"] = ()
+    wish = MergeWish(snapshot="s1", delete_merged=True)
+    assert Merge(wish, far.domain, far.images, far.clock, far.watchdog).run(False).changed
+    assert far.domain.journal is None
+    assert not far.domain.records
+    assert set(far.images.backing) == far.before
