@@ -217,6 +217,7 @@ def raw_disk(scene: Scene) -> None:
 BEFORE: dict[str, Callable[[Scene], None]] = {
     "take-internal": Scene.fresh,
     "take-disk-only": running_again,
+    "convert": raw_disk,
     "look-all": two_external,
     "record-write": lost_record,
     "records-move": tree_to_move,
@@ -226,6 +227,7 @@ BEFORE: dict[str, Callable[[Scene], None]] = {
     "revert-memory": one_with_memory,
     "delete-children": three_internal,
     "delete-children-only": lambda scene: scene.internal("one", "two"),
+    "delete-external-children": lambda scene: scene.stack("monday", "tuesday", "wednesday", "thursday"),
     "delete-current": lambda scene: scene.stack("last"),
     "commit": one_external,
     "commit-middle": chain,
@@ -233,7 +235,6 @@ BEFORE: dict[str, Callable[[Scene], None]] = {
     "pull": chain,
     "copy": lambda scene: scene.stack("nightly"),
     "recover": interrupted,
-    "convert": raw_disk,
 }
 
 
@@ -331,6 +332,7 @@ AFTER: dict[str, Callable[[Scene], None]] = {
     ),
     "take-print-xml": records(*TAKEN, "with-memory", "mine"),
     "take-external-halt": is_off,
+    "convert": chain_of("vdb", "vdb.qcow2"),
     "record-rename": records("release-4.1", "nightly", "nightly-copy"),
     "record-write": records("release-4.1", "nightly", "nightly-copy"),
     "record-forget": records(),
@@ -342,6 +344,7 @@ AFTER: dict[str, Callable[[Scene], None]] = {
     "revert-memory": has_gone_back,
     "delete-children": records("installed"),
     "delete-children-only": records("installed"),
+    "delete-external-children": chain_of("vda", "vda.qcow2"),
     "delete-current": records("installed"),
     "commit": is_whole,
     "commit-middle": chain_of("vda", f"{GUEST}.vda.wednesday.qcow2", "vda.qcow2"),
@@ -349,7 +352,6 @@ AFTER: dict[str, Callable[[Scene], None]] = {
     "pull": chain_of("vda", f"{GUEST}.vda.wednesday.qcow2"),
     "copy": copied,
     "recover": records("monday", "tuesday", "wednesday", "nightly"),
-    "convert": chain_of("vdb", "vdb.qcow2"),
 }
 
 
@@ -469,6 +471,26 @@ def test_transient_domain(scene: Scene) -> None:
     assert scene.virsh("dumpxml") == before
     scene.guest.destroy()
     assert scene.guest.state() == ""
+
+
+def test_revert_that_needs_force(scene: Scene) -> None:
+    """A guest that runs on another machine than the snapshot's is not taken back unless that is asked for."""
+    scene.fresh()
+    scene.internal("before-update")
+    scene.guest.destroy()
+    definition = scene.virsh("dumpxml", "--inactive", "--security-info")
+    changed = re.sub(r"<vcpu([^>]*)>1</vcpu>", r"<vcpu\1>2</vcpu>", definition)
+    assert changed != definition
+    scene.host.virsh("define", "/dev/stdin", stdin=changed)
+    scene.guest.start()
+    before = scene.virsh("dumpxml")
+    refused = scene.ask("snapshot_revert", name="before-update")
+    assert refused["error_code"] == "revert_risky"
+    assert "force: true" in refused["msg"]
+    assert scene.virsh("dumpxml") == before
+    assert scene.ask("snapshot_revert", name="before-update", force=True)["state_after"] == "running"
+    assert scene.guest.state() == "running"
+    assert "2</vcpu>" not in scene.virsh("dumpxml")
 
 
 def test_snapshot_in_the_middle(scene: Scene) -> None:
