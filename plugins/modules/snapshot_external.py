@@ -82,9 +82,9 @@ options:
           - The absolute path of the overlay, which must not exist. With O(reuse_external) it must exist, and may be a
             block device.
           - Unset, it is C(<domain>.<disk>.<snapshot>.qcow2) in O(overlay_dir).
-          - A disk on the network (NBD, RBD, iSCSI and the like) takes part only if its file is given, on this host. Its
-            image is then neither backed up nor merged into by this collection, which says so. Merge it with
-            C(virsh blockcommit --active --pivot).
+          - A disk on the network (NBD, RBD, iSCSI and the like) takes part only if its file is given, on this host, and
+            while the domain is on. Its image is then neither backed up nor merged into by this collection, which says
+            so. Merge it with C(virsh blockcommit --active --pivot).
         type: path
       format:
         description: The overlay's format. Of those that libvirt takes, qcow2 alone is fit for disks of today.

@@ -318,6 +318,12 @@ def _check_remote(wish: SnapshotWish, view: DomainView, target: str, source: str
             "%s, so nothing tells whether an overlay that exists stands on it." % where,
             "Leave out reuse_external, or %s" % exclude,
         )
+    if not view.active:
+        raise VirtopsError(
+            "disk_unsuitable",
+            "%s, of which libvirt takes no snapshot while the domain is %s." % (where, view.state),
+            "Start the domain first, or %s" % exclude,
+        )
     if asked is None or asked.file is None:
         raise VirtopsError(
             "overlay_needed",

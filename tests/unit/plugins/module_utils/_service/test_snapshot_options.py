@@ -519,6 +519,13 @@ def test_a_disk_on_the_network_that_is_refused(far: Lab, wish: dict[str, object]
     assert "snapshot: no" in refusal.remedy
 
 
+def test_a_disk_on_the_network_of_a_domain_that_is_off(far: Lab) -> None:
+    far.domain.state = "shut off"
+    refusal = far.refused(disks=(DiskWish("vdc", file="/img/c.qcow2"),))
+    assert refusal.code == "disk_unsuitable"
+    assert "Start the domain" in refusal.remedy
+
+
 def test_a_disk_on_the_network_may_be_left_out(far: Lab) -> None:
     far.cycle(disks=(DiskWish("vdc", snapshot="no"),))
     assert far.domain.created == [Creation(reuse=True)]
