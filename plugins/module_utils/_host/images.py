@@ -68,11 +68,13 @@ class Images:
             header = file.read(_HEADER_BYTES)
             if not header.strip(b"\0"):
                 return False
+            tables = _has_tables(file, header)
             if _is_remote(_backing_name(file, header)):
-                return _has_tables(file, header)
+                return tables
         argv = ["qemu-img", "map", "-U", "--output=json", "-f", "qcow2", _absolute(path)]
         found = run(argv, "Reading the image %s" % path)
-        return any(extent["depth"] == 0 and extent.get("present", True) for extent in json.loads(found))
+        # Without "present", what lies beyond the end of a smaller base looks like zeros of the image's own
+        return any(extent["depth"] == 0 and extent.get("present", tables) for extent in json.loads(found))
 
     def same_content(self, one: Layer, other: Layer) -> bool:
         """`qemu-img compare`; its exit code is 1 where they differ."""
@@ -253,6 +255,8 @@ def _is_remote(backing: str) -> bool:
 
 def _has_tables(file: BinaryIO, header: bytes) -> bool:
     """docs/interop/qcow2.txt: l1_size at 36, l1_table_offset at 40. Each write, of zeros too, needs an entry there."""
+    if len(header) < _HEADER_BYTES:
+        return True
     size, offset = struct.unpack(">IQ", header[36:48])
     file.seek(offset)
     return bool(file.read(8 * size).strip(b"\0"))

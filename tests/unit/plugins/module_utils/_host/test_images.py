@@ -14,6 +14,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Layer
+from ansible_collections.virtops.libvirt.plugins.module_utils._host import images as images_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.images import Images
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
@@ -219,3 +220,16 @@ def test_data_above_a_base_on_the_network(tmp_path: Path, images: Images, comman
             subprocess.run(["qemu-io", "-f", "qcow2", "-c", change, path], check=True, capture_output=True)
         subprocess.run(["qemu-img", "rebase", "-u", "-F", "raw", "-b", far, path], check=True)
         assert images.holds_data(path) == holds
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_an_overlay_larger_than_its_base_with_an_older_qemu(
+    tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch, write: bool
+) -> None:
+    """QEMU 5.2 does not say "present", and shows zeros of the overlay's own beyond the end of the base."""
+    path = str(tmp_path / "overlay")
+    images.create_overlay(path, make(tmp_path / "base.raw", "raw"), 2 * MIB)
+    if write:
+        subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -z 0 64k", path], check=True, capture_output=True)
+    monkeypatch.setattr(images_module, "run", lambda *_: '[{"depth": 1}, {"depth": 0, "zero": true, "data": false}]')
+    assert images.holds_data(path) == write
