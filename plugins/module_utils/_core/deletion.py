@@ -130,7 +130,9 @@ def plan_images(points: Sequence[Point], doomed: frozenset[str], forest: Forest)
     wanted = forest.active | {point.base.path for point in kept_points if point.base is not None}
     needed = closure(wanted, forest)
     given_up = {p.base.path: p for p in points if p.snapshot in doomed and p.base is not None} if doomed else {}
-    given_up = {path: point for path, point in given_up.items() if path not in wanted}
+    # What is inside of an image, as an internal snapshot, stays as it is when the image is written to
+    held = forest.active | {point.base.path for point in kept_points if point.base is not None and point.overlay}
+    given_up = {path: point for path, point in given_up.items() if path not in held}
     strays = {
         point.overlay
         for point in kept_points

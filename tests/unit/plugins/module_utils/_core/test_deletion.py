@@ -72,7 +72,7 @@ CASES = {
     "stale record": ("s:base:os", forest("base"), "s", "", ""),
     "merged by hand": ("s:base:os", forest("base", "os base"), "s", "", "os"),
     "an original that the guest left": ("s:base:os", forest("elsewhere", "os base"), "s", "", "os"),
-    "an internal one keeps its image": ("s:base:os i:os: t:os:ot", forest("ot os base"), "t", "", ""),
+    "into the image of an internal one": ("s:base:os i:os: t:os:ot", forest("ot os base"), "t", "ot>os", ""),
 }
 
 
