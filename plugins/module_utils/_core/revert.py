@@ -16,6 +16,8 @@ from .snapshot import is_in_chain, refuse_jobs
 
 #: How the guest is afterwards: as it was at the snapshot, or in any case so.
 RUN_STATES = ("snapshot", "running", "paused")
+#: The libvirt that starts a guest that runs anew at a snapshot of its being off, without being told to force it.
+_RESPAWN_SINCE = 9_000_000
 #: The libvirt that can put fresh UEFI variables in place (virConnectGetLibVersion).
 _RESET_NVRAM_SINCE = 8_001_000
 
@@ -57,6 +59,14 @@ def refuse_revert(
             "unsupported",
             "libvirt %s cannot reset the UEFI variables of a guest (8.1.0 does)." % version_words(libvirt_version),
             "Leave out reset_nvram, or remove the variables' file while the guest is off",
+        )
+    respawns = view.active and wish.run_state != "snapshot" and record.state == "shutoff" and not record.external
+    if respawns and not wish.force and libvirt_version < _RESPAWN_SINCE:
+        raise VirtopsError(
+            "revert_risky",
+            "Domain %s runs, and was off at snapshot %r, so that libvirt %s would have to start a new QEMU."
+            % (view.name, record.name, version_words(libvirt_version)),
+            "Give force: true if its consoles may be cut off, or shut it down before",
         )
 
 

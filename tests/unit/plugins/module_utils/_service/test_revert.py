@@ -259,12 +259,26 @@ def test_images_that_are_refused(saved: str, inside: Any, others: tuple[str, ...
         ({}, replace(VIEW, persistent=False), "run_state_needed"),
         ({"reset_nvram": True}, VIEW, "unsupported"),
         ({}, VIEW.with_disks((replace(VDA, job=BlockJob("copy")),)), "job_running"),
+        ({"run_state": "paused"}, replace(VIEW, state="running"), "revert_risky"),
     ],
 )
 def test_guests_that_are_refused(wish: dict[str, Any], view: DomainView, code: str) -> None:
     with pytest.raises(VirtopsError) as caught:
         refuse_revert(RevertWish("s", **wish), RECORD, view, 8_000_000)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("wish", "state", "version"),
+    [
+        ({"run_state": "running"}, "shut off", 8_000_000),
+        ({"run_state": "running", "force": True}, "running", 8_000_000),
+        ({"run_state": "running"}, "running", 9_000_000),
+        ({}, "running", 8_000_000),
+    ],
+)
+def test_libvirt_starts_a_new_qemu_where_it_may(wish: dict[str, Any], state: str, version: int) -> None:
+    refuse_revert(RevertWish("s", **wish), RECORD, replace(VIEW, state=state), version)
 
 
 def test_the_last_revert_in_the_journal() -> None:
