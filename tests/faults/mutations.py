@@ -202,7 +202,7 @@ MUTATIONS: dict[int, Mutation] = {
         "no snapshot is begun beside a block job",
         (
             Edit(
-                f"{CORE}/snapshot.py",
+                f"{CORE}/refusals.py",
                 "    for disk in view.disks:\n        if disk.job is not None:\n",
                 "    for disk in view.disks:\n        if False:\n",
             ),

@@ -11,20 +11,15 @@ and it is byte for byte the file that the snapshot left behind, as far as the fi
 from __future__ import annotations
 
 import hashlib
-import os
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .errors import VirtopsError
-from .journal import COMMITTING, PREPARED, Journal, Operation
+from .journal import COMMITTING, PREPARED, Journal, Operation, stamp_of
 from .model import DomainView, FileIdentity, ImageInfo, Layer, is_local
 from .ports import ImagePort
-
-#: Of manifest.json. Raised when a reader of the old one would misunderstand a new one.
-SCHEMA_VERSION = 1
 
 MANIFEST = "manifest.json"
 DOMAIN_XML = "domain.xml"
@@ -34,8 +29,6 @@ AUTO, REFLINK, COPY, CONVERT = "auto", "reflink", "copy", "convert"
 
 #: What a backup of overlays that no journal knows calls its consistency.
 UNKNOWN = "unknown"
-
-_STAMP = "%Y%m%dT%H%M%SZ"
 
 
 @dataclass(frozen=True)
@@ -256,7 +249,7 @@ def _of_overlays(wish: BackupWish, view: DomainView, images: ImagePort) -> Selec
     # The same bases, untouched, give the same set: so a second run finds it.
     words = sorted("%s %s %r" % (source.overlay, source.base.path, source.identity) for source in sources)
     name = "overlays-" + hashlib.sha256("\n".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return Selection(name, None, time.strftime(_STAMP, time.gmtime(newest)), UNKNOWN, sources)
+    return Selection(name, None, stamp_of(newest), UNKNOWN, sources)
 
 
 def _source_of_overlay(path: str, view: DomainView, images: ImagePort) -> Source:
@@ -325,187 +318,3 @@ def modified(source: Source, why: str) -> VirtopsError:
 
 
 # How each is copied
-
-
-def plan_copy(wish: BackupWish, facts: SourceFacts) -> CopyOrder:
-    """The order for one disk; refuses options that do not fit its image."""
-    source = facts.source
-    image_format = source.base.format if wish.format == SAME else wish.format
-    if wish.compress and image_format != "qcow2":
-        raise VirtopsError(
-            "compress_needs_qcow2",
-            "The copy of disk %s would be %s, which cannot be compressed" % (source.target, image_format),
-            "Use format: qcow2, or no compress",
-        )
-    backing = _kept_backing(wish, facts, image_format)
-    methods = _methods(wish, facts, image_format, backing)
-    return CopyOrder(
-        target=source.target,
-        source=source.base,
-        file="%s.%s" % (source.target, image_format),
-        format=image_format,
-        methods=methods,
-        virtual_size=facts.info.virtual_size,
-        needs=0 if methods == (REFLINK,) else (facts.info.allocation if backing else facts.allocation),
-        backing=backing,
-        compress=wish.compress,
-        verify=wish.verify,
-        rate_limit=wish.rate_limit * 1024 * 1024,
-    )
-
-
-def _kept_backing(wish: BackupWish, facts: SourceFacts, image_format: str) -> Layer | None:
-    if not wish.keep_backing or len(facts.layers) < 2:
-        return None
-    if image_format != "qcow2":
-        raise VirtopsError(
-            "backing_needs_qcow2",
-            "The copy of disk %s would be %s, which cannot keep the reference to %s"
-            % (facts.source.target, image_format, facts.layers[1].path),
-            "Use format: qcow2, or keep_backing: false",
-        )
-    return facts.layers[1]
-
-
-def _methods(wish: BackupWish, facts: SourceFacts, image_format: str, backing: Layer | None) -> tuple[str, ...]:
-    """The methods to try, the fastest first."""
-    reason = _needs_convert(wish, facts, image_format, backing)
-    if wish.method == CONVERT or (wish.method == AUTO and reason):
-        return (CONVERT,)
-    if reason:
-        raise VirtopsError(
-            "method_unsuitable",
-            "Disk %s cannot be copied with method %s: %s" % (facts.source.target, wish.method, reason),
-            "Use method: auto or convert",
-        )
-    return (REFLINK, COPY) if wish.method == AUTO else (wish.method,)
-
-
-def _needs_convert(wish: BackupWish, facts: SourceFacts, image_format: str, backing: Layer | None) -> str:
-    """Why the bytes of the base are not the bytes of the copy; "" where they are."""
-    if not facts.regular:
-        return "%s is no regular file" % facts.source.base.path
-    if image_format != facts.source.base.format:
-        return "its format changes from %s to %s" % (facts.source.base.format, image_format)
-    if wish.compress:
-        return "it is to be compressed"
-    if len(facts.layers) > 1 and backing is None:
-        return "its base stands on %s, whose content the copy takes in" % facts.layers[1].path
-    return ""
-
-
-# The set
-
-
-def set_paths(dest: str, view: DomainView, started: str) -> SetPaths:
-    """DEST/<domain name>/<UTC time>."""
-    if view.name in (".", "..") or "/" in view.name:
-        raise VirtopsError(
-            "unsafe_name",
-            "The name of domain %s cannot be the name of a directory" % view.name,
-            "Rename the domain (virsh domrename)",
-        )
-    parent = os.path.join(dest, view.name)
-    return SetPaths(parent, os.path.join(parent, started), os.path.join(parent, ".%s.partial" % started))
-
-
-def require_same_set(
-    found: dict[str, Any], sizes: dict[str, int], selection: Selection, wish: BackupWish, path: str
-) -> None:
-    """A complete set that is there must be the one that is asked for, and whole."""
-    if found.get("operation") != selection.operation:
-        raise VirtopsError(
-            "set_exists",
-            "The backup %s is there already, and holds something else" % path,
-            "Choose another dest, or move that set away",
-        )
-    disks = {disk["target"]: disk for disk in found.get("disks", ())}
-    wanted = {source.target for source in selection.sources}
-    if set(disks) != wanted or any(wish.format not in (SAME, disk["format"]) for disk in disks.values()):
-        raise VirtopsError(
-            "set_exists",
-            "The backup %s of this snapshot is there already, with other disks or in another format" % path,
-            "Move that set away, or ask for what it holds",
-        )
-    damaged = [disk["file"] for disk in disks.values() if sizes.get(disk["file"]) != disk["bytes"]]
-    if damaged:
-        raise VirtopsError(
-            "set_damaged",
-            "The backup %s is damaged: %s is missing or has another length" % (path, ", ".join(sorted(damaged))),
-            "Move that set away, then try again",
-        )
-
-
-def require_space(orders: tuple[CopyOrder, ...], free: int, dest: str) -> None:
-    """`free` includes what the removal of unfinished sets gives back."""
-    needed = sum(order.needs for order in orders)
-    if needed > free:
-        raise VirtopsError(
-            "no_space",
-            "The backup may take %d MiB, and %s has %d MiB free" % (mib(needed), dest, mib(free)),
-            "Make space there, or choose another dest",
-        )
-
-
-def mib(count: int) -> int:
-    """Bytes in MiB, rounded up."""
-    return -(-count // (1024 * 1024))
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """manifest.json and the result's `backup`. What is not known yet (check mode) is None."""
-
-    selection: Selection
-    domain: str
-    uuid: str
-    hypervisor: str
-    orders: tuple[CopyOrder, ...]
-    copied: dict[str, Copied]
-    nvram: PlainFile | None = None
-    begun: str | None = None
-    finished: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "operation": self.selection.operation,
-            "snapshot": self.selection.snapshot,
-            "domain": {"name": self.domain, "uuid": self.uuid},
-            "hypervisor": self.hypervisor,
-            "times": {
-                "snapshot": iso8601(self.selection.started),
-                "started": iso8601(self.begun),
-                "finished": iso8601(self.finished),
-            },
-            "consistency": self.selection.consistency,
-            "domain_xml": DOMAIN_XML,
-            "nvram": None if self.nvram is None else asdict(self.nvram),
-            "disks": [self._disk(order) for order in self.orders],
-        }
-
-    def _disk(self, order: CopyOrder) -> dict[str, Any]:
-        copied = self.copied.get(order.target)
-        return {
-            "target": order.target,
-            "source": order.source.path,
-            "source_format": order.source.format,
-            "format": order.format,
-            "virtual_size": order.virtual_size,
-            "file": order.file,
-            "bytes": None if copied is None else copied.bytes,
-            "allocated": None if copied is None else copied.allocated,
-            "sha256": None if copied is None else copied.sha256,
-            "method": None if copied is None else copied.method,
-            "backing": None if order.backing is None else asdict(order.backing),
-        }
-
-    def complete(self, copied: dict[str, Copied], nvram: PlainFile | None, finished: str) -> Manifest:
-        return replace(self, copied=copied, nvram=nvram, finished=finished)
-
-
-def iso8601(stamp: str | None) -> str | None:
-    """20261120T120000Z as 2026-11-20T12:00:00Z."""
-    if stamp is None:
-        return None
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.strptime(stamp, _STAMP))

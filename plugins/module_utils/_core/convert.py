@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .errors import VirtopsError
 from .model import Disk, DomainView, Layer
-from .snapshot import require_disk
+from .refusals import require_disk
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .errors import VirtopsError
 from .journal import Journal
 from .model import Disk, DomainView, SnapshotDisk, SnapshotRecord
 from .names import check_job_name, check_record_name
-from .snapshot import refuse_jobs, refuse_open
+from .refusals import refuse_jobs, refuse_open
 
 #: The libvirt that takes an internal snapshot of a guest with its firmware in flash (virConnectGetLibVersion).
 _PFLASH_SINCE = 10_009_000

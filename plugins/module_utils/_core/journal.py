@@ -40,9 +40,17 @@ REVERT = "revert"
 DELETE = "delete"
 
 
+_STAMP = "%Y%m%dT%H%M%SZ"
+
+
+def stamp_of(seconds: float) -> str:
+    """Seconds since 1970 as a UTC time as 20261120T120000Z."""
+    return time.strftime(_STAMP, time.gmtime(seconds))
+
+
 def epoch(stamp: str) -> int:
     """Seconds since 1970 of a UTC time as 20261120T120000Z."""
-    return calendar.timegm(time.strptime(stamp, "%Y%m%dT%H%M%SZ"))
+    return calendar.timegm(time.strptime(stamp, _STAMP))
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from .preflight_facts import (
     warning,
 )
 from .preflight_space import space_checks
-from .snapshot import operation_open
+from .refusals import operation_open
 
 #: The active commit, as virConnectGetLibVersion counts: 1.2.6. No capability tells of it.
 _ACTIVE_COMMIT = 1002006

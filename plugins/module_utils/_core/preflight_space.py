@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from .backup import REFLINK, mib, require_space
+from .backup import REFLINK
+from .backup_set import mib, require_space
 from .errors import VirtopsError
 from .preflight_facts import (
     BASE_GROWTH,

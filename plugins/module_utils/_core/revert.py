@@ -12,7 +12,8 @@ from .errors import VirtopsError
 from .internal import Inside, version_words
 from .journal import Journal, JournalDisk, Operation
 from .model import DomainView, Layer, SnapshotRecord
-from .snapshot import is_in_chain, refuse_jobs
+from .refusals import refuse_jobs
+from .snapshot import is_in_chain
 
 #: How the guest is afterwards: as it was at the snapshot, or in any case so.
 RUN_STATES = ("snapshot", "running", "paused")

@@ -11,8 +11,9 @@ import os
 from dataclasses import dataclass
 
 from .errors import VirtopsError
-from .journal import COMMIT, COMMITTING, CREATED, DELETE, KEPT, PREPARED, PULL, REVERT, Journal, JournalDisk, Operation
+from .journal import COMMITTING, CREATED, KEPT, PREPARED, Journal, JournalDisk, Operation
 from .model import Disk, DomainView, Layer, SnapshotDisk, SnapshotRecord, is_local
+from .refusals import checked_path, operation_open, refuse_jobs, require_disk
 
 #: NAME_MAX of every Linux file system that keeps images.
 NAME_MAX = 255
@@ -185,58 +186,6 @@ def journal_disks(wish: SnapshotWish, plan: SnapshotPlan) -> tuple[JournalDisk, 
     )
 
 
-def operation_open(domain: str, operation: Operation) -> VirtopsError:
-    """The refusal that every module gives while another operation is under way."""
-    return VirtopsError(
-        "operation_open",
-        "Operation %r (%s, begun %s) is still open on domain %s in phase %s."
-        % (operation.name, operation.kind, operation.started, domain, operation.phase),
-        "Run the play that began it again, which finishes it"
-        if operation.kind in (COMMIT, PULL, REVERT, DELETE)
-        else "Run the play that began it again, or merge its layers with virtops.libvirt.block_commit and snapshot: %r"
-        % operation.name,
-    )
-
-
-def guest_paused(view: DomainView) -> VirtopsError:
-    """Nothing in a guest whose CPUs stand still can freeze."""
-    return VirtopsError(
-        "guest_paused",
-        "Domain %s is %s, so its agent cannot freeze the file systems." % (view.name, view.state),
-        "Resume it, or ask for quiesce: preferred or never",
-    )
-
-
-def refuse_open(view: DomainView, journal: Journal, own: str | None = None) -> None:
-    """An operation that is under way has the disks and the records in motion; `own` is the ID of one to go on with."""
-    stuck = next((operation for operation in journal.operations if operation.open and operation.id != own), None)
-    if stuck is not None:
-        raise operation_open(view.name, stuck)
-
-
-def refuse_jobs(view: DomainView) -> None:
-    """A block job and a change of the layers, or of what is inside of them, do not go together."""
-    for disk in view.disks:
-        if disk.job is not None:
-            raise VirtopsError(
-                "job_running",
-                "A block job (%s) is running on disk %s of domain %s." % (disk.job.kind, disk.target, view.name),
-                "Wait for its end, or end it with 'virsh blockjob'",
-            )
-
-
-def require_disk(view: DomainView, target: str) -> Disk:
-    """The disk that the user named, or the refusal that every module gives."""
-    disk = view.disk(target)
-    if disk is None:
-        raise VirtopsError(
-            "no_such_disk",
-            "Domain %s has no disk %s." % (view.name, target),
-            "Name one of: %s" % (", ".join(found.target for found in view.disks) or "it has no disks"),
-        )
-    return disk
-
-
 def _check_options(wish: SnapshotWish) -> None:
     """What no domain could make fit together."""
     if wish.live and wish.memory is None:
@@ -368,17 +317,6 @@ def _overlay_of(wish: SnapshotWish, view: DomainView, disk: Disk) -> str:
         )
     directory = checked_path(wish.overlay_dir) if wish.overlay_dir else os.path.dirname(_active(disk).path)
     return overlay_path(directory, view.name, disk.target, wish.name)
-
-
-def checked_path(path: str) -> str:
-    """An absolute path without '..': libvirt and QEMU resolve relative ones against other folders."""
-    if not os.path.isabs(path) or ".." in path.split("/"):
-        raise VirtopsError(
-            "bad_path",
-            "The path %r is not absolute, or has '..' in it." % path,
-            "Give the whole path from / on, without '..'",
-        )
-    return path
 
 
 def _plan_interrupted(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 
+from .._core.journal import stamp_of
+
 
 def booted_at() -> str:
     """The UTC time of the start of PID 1, as 20261120T120000Z.
@@ -18,4 +20,4 @@ def booted_at() -> str:
     with open("/proc/1/stat", "rb") as file:
         ticks = int(file.read().rpartition(b")")[2].split()[19])
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() - age))
+    return stamp_of(time.time() - age)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 
+from .._core.journal import stamp_of
+
 
 class SystemClock:
     """Implements `_core.ports.Clock`."""
 
     def utcnow(self) -> str:
         """As 20261120T120000Z."""
-        return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        return stamp_of(time.time())
 
     def monotonic(self) -> float:
         """Seconds, by clock_gettime(2) CLOCK_MONOTONIC."""

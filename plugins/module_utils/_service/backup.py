@@ -24,7 +24,6 @@ from .._core.backup import (
     BackupWish,
     CopyOrder,
     CopyPort,
-    Manifest,
     PlainFile,
     Selection,
     SetPaths,
@@ -32,16 +31,13 @@ from .._core.backup import (
     SourceFacts,
     StorePort,
     Unfinished,
-    mib,
-    plan_copy,
     require_identity,
     require_local,
-    require_same_set,
-    require_space,
     require_still,
     select,
-    set_paths,
 )
+from .._core.backup_copy import plan_copy
+from .._core.backup_set import Manifest, mib, require_same_set, require_space, set_paths
 from .._core.errors import VirtopsError
 from .._core.journal import Journal
 from .._core.model import DomainView, Layer, Outcome

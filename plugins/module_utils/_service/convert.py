@@ -17,7 +17,7 @@ from .._core.convert import Conversion, ConvertWish, plan_conversions
 from .._core.errors import VirtopsError
 from .._core.model import DomainView, FileIdentity, Layer, Outcome
 from .._core.ports import ConvertImagePort, ConvertPort
-from .._core.snapshot import refuse_open
+from .._core.refusals import refuse_open
 from .observe import chains, every_image, observe
 
 

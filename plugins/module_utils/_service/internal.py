@@ -25,7 +25,7 @@ from .._core.internal import (
 from .._core.journal import epoch
 from .._core.model import DomainView, Outcome, SnapshotDisk, SnapshotRecord
 from .._core.ports import Clock, ImagePort, InternalPort
-from .._core.snapshot import refuse_open
+from .._core.refusals import refuse_open
 from .._core.snapshot_tree import children_of, doomed_by
 from .observe import observe
 from .snapshot_info import told_snapshot

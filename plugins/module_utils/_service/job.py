@@ -14,7 +14,7 @@ from .._core.errors import VirtopsError
 from .._core.journal import COMMIT
 from .._core.model import BlockJob, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, MergePort, Watchdog
-from .._core.snapshot import require_disk
+from .._core.refusals import require_disk
 from .jobs import cancel_jobs
 from .merge import Merge, told_job
 from .merge_plan import MergeWish

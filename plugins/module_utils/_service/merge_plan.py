@@ -25,7 +25,8 @@ from .._core.merge import (
 )
 from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord, is_local
 from .._core.ports import ImagePort, MergePort
-from .._core.snapshot import is_in_chain, operation_open, require_disk
+from .._core.refusals import operation_open, require_disk
+from .._core.snapshot import is_in_chain
 from .brake import held_words
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of
 from .observe import every_image

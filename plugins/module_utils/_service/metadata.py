@@ -15,7 +15,8 @@ from .._core import xml
 from .._core.journal import Journal, Operation
 from .._core.model import DomainView, Outcome, SnapshotRecord
 from .._core.ports import ImagePort, RecordPort
-from .._core.snapshot import is_in_chain, refuse_open
+from .._core.refusals import refuse_open
+from .._core.snapshot import is_in_chain
 from .._core.snapshot_tree import children_of, doomed_by
 from .observe import observe
 from .snapshot_info import told_snapshot

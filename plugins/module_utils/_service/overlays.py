@@ -22,19 +22,7 @@ CLOSE_SECONDS = 5.0
 
 def require_place(disk: PlannedDisk, images: ImagePort, stale: tuple[str, ...] = ()) -> None:
     """Refuse a folder that no overlay can be made in; `stale` are overlays that will be removed first."""
-    folder = os.path.dirname(disk.overlay)
-    if not images.is_directory(folder):
-        raise VirtopsError(
-            "no_directory",
-            "The folder %s for the overlay of disk %s does not exist." % (folder, disk.target),
-            "Create it, or choose another with overlay_dir or disks",
-        )
-    if not images.is_writable(folder):
-        raise VirtopsError(
-            "not_writable",
-            "The folder %s for the overlay of disk %s cannot be written to." % (folder, disk.target),
-            "Run the module with the rights to it (become), or choose another folder",
-        )
+    _require_folder(disk.overlay, "overlay of disk %s" % disk.target, "overlay_dir or disks", images)
     if images.exists(disk.overlay) and disk.overlay not in stale:
         raise VirtopsError(
             "overlay_exists",
@@ -45,19 +33,7 @@ def require_place(disk: PlannedDisk, images: ImagePort, stale: tuple[str, ...] =
 
 def require_memory_place(path: str, view: DomainView, images: ImagePort, stale: str | None = None) -> None:
     """Refuse a file that the guest's memory cannot be saved to; `stale` is one that will be removed first."""
-    folder = os.path.dirname(path)
-    if not images.is_directory(folder):
-        raise VirtopsError(
-            "no_directory",
-            "The folder %s for the memory of domain %s does not exist." % (folder, view.name),
-            "Create it, or choose another with memory",
-        )
-    if not images.is_writable(folder):
-        raise VirtopsError(
-            "not_writable",
-            "The folder %s for the memory of domain %s cannot be written to." % (folder, view.name),
-            "Run the module with the rights to it (become), or choose another folder",
-        )
+    folder = _require_folder(path, "memory of domain %s" % view.name, "memory", images)
     if images.exists(path) and path != stale:
         raise VirtopsError(
             "memory_exists",
@@ -72,6 +48,24 @@ def require_memory_place(path: str, view: DomainView, images: ImagePort, stale: 
             % (view.name, view.memory_bytes >> 20, folder, free >> 20),
             "Make space there, or choose another folder",
         )
+
+
+def _require_folder(path: str, what: str, options: str, images: ImagePort) -> str:
+    """The folder that the file is to come into."""
+    folder = os.path.dirname(path)
+    if not images.is_directory(folder):
+        raise VirtopsError(
+            "no_directory",
+            "The folder %s for the %s does not exist." % (folder, what),
+            "Create it, or choose another with %s" % options,
+        )
+    if not images.is_writable(folder):
+        raise VirtopsError(
+            "not_writable",
+            "The folder %s for the %s cannot be written to." % (folder, what),
+            "Run the module with the rights to it (become), or choose another folder",
+        )
+    return folder
 
 
 def require_reusable(disk: PlannedDisk, view: DomainView, others: OtherImages, images: ImagePort) -> None:

@@ -38,7 +38,8 @@ from .._core.preflight_facts import (
     resumed,
 )
 from .._core.preflight_space import usage, usage_as_dict
-from .._core.snapshot import PlannedDisk, SnapshotWish, guest_paused, plan_snapshot
+from .._core.refusals import guest_paused
+from .._core.snapshot import PlannedDisk, SnapshotWish, plan_snapshot
 from .backup import left_behind, order_of
 from .info import is_chosen, unmatched
 from .observe import observe_view

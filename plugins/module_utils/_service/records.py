@@ -19,7 +19,7 @@ from .._core.errors import VirtopsError
 from .._core.model import Outcome, SnapshotRecord
 from .._core.names import check_record_name
 from .._core.ports import RecordPort
-from .._core.snapshot import refuse_open
+from .._core.refusals import refuse_open
 from .._core.snapshot_tree import children_of
 from .snapshot_info import told_snapshot
 

@@ -20,7 +20,8 @@ from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, CREATED, DELETE, KEPT, PREPARED, PULL, REVERT, JournalDisk, Operation
 from .._core.model import DomainView, Outcome
 from .._core.ports import Clock, ImagePort, ReaperPort, RecoverPort, Watchdog
-from .._core.snapshot import is_in_chain, operation_open
+from .._core.refusals import operation_open
+from .._core.snapshot import is_in_chain
 from .brake import held_words, let_go
 from .interrupted import is_left_paused, left_memory, memory_words, resume_words, settled
 from .merge import Merge

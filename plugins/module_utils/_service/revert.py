@@ -18,8 +18,8 @@ from .._core.external_revert import interrupted, libvirt_can, memory_file, view_
 from .._core.journal import Journal, Reverted
 from .._core.model import DomainView, FileIdentity, Layer, Outcome, SnapshotRecord
 from .._core.ports import Clock, ImagePort, RevertPort
+from .._core.refusals import refuse_open
 from .._core.revert import RevertWish, journal_after, refuse_internal, refuse_revert, state_after
-from .._core.snapshot import refuse_open
 from .._core.snapshot_tree import children_of
 from .internal import names_inside
 from .observe import chains, every_image, observe

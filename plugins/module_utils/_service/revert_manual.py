@@ -29,7 +29,8 @@ from .._core.external_revert import (
 from .._core.journal import CREATED, PREPARED, Journal, Operation
 from .._core.model import DomainView, Layer, SnapshotRecord
 from .._core.ports import Clock, ImagePort, RevertPort
-from .._core.snapshot import PlannedDisk, require_disk
+from .._core.refusals import require_disk
+from .._core.snapshot import PlannedDisk
 from .observe import every_image
 from .overlays import is_unused, refuse_data, removable, require_place
 

@@ -19,11 +19,11 @@ from .._core.errors import VirtopsError
 from .._core.journal import CREATED, PREPARED, Journal, Operation
 from .._core.model import Creation, DomainView, Hold, Outcome, is_local
 from .._core.ports import WATCHDOG_GRACE, Clock, ImagePort, SnapshotPort, Watchdog
+from .._core.refusals import guest_paused
 from .._core.snapshot import (
     PlannedDisk,
     SnapshotPlan,
     SnapshotWish,
-    guest_paused,
     is_in_chain,
     journal_disks,
     plan_snapshot,

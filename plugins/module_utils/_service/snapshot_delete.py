@@ -39,7 +39,7 @@ from .._core.journal import Journal, Operation
 from .._core.merge import MergeGoal
 from .._core.model import DomainView, Layer, Outcome, SnapshotRecord, is_local
 from .._core.ports import Clock, DeletePort, ImagePort, Watchdog
-from .._core.snapshot import refuse_jobs, refuse_open
+from .._core.refusals import refuse_jobs, refuse_open
 from .._core.snapshot_tree import doomed_by
 from .forest import (
     RecordWrite,

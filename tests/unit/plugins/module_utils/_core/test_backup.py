@@ -14,17 +14,19 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup impor
     BackupWish,
     Copied,
     CopyOrder,
-    Manifest,
     PlainFile,
     Selection,
     Source,
     SourceFacts,
+    require_still,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_copy import plan_copy
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_set import (
+    Manifest,
     iso8601,
     mib,
-    plan_copy,
     require_same_set,
     require_space,
-    require_still,
     set_paths,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError

@@ -1,0 +1,76 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the refusals that several flows give in the same words."""
+
+from __future__ import annotations
+
+import os
+
+from .errors import VirtopsError
+from .journal import COMMIT, DELETE, PULL, REVERT, Journal, Operation
+from .model import Disk, DomainView
+
+
+def operation_open(domain: str, operation: Operation) -> VirtopsError:
+    """The refusal that every module gives while another operation is under way."""
+    return VirtopsError(
+        "operation_open",
+        "Operation %r (%s, begun %s) is still open on domain %s in phase %s."
+        % (operation.name, operation.kind, operation.started, domain, operation.phase),
+        "Run the play that began it again, which finishes it"
+        if operation.kind in (COMMIT, PULL, REVERT, DELETE)
+        else "Run the play that began it again, or merge its layers with virtops.libvirt.block_commit and snapshot: %r"
+        % operation.name,
+    )
+
+
+def guest_paused(view: DomainView) -> VirtopsError:
+    """Nothing in a guest whose CPUs stand still can freeze."""
+    return VirtopsError(
+        "guest_paused",
+        "Domain %s is %s, so its agent cannot freeze the file systems." % (view.name, view.state),
+        "Resume it, or ask for quiesce: preferred or never",
+    )
+
+
+def refuse_open(view: DomainView, journal: Journal, own: str | None = None) -> None:
+    """An operation that is under way has the disks and the records in motion; `own` is the ID of one to go on with."""
+    stuck = next((operation for operation in journal.operations if operation.open and operation.id != own), None)
+    if stuck is not None:
+        raise operation_open(view.name, stuck)
+
+
+def refuse_jobs(view: DomainView) -> None:
+    """A block job and a change of the layers, or of what is inside of them, do not go together."""
+    for disk in view.disks:
+        if disk.job is not None:
+            raise VirtopsError(
+                "job_running",
+                "A block job (%s) is running on disk %s of domain %s." % (disk.job.kind, disk.target, view.name),
+                "Wait for its end, or end it with 'virsh blockjob'",
+            )
+
+
+def require_disk(view: DomainView, target: str) -> Disk:
+    """The disk that the user named, or the refusal that every module gives."""
+    disk = view.disk(target)
+    if disk is None:
+        raise VirtopsError(
+            "no_such_disk",
+            "Domain %s has no disk %s." % (view.name, target),
+            "Name one of: %s" % (", ".join(found.target for found in view.disks) or "it has no disks"),
+        )
+    return disk
+
+
+def checked_path(path: str) -> str:
+    """An absolute path without '..': libvirt and QEMU resolve relative ones against other folders."""
+    if not os.path.isabs(path) or ".." in path.split("/"):
+        raise VirtopsError(
+            "bad_path",
+            "The path %r is not absolute, or has '..' in it." % path,
+            "Give the whole path from / on, without '..'",
+        )
+    return path
