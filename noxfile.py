@@ -35,6 +35,8 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)
 SETS = ("lint", "sanity", "units", "galaxy", "docs", "generations", "lab", "integration", "e2e", "faults", "campaign")
 #: The generations of libvirt and QEMU that everything has to work on, by the Debian release that has them
 GENERATIONS = ("debian11", "debian12", "debian13", "forky")
+#: How the integration targets are named whose outcome depends on that
+DEPENDING = ("block_commit", "block_job", "block_pull", "image_backup", "snapshot_")
 
 nox.options.sessions = SETS
 nox.options.default_venv_backend = "none"
@@ -281,7 +283,7 @@ def run_targets(
 ) -> None:
     """Run integration targets on a lab hypervisor that lives as long as they do.
 
-    On another generation than the machine's own, those that depend on it, and of these not what is refused without it.
+    On another generation than the machine's own, those that depend on it, and of these not what has the tag once.
     """
     env = environment()
     options = [] if generation == "host" else ["--generation", generation]
@@ -294,8 +296,8 @@ def run_targets(
             command += ["--target", target, "--allow-root", "--allow-destructive"]
             targets = chosen or integration_targets(command, environment(bin_))
             if generation != "host":
-                command += ["--skip-tags", "refusals"]
-                targets = chosen or [name for name in targets if name.startswith(("block_", "image_", "snapshot_"))]
+                command += ["--skip-tags", "once"]
+                targets = chosen or [name for name in targets if name.startswith(DEPENDING)]
             for test in targets:
                 label = f"{generation}, ansible-core {core}: {test}"
                 checks.run(label, [*command, test], cwd=TREE, env=environment(bin_))
