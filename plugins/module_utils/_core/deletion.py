@@ -102,8 +102,11 @@ def way_of(points: Iterable[Point], forest: Forest, doomed: frozenset[str], chil
 
     Seen with libvirt 9.0 and 11.3: it takes no `children`, needs the guest's QEMU for a domain that is off, and is
     refused where several snapshots stand on the one. It alone can merge into an image that is not on this host.
+    Where the guest has left the overlay, as after 'virsh blockcommit', there is nothing to merge.
     """
-    remote = next((point for point in points if point.snapshot in doomed and _is_remote(point, forest)), None)
+    in_use = closure(forest.active, forest)
+    bound = (point for point in points if point.snapshot in doomed and point.overlay in in_use)
+    remote = next((p for p in bound if base_of(p, forest.below) and is_out_of_sight(p, forest.below)), None)
     if remote is None:
         return OURS
     if version < _LIBVIRT_SINCE or children != "keep":
@@ -220,6 +223,7 @@ def _unused(
     """Those that only the snapshots that go had use for; top first. Never an image that was there before them all."""
     bases = {point.base.path for point in points if point.base is not None}
     overlays = {point.overlay for point in points if point.overlay is not None}
+    unseen = {point.overlay for point in points if is_out_of_sight(point, forest.below)}
     found: dict[str, str] = {}
     kept: dict[str, str] = {}
     for point in points:
@@ -230,17 +234,21 @@ def _unused(
             added = path in overlays or bool(bases & set(forest.chain(path)[1:]))
             if path in alive or not added or path in forest.others or path in forest.inside:
                 continue
-            forked = path in forest.written and bool(forest.active & set(forest.chain(path)[1:]))
+            forked = path in forest.written and (path in unseen or bool(forest.active & set(forest.chain(path)[1:])))
             (kept if forked else found)[path] = point.target
     depth = {path: len(forest.chain(path)) for path in found}
     return tuple((found[path], path) for path in sorted(found, key=lambda path: (-depth[path], path))), tuple(kept)
 
 
-def _is_remote(point: Point, forest: Forest) -> bool:
-    layer = point.base
-    if layer is None and point.overlay is not None:
-        layer = forest.below.get(point.overlay)
-    return layer is not None and not is_local(layer.path)
+def base_of(point: Point, below: Mapping[str, Layer | None]) -> Layer | None:
+    """What the snapshot's overlay stands on, on this host or not; None where nobody can tell."""
+    return point.base if point.base is not None or point.overlay is None else below.get(point.overlay)
+
+
+def is_out_of_sight(point: Point, below: Mapping[str, Layer | None]) -> bool:
+    """May somebody have gone on writing below its overlay without our seeing it?"""
+    base = base_of(point, below)
+    return point.overlay is not None and (base is None or not is_local(base.path))
 
 
 # The operation in the journal

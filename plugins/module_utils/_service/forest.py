@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .._core import xml
-from .._core.deletion import Forest, Point
+from .._core.deletion import Forest, Point, is_out_of_sight
 from .._core.errors import VirtopsError
 from .._core.journal import KEPT, Journal, Operation
 from .._core.model import DomainView, Layer, SnapshotRecord
@@ -67,7 +67,9 @@ def forest_of(points: Sequence[Point], view: DomainView, images: ImagePort, othe
     active = {disk.active.path for disk in view.disks + view.config_disks if disk.active is not None}
     own = {layer.path for disk in view.disks for layer in disk.chain}
     overlays = [point.overlay for point in points if point.overlay is not None and point.overlay not in own]
-    written = {path for path in overlays if path in below and active & _above(path, below) and images.holds_data(path)}
+    unseen = {point.overlay for point in points if is_out_of_sight(point, below)}
+    forkable = [path for path in overlays if path in below and (path in unseen or active & _above(path, below))]
+    written = {path for path in forkable if images.holds_data(path)}
     return Forest(below, frozenset(active), others, frozenset(), frozenset(written))
 
 

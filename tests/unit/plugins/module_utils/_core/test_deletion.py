@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.deletion import (
@@ -106,6 +108,15 @@ def test_the_only_copy_of_data_is_kept() -> None:
     """The guest writes below an overlay that has data."""
     plan = plan_images(points("s:base:os t:os:ot"), frozenset("st"), forest("base", "ot os base", written="os"))
     assert plan == ImagePlan((), (("vda", "ot"),), ("os",))
+
+
+def test_an_overlay_on_an_image_out_of_sight_is_kept_where_it_has_data() -> None:
+    """After `virsh blockcommit`, or a start from an old definition: nothing tells which. Nor is libvirt needed."""
+    snapshots = [Point("s", "vda", None, "/img/os"), Point("t", "vdb", None, "/img/ot")]
+    found = forest("/img/os nbd://host/a", "/img/ot nbd://host/b", written="/img/os")
+    left = replace(found, active=frozenset())
+    assert way_of(snapshots, left, frozenset("st"), "delete", 7_000_000) == OURS
+    assert plan_images(snapshots, frozenset("st"), left) == ImagePlan((), (("vdb", "/img/ot"),), ("/img/os",))
 
 
 def test_images_of_others_and_with_data_inside_stay() -> None:
