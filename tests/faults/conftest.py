@@ -144,6 +144,7 @@ def on_stage(request: pytest.FixtureRequest, stage: Stage, name: str) -> Iterato
     scene.member.guest.write(rate=10)
     yield scene
     scene.close()
+    stage.wake()
     if request.node.stash.get(FAILED, True):
         stage.down()
         return

@@ -63,6 +63,12 @@ class Stage:
         self.notes.clear()
         self.hypervisor.down()
 
+    def wake(self) -> None:
+        """QEMU stops each guest that meets a full file system, also one that is not in the scene."""
+        for member, _unused in self.members.values():
+            if member.guest.state() == "paused":
+                self.hypervisor.virsh("resume", member.guest.name)
+
     def member(self, name: str, make: Callable[[Hypervisor], Member]) -> Member:
         """Return a guest, running: the one of an earlier test, if there is one."""
         if name not in self.members:
