@@ -315,6 +315,3 @@ def modified(source: Source, why: str) -> VirtopsError:
         "The base %s of disk %s is no longer what it was at the snapshot: %s" % (source.base.path, source.target, why),
         "It cannot be backed up as that snapshot any more: merge the overlay (block_commit), and take a new snapshot",
     )
-
-
-# How each is copied

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from .errors import VirtopsError
 from .model import Disk, DomainView, Layer
-from .refusals import require_disk
+from .refusals import checked_path, image_shared, require_disk
+from .snapshot import why_not_snapshotable
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def plan_conversions(
     `odd` says of disks what their image is besides an image (encrypted, a slice of it); `others` are the images of the
     host's other domains.
     """
+    if wish.dest_dir is not None:
+        checked_path(wish.dest_dir)
     named = None if wish.disks is None else {require_disk(view, target).target for target in wish.disks}
     found = []
     for disk in view.disks:
@@ -67,23 +70,13 @@ def plan_conversions(
         found.append(Conversion(disk.target, disk.active, _new_path(disk, disk.active, view, wish.dest_dir)))
     for one in found:
         if one.source.path in others:
-            raise VirtopsError(
-                "base_shared",
-                "The image %s of disk %s of domain %s also belongs to another domain of this host."
-                % (one.source.path, one.target, view.name),
-                "Take it out of that domain's definition, or leave this disk out with disks",
-            )
+            raise image_shared(one.source.path, one.target)
     _refuse_same_names(found)
     return tuple(found)
 
 
 def _why_not(disk: Disk, odd: Mapping[str, str]) -> str | None:
-    if disk.device != "disk":
-        return "it is a %s" % disk.device
-    for flag in ("readonly", "shareable", "transient"):
-        if getattr(disk, flag):
-            return "it is %s" % flag
-    return odd.get(disk.target)
+    return why_not_snapshotable(disk) or odd.get(disk.target)
 
 
 def _unsuitable(disk: Disk, view: DomainView, why: str) -> VirtopsError:

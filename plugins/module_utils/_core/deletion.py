@@ -19,6 +19,7 @@ from .internal import version_words
 from .journal import COMMITTING, DELETE, Journal, JournalDisk, Operation
 from .merge import MergeGoal
 from .model import DomainView, FileIdentity, Layer, SnapshotRecord, is_local
+from .refusals import image_shared
 
 #: The libvirt that deletes an external snapshot itself (virConnectGetLibVersion).
 _LIBVIRT_SINCE = 9_000_000
@@ -201,11 +202,7 @@ def _runs(joined: Mapping[str, str], given_up: Mapping[str, Point], forest: Fore
 def _refuse_merge(merge: Merging, kept: Sequence[Point], forest: Forest) -> None:
     shared = next((path for path in (merge.into.path, *merge.merged) if path in forest.others), None)
     if shared is not None:
-        raise VirtopsError(
-            "base_shared",
-            "The image %s of disk %s also belongs to another domain of this host." % (shared, merge.target),
-            "Take it out of that domain's definition, or give that one an image of its own",
-        )
+        raise image_shared(shared, merge.target)
     internal = {point.base.path for point in kept if point.overlay is None and point.base is not None}
     inside = next((path for path in merge.merged if path in forest.inside or path in internal), None)
     if inside is not None:

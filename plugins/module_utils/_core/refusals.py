@@ -53,6 +53,17 @@ def refuse_jobs(view: DomainView) -> None:
             )
 
 
+def image_shared(
+    path: str,
+    target: str,
+    remedy: str = "Take it out of that domain's definition, or give that one an image of its own",
+) -> VirtopsError:
+    """What another domain stands on is not ours to change."""
+    return VirtopsError(
+        "base_shared", "The image %s of disk %s also belongs to another domain of this host." % (path, target), remedy
+    )
+
+
 def require_disk(view: DomainView, target: str) -> Disk:
     """The disk that the user named, or the refusal that every module gives."""
     disk = view.disk(target)

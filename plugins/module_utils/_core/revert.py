@@ -12,7 +12,7 @@ from .errors import VirtopsError
 from .internal import Inside, version_words
 from .journal import Journal, JournalDisk, Operation
 from .model import DomainView, Layer, SnapshotRecord
-from .refusals import refuse_jobs
+from .refusals import image_shared, refuse_jobs
 from .snapshot import is_in_chain
 
 #: How the guest is afterwards: as it was at the snapshot, or in any case so.
@@ -93,12 +93,7 @@ def refuse_internal(
                 "Bring the image back; or delete the record with virtops.libvirt.snapshot_metadata and state: absent",
             )
         if layer.path in others:
-            raise VirtopsError(
-                "base_shared",
-                "The image %s of disk %s of domain %s also belongs to another domain of this host."
-                % (layer.path, target, view.name),
-                "Take it out of that domain's definition, or give that one an image of its own",
-            )
+            raise image_shared(layer.path, target)
         _refuse_other_chain(record, target, layer, view)
 
 

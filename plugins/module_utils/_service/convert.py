@@ -19,6 +19,7 @@ from .._core.model import DomainView, FileIdentity, Layer, Outcome
 from .._core.ports import ConvertImagePort, ConvertPort
 from .._core.refusals import refuse_open
 from .observe import chains, every_image, observe
+from .overlays import require_folder
 
 
 class Convert:
@@ -80,13 +81,7 @@ class Convert:
 
     def _is_there(self, one: Conversion, others: frozenset[str]) -> bool:
         """Did an earlier run come so far? Then only the definition is to be written."""
-        folder = os.path.dirname(one.path)
-        if not self._images.is_directory(folder):
-            raise VirtopsError(
-                "no_directory",
-                "The directory %s for the image of disk %s is not there." % (folder, one.target),
-                "Make it, or give another one with dest_dir",
-            )
+        require_folder(one.path, "image of disk %s" % one.target, "dest_dir", self._images)
         if not self._images.exists(one.path):
             return False
         if one.path not in others and self._images.kind(one.path) == "file":

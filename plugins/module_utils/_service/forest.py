@@ -35,7 +35,7 @@ def points_of(texts: Mapping[str, str], journal: Journal) -> tuple[Point, ...]:
     found = []
     for name, text in texts.items():
         saved = xml.snapshot_images(text)
-        for disk in xml.parse_snapshot(text).disks:
+        for disk in xml.parse_record(text).disks:
             if disk.mode == "external":
                 found.append(Point(name, disk.target, saved.get(disk.target), disk.file))
             elif disk.mode == "internal" and disk.target in saved:
@@ -112,7 +112,7 @@ def rewrite_records(domain: RecordPort, moved: Mapping[str, Layer], gone: frozen
 
 def texts_of(domain: RecordPort, secure: bool = False) -> dict[str, str]:
     """The records' XML by name, parents first; a read-only connection tells no secrets."""
-    return {xml.parse_snapshot(text).name: text for text in domain.snapshot_xmls(secure)}
+    return {xml.parse_record(text).name: text for text in domain.snapshot_xmls(secure)}
 
 
 def current_of(domain: RecordPort, texts: Mapping[str, str]) -> str | None:
@@ -120,7 +120,7 @@ def current_of(domain: RecordPort, texts: Mapping[str, str]) -> str | None:
 
 
 def records_in(texts: Mapping[str, str]) -> tuple[SnapshotRecord, ...]:
-    return tuple(xml.parse_snapshot(text) for text in texts.values())
+    return tuple(xml.parse_record(text) for text in texts.values())
 
 
 def keep_times(moved: Iterable[tuple[str, Layer]], view: DomainView, images: ImagePort) -> None:

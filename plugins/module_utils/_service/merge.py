@@ -27,7 +27,7 @@ from .forest import keep_times, rewrite_records
 from .jobs import cancel_jobs
 from .merge_plan import MergePlan, MergePlanner, MergeWish, journalled, moved_layers
 from .observe import chains, observe
-from .overlays import lasting_holders
+from .overlays import remove_layer, unsure_words
 
 #: Seconds between two looks while no event comes: libvirtd's restart loses events.
 POLL = 0.25
@@ -274,15 +274,13 @@ class Merge:
             if plan.writes:
                 moved = moved_layers(plan.goals, plan.operation)
                 rewrite_records(self._domain, moved, frozenset({self._wish.snapshot}))
-        warnings = tuple(text for path in plan.deletions for text in self._delete_overlay(path, view))
+        others = self._planner.images_of_others
+        kept = [remove_layer(path, view, others, self._images, self._clock) for path in plan.deletions]
+        warnings = tuple("The merged overlay %s" % why for why in kept if why is not None)
         if plan.record is not None and self._domain.snapshot(plan.record.name) is not None:
             self._domain.delete_snapshot_record(plan.record.name)
         self._close(plan)
-        return warnings + tuple(
-            "The overlay %s was kept: the domain has left it, and nothing here tells whether all its data were merged. "
-            "Before you delete it, make sure of that (qemu-img compare tells the difference)." % path
-            for path in sorted(plan.unsure)
-        )
+        return warnings + tuple(unsure_words(path) for path in sorted(plan.unsure))
 
     def _stale_records(self, plan: MergePlan) -> tuple[str, ...]:
         """A merge by path leaves libvirt's records as they are, as virsh does; they no longer say what is."""
@@ -295,21 +293,6 @@ class Merge:
             for record in (self._domain.snapshots() if merged else ())
             if any(disk.file in merged for disk in record.disks)
         )
-
-    def _delete_overlay(self, path: str, view: DomainView) -> tuple[str, ...]:
-        """Delete it where nothing can need it any more; else say what keeps it."""
-        own = {layer.path for disk in view.disks + view.config_disks for layer in disk.chain}
-        held = () if path in own else lasting_holders(path, self._images, self._clock)
-        if path in own:
-            reason = "it is still in a chain of this domain"
-        elif path in self._planner.images_of_others():
-            reason = "another domain of this host stands on it"
-        elif held:
-            reason = "a process has it open (PID %s)" % ", ".join(str(pid) for pid in held)
-        else:
-            self._images.remove(path)
-            return ()
-        return ("The merged overlay %s was kept: %s." % (path, reason),)
 
     def _close(self, plan: MergePlan) -> None:
         """Remove our operation, and bring the snapshots that are kept above the merge up to date."""

@@ -25,7 +25,7 @@ from .._core.merge import (
 )
 from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord, is_local
 from .._core.ports import ImagePort, MergePort
-from .._core.refusals import operation_open, require_disk
+from .._core.refusals import image_shared, operation_open, require_disk
 from .._core.snapshot import is_in_chain
 from .brake import held_words
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of
@@ -110,7 +110,7 @@ class MergePlanner:
             raise operation_open(view.name, foreign)
         for goal in goals:
             self.check_goal(goal, view)
-        self._check_unshared(goals, view)
+        self._check_unshared(goals)
         texts = {} if wish.within is not None else texts_of(self._domain)
         self._check_branches(goals, view, texts, journal)
         whole = self._ends_whole(goals, view, operation, record)
@@ -219,19 +219,14 @@ class MergePlanner:
             "Look at the chain with virtops.libvirt.block_info before anything else is done to this guest",
         )
 
-    def _check_unshared(self, goals: tuple[MergeGoal, ...], view: DomainView) -> None:
+    def _check_unshared(self, goals: tuple[MergeGoal, ...]) -> None:
         """Writing into an image that another guest stands on would change that guest's disk."""
         goals = tuple(goal for goal in goals if goal.kind != PULL)
         shared = self.images_of_others() if goals else frozenset()
         for goal in goals:
             if goal.into.path in shared or any(layer.path in shared for layer in goal.merged):
                 path = goal.into.path if goal.into.path in shared else goal.top.path
-                raise VirtopsError(
-                    "base_shared",
-                    "The image %s of disk %s of domain %s also belongs to another domain of this host."
-                    % (path, goal.target, view.name),
-                    "Merge only down to a layer that no other domain stands on",
-                )
+                raise image_shared(path, goal.target, "Merge only down to a layer that no other domain stands on")
 
     def _check_branches(
         self, goals: tuple[MergeGoal, ...], view: DomainView, texts: dict[str, str], journal: Journal

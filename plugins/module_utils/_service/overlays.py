@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from .._core.errors import VirtopsError
 from .._core.journal import Operation
@@ -22,7 +23,7 @@ CLOSE_SECONDS = 5.0
 
 def require_place(disk: PlannedDisk, images: ImagePort, stale: tuple[str, ...] = ()) -> None:
     """Refuse a folder that no overlay can be made in; `stale` are overlays that will be removed first."""
-    _require_folder(disk.overlay, "overlay of disk %s" % disk.target, "overlay_dir or disks", images)
+    require_folder(disk.overlay, "overlay of disk %s" % disk.target, "overlay_dir or disks", images)
     if images.exists(disk.overlay) and disk.overlay not in stale:
         raise VirtopsError(
             "overlay_exists",
@@ -33,7 +34,7 @@ def require_place(disk: PlannedDisk, images: ImagePort, stale: tuple[str, ...] =
 
 def require_memory_place(path: str, view: DomainView, images: ImagePort, stale: str | None = None) -> None:
     """Refuse a file that the guest's memory cannot be saved to; `stale` is one that will be removed first."""
-    folder = _require_folder(path, "memory of domain %s" % view.name, "memory", images)
+    folder = require_folder(path, "memory of domain %s" % view.name, "memory", images)
     if images.exists(path) and path != stale:
         raise VirtopsError(
             "memory_exists",
@@ -50,7 +51,7 @@ def require_memory_place(path: str, view: DomainView, images: ImagePort, stale: 
         )
 
 
-def _require_folder(path: str, what: str, options: str, images: ImagePort) -> str:
+def require_folder(path: str, what: str, options: str, images: ImagePort) -> str:
     """The folder that the file is to come into."""
     folder = os.path.dirname(path)
     if not images.is_directory(folder):
@@ -159,7 +160,33 @@ def is_unused(path: str, view: DomainView, images: ImagePort) -> bool:
     return not images.holds_data(path)
 
 
-def lasting_holders(path: str, images: ImagePort, clock: Clock) -> tuple[int, ...]:
+def remove_layer(
+    path: str, view: DomainView, others: Callable[[], frozenset[str]], images: ImagePort, clock: Clock
+) -> str | None:
+    """Delete a journalled layer where no chain of any domain has it and nobody holds it open; else say what keeps it.
+
+    `others` are the images of the host's other domains.
+    """
+    if any(disk.index_of(path) is not None for disk in view.disks + view.config_disks):
+        return "%s was kept: it is still in a chain of this domain." % path
+    if path in others():
+        return "%s was kept: another domain of this host stands on it." % path
+    held = _lasting_holders(path, images, clock)
+    if held:
+        return "%s was kept: a process has it open (PID %s)." % (path, ", ".join(str(pid) for pid in held))
+    images.remove(path)
+    return None
+
+
+def unsure_words(path: str) -> str:
+    """Of an overlay that may hold the only copy of data."""
+    return (
+        "The overlay %s was kept: the domain has left it, and nothing here tells whether all its data were merged. "
+        "Before you delete it, make sure of that (qemu-img compare tells the difference)." % path
+    )
+
+
+def _lasting_holders(path: str, images: ImagePort, clock: Clock) -> tuple[int, ...]:
     """The processes that have it open, and do not close it within CLOSE_SECONDS."""
     deadline = clock.monotonic() + CLOSE_SECONDS
     while True:

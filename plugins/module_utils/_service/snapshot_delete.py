@@ -10,6 +10,7 @@ in other branches -> the records that stay -> images -> records -> journal, last
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +58,7 @@ from .jobs import cancel_jobs
 from .merge import Merge
 from .merge_plan import MergeWish
 from .observe import chains, every_image, observe
-from .overlays import lasting_holders
+from .overlays import remove_layer, unsure_words
 
 
 @dataclass(frozen=True)
@@ -267,28 +268,14 @@ class SnapshotDeletion:
         for name in plan.records:
             self._domain.delete_snapshot_record(name)
         self._close(plan)
-        return warnings + tuple(_kept_words(path) for path in (*plan.images.kept, *sorted(unsure)))
+        return warnings + tuple(unsure_words(path) for path in (*plan.images.kept, *sorted(unsure)))
 
     def _remove(self, plan: _Plan, view: DomainView, unsure: frozenset[str]) -> tuple[str, ...]:
         """Each was journalled, is in no chain here and open to nobody; else it stays, and a warning tells why."""
-        own = {layer.path for disk in view.disks + view.config_disks for layer in disk.chain}
-        others = every_image(self._domain.other_images(), self._images) if plan.removals else frozenset()
-        warnings = []
-        for path in (*plan.removals, *plan.memory):
-            if path in unsure:
-                continue
-            holders = () if path in own else lasting_holders(path, self._images, self._clock)
-            if path in own:
-                reason = "it is still in a chain of this domain"
-            elif path in others:
-                reason = "another domain of this host stands on it"
-            elif holders:
-                reason = "a process has it open (PID %s)" % ", ".join(str(pid) for pid in holders)
-            else:
-                self._images.remove(path)
-                continue
-            warnings.append("%s was kept: %s." % (path, reason))
-        return tuple(warnings)
+        others = functools.cache(lambda: every_image(self._domain.other_images(), self._images))
+        paths = [path for path in (*plan.removals, *plan.memory) if path not in unsure]
+        kept = [remove_layer(path, view, others, self._images, self._clock) for path in paths]
+        return tuple(why for why in kept if why is not None)
 
     def _close(self, plan: _Plan) -> None:
         journal = xml.parse_journal(self._domain.view().journal_xml)
@@ -378,10 +365,3 @@ def _disks(
         }
         for target in (merged or before)
     ]
-
-
-def _kept_words(path: str) -> str:
-    return (
-        "The overlay %s was kept: the domain has left it, and nothing here tells whether all its data were merged. "
-        "Before you delete it, make sure of that (qemu-img compare tells the difference)." % path
-    )
