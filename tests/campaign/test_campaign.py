@@ -80,7 +80,7 @@ def test_disks_at_the_end(stage: Stage, tally: Tally) -> None:
 
 def start(controller: Controller) -> RunningPlay:
     """Start the play; its modules outlive their controller."""
-    return controller.start(pipelining=True, gate="", playbook=LIVE_BACKUP, **ROLE)
+    return controller.start(gate="", playbook=LIVE_BACKUP, **ROLE)
 
 
 def check(before: Before, hit: Hit, again: Play, was_running: bool, tally: Tally) -> None:

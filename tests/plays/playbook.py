@@ -130,19 +130,21 @@ class Controller:
     patience: float = 180
     runs: int = field(default=0, init=False)
 
-    def run(self, *arguments: str, playbook: str = LIVE_BACKUP, **variables: Any) -> Play:
+    def run(self, *arguments: str, pipelining: bool = True, playbook: str = LIVE_BACKUP, **variables: Any) -> Play:
         """Run a playbook with extra variables."""
-        return self.start(*arguments, pipelining=False, gate="", playbook=playbook, **variables).end()
+        return self.start(*arguments, pipelining=pipelining, gate="", playbook=playbook, **variables).end()
 
     def start(
         self,
         *arguments: str,
-        pipelining: bool = False,
+        pipelining: bool = True,
         gate: str = "",
         playbook: str = LIVE_BACKUP,
         **variables: Any,
     ) -> RunningPlay:
         """Start the playbook; with `gate`, it waits before the first task of that name (see recorder.py).
+
+        Pipelining is what the README recommends.
 
         --kill-child: what kills unshare kills the namespace, and so everything.
         """
@@ -169,7 +171,7 @@ class Controller:
         play = {"name": module, "hosts": host, "gather_facts": False, "tasks": [task]}
         path = self.folder / f"{self.runs + 1}.yml"
         path.write_text(yaml.safe_dump([play]), encoding="utf-8")
-        return self.start(pipelining=True, playbook=str(path))
+        return self.start(playbook=str(path))
 
     def module(self, host: str, module: str, /, **options: object) -> dict[str, Any]:
         """Run one module and return its result, failed or not."""

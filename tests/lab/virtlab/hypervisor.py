@@ -227,6 +227,7 @@ class Hypervisor:
             ("var/lib/libvirt/images", 0o711),
             ("var/log/libvirt/qemu", 0o755),
             ("srv/backup", 0o755),
+            ("root", 0o700),
         ):
             path = state / folder
             if not path.exists():
