@@ -34,7 +34,7 @@ options:
   snapshot:
     description:
       - Merge the layers that this external snapshot added, each into the image below it. Then the snapshot's record is
-        deleted, as it would describe nothing that exists.
+        deleted, as it would describe nothing that exists. With O(delete_merged), so is the file of its memory.
       - A snapshot that neither libvirt nor the journal knows has nothing to merge, and nothing is changed.
     type: str
   base:

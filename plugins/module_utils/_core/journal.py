@@ -103,9 +103,9 @@ class Operation:
     def held(self, hold: Hold | None) -> Operation:
         return replace(self, hold=hold)
 
-    def pivoting(self, target: str, overlay: str) -> Operation:
+    def pivoting(self, target: str, overlay: str, asked: bool) -> Operation:
         disks = tuple(
-            replace(disk, pivoting=True) if (disk.target, disk.overlay) == (target, overlay) else disk
+            replace(disk, pivoting=asked) if (disk.target, disk.overlay) == (target, overlay) else disk
             for disk in self.disks
         )
         return replace(self, disks=disks)

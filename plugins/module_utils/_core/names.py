@@ -19,16 +19,16 @@ LONGEST = 255 - len(".xml.new")
 _JOBS_SINCE = 10_009_000
 
 
-def check_record_name(name: str) -> None:
-    """Refuse what libvirt's QEMU driver can keep no record by."""
+def check_record_name(name: str, kept: bool = True) -> None:
+    """Refuse what libvirt's QEMU driver can keep no record by; where none is `kept`, what names no snapshot at all."""
     size = len(name.encode("utf-8", "surrogateescape"))
     if not name:
         why = "it is empty"
     elif "/" in name:
         why = "it has a slash in it"
-    elif name.startswith("."):
+    elif kept and name.startswith("."):
         why = "it begins with a dot"
-    elif size > LONGEST:
+    elif kept and size > LONGEST:
         why = "it has %d bytes in UTF-8, and %d is the limit" % (size, LONGEST)
     else:
         return

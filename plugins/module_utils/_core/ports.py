@@ -80,7 +80,11 @@ class JobPort(ViewPort, Protocol):
         """virDomainResume; a domain that runs is fine."""
 
 
-class SnapshotPort(JobPort, JournalPort, Protocol):
+class UndoPort(JobPort, JournalPort, Protocol):
+    """What undoing a snapshot needs that was never taken."""
+
+
+class SnapshotPort(UndoPort, Protocol):
     """What creating an external snapshot needs."""
 
     def agent_ping(self, seconds: int) -> None:
@@ -194,7 +198,7 @@ class BrakePort(ViewPort, JournalPort, Protocol):
         """virDomainResume; a domain that runs is fine."""
 
 
-class MergePort(BrakePort, RecordPort, Protocol):
+class MergePort(BrakePort, UndoPort, RecordPort, Protocol):
     """What a live merge needs."""
 
     def start_commit(self, disk: str, base: str, top: str, active: bool, bandwidth: int, relative: bool) -> None:
@@ -232,7 +236,7 @@ class DeletePort(MergePort, Protocol):
         """virDomainSnapshotDelete, data and record."""
 
 
-class RecoverPort(DeletePort, JobPort, Protocol):
+class RecoverPort(DeletePort, Protocol):
     """What finding and undoing an interrupted operation needs besides the merge."""
 
     def agent_ping(self, seconds: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from .errors import VirtopsError
 from .journal import COMMITTING, CREATED, KEPT, PREPARED, Journal, JournalDisk, Operation
 from .model import Disk, DomainView, Layer, SnapshotDisk, SnapshotRecord, is_local
+from .names import check_record_name
 from .refusals import checked_path, operation_open, refuse_jobs, require_disk
 
 #: NAME_MAX of every Linux file system that keeps images.
@@ -284,6 +285,7 @@ def _check_remote(wish: SnapshotWish, view: DomainView, target: str, source: str
 def _plan_new(
     wish: SnapshotWish, view: DomainView, chosen: tuple[Disk, ...], skipped: tuple[SkippedDisk, ...]
 ) -> SnapshotPlan:
+    check_record_name(wish.name, wish.metadata)
     refuse_jobs(view)
     _check_state(wish, view)
     planned = tuple(PlannedDisk(disk.target, _active(disk), _overlay_of(wish, view, disk)) for disk in chosen)

@@ -10,17 +10,67 @@ while, in which the guest is paused. Where libvirt itself dies, half a memory fi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.journal import Operation
+from .._core.journal import JournalDisk, Operation
 from .._core.model import SAVING, DomainView
-from .._core.ports import Clock, ImagePort, JobPort
+from .._core.ports import Clock, ImagePort, JobPort, UndoPort
+from .._core.snapshot import is_in_chain
 from .observe import observe
+from .overlays import is_unused, refuse_data
 
 #: Between two looks at libvirt's job.
 _POLL_SECONDS = 0.5
 
 
-def settled(operation: Operation, domain: JobPort, images: ImagePort, clock: Clock, seconds: float) -> DomainView:
+def awake(
+    operation: Operation, domain: JobPort, images: ImagePort, clock: Clock, seconds: float, check: bool
+) -> tuple[DomainView, tuple[str, ...]]:
+    """The domain once the request has come to its end, and the step that lets its guest run on.
+
+    That step comes before any refusal: whatever is asked for now, no guest stays paused by us.
+    """
+    view = _settled(operation, domain, images, clock, seconds)
+    if not is_left_paused(operation, view):
+        return view, ()
+    if not check:
+        domain.resume()
+    words = "resume %s, which an interrupted snapshot left paused" % view.name
+    return replace(view, state="running", paused_by=None), (words,)
+
+
+def unswitched(operation: Operation, view: DomainView, images: ImagePort) -> tuple[JournalDisk, ...]:
+    """The disks that were not switched to the overlay that was made for them.
+
+    Raises `overlay_in_use` where the guest's newest data may be in one all the same: libvirt does not know of a switch
+    that QEMU made while libvirt died.
+    """
+    left = tuple(disk for disk in operation.disks if not is_in_chain(view, disk.target, disk.overlay))
+    for disk in left:
+        if images.exists(disk.overlay) and not is_unused(disk.overlay, view, images):
+            raise refuse_data(disk.overlay, view)
+    return left
+
+
+def undo(operation: Operation, view: DomainView, domain: UndoPort, images: ImagePort, check: bool) -> tuple[str, ...]:
+    """Remove what was made for a snapshot that no disk was switched for. What was the user's before stays his."""
+    left = unswitched(operation, view, images)
+    paths = [disk.overlay for disk in left if not disk.reused and images.exists(disk.overlay)]
+    memory = left_memory(operation.memory, domain, images)
+    if not check:
+        for path in paths if memory is None else [*paths, memory]:
+            images.remove(path)
+        domain.write_journal(xml.build_journal(xml.parse_journal(domain.view().journal_xml).drop(operation)))
+    return (
+        *("remove the overlay %s, which nothing was written to" % path for path in paths),
+        *(() if memory is None else (memory_words(memory),)),
+        "remove operation %s from the journal" % operation.name,
+    )
+
+
+def _settled(operation: Operation, domain: JobPort, images: ImagePort, clock: Clock, seconds: float) -> DomainView:
     """A reading of the domain once libvirt has done, or given up, what it was asked for."""
     until = clock.monotonic() + seconds
     while domain.has_job() or (operation.memory is not None and images.holders(operation.memory)):
@@ -37,10 +87,6 @@ def settled(operation: Operation, domain: JobPort, images: ImagePort, clock: Clo
 def is_left_paused(operation: Operation, view: DomainView) -> bool:
     """libvirt pauses the guest while it saves the memory. Where it dies then, it resumes it when it is back, mostly."""
     return operation.memory is not None and view.state == "paused" and view.paused_by == SAVING
-
-
-def resume_words(view: DomainView) -> str:
-    return "resume %s, which an interrupted snapshot left paused" % view.name
 
 
 def left_memory(path: str | None, domain: JobPort, images: ImagePort) -> str | None:

@@ -18,14 +18,15 @@ from typing import Any
 from .._core import xml
 from .._core.convergence import Brake
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, COMMITTING, PULL, Journal, JournalDisk, Operation
+from .._core.journal import COMMIT, COMMITTING, PREPARED, PULL, REVERT, Journal, JournalDisk, Operation
 from .._core.merge import MergeGoal, Next, Phase, config_layer, next_step, phase_of
 from .._core.model import IO_ERROR, BlockJob, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, MergePort, Watchdog
 from .brake import GuestBrake, let_go
 from .forest import keep_times, rewrite_records
+from .interrupted import awake, undo, unswitched
 from .jobs import cancel_jobs
-from .merge_plan import MergePlan, MergePlanner, MergeWish, journalled, moved_layers
+from .merge_plan import NOTHING, MergePlan, MergePlanner, MergeWish, journalled, moved_layers
 from .observe import chains, observe
 from .overlays import remove_layer, unsure_words
 
@@ -66,14 +67,23 @@ class Merge:
         self._planner = MergePlanner(wish, domain, images)
         self._brake = GuestBrake(wish.deadline, domain, images, clock, watchdog)
         self._pivoted: frozenset[str] = frozenset()
-        #: Overlays that may hold data which nobody merged, as the plan of the last run found.
+        #: Overlays that may hold data which nobody merged, as the last run found.
         self.unsure: frozenset[str] = frozenset()
 
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError with what was done per disk."""
         view = observe(self._domain, self._images)
         journal = xml.parse_journal(view.journal_xml)
+        begun: tuple[str, ...] = ()
+        prepared = self._prepared(journal)
+        if prepared is not None:
+            seconds = self._wish.deadline.timeout
+            view, begun = awake(prepared, self._domain, self._images, self._clock, seconds, check)
+            if len(unswitched(prepared, view, self._images)) == len(prepared.disks):
+                steps = begun + undo(prepared, view, self._domain, self._images, check)
+                return self._outcome(NOTHING, view, chains(view), steps)
         plan = self._planner.plan(view, journal)
+        plan = replace(plan, steps=begun + plan.steps)
         self.unsure = plan.unsure
         if check or not plan.steps:
             return self._outcome(plan, view, self._foreseen(plan, view), plan.steps, self._stale_records(plan))
@@ -85,12 +95,18 @@ class Merge:
         if plan.goals:
             plan = replace(plan, operation=self._write_intent(plan, journal))
         progress = self._merge(plan, view)
+        plan = self._with_pivots(plan)
         after = observe(self._domain, self._images)
         for error in (item.error for item in progress if item.error is not None):
             error.partial = self._results(plan, view, after)
             raise error
         warnings = self._clean(plan, after) + self._stale_records(plan) + self._held()
         return self._outcome(plan, view, chains(after), plan.steps, warnings, after)
+
+    def _prepared(self, journal: Journal) -> Operation | None:
+        """The snapshot whose creation was interrupted: its disks may or may not stand on the overlays."""
+        found = journal.find(self._wish.snapshot) if self._wish.snapshot is not None else None
+        return found if found is not None and found.phase == PREPARED and found.kind != REVERT else None
 
     # -- effects
 
@@ -154,6 +170,7 @@ class Merge:
             if step is Next.PIVOT:
                 return self._pivot(item)
             if step is Next.COMMIT_OFFLINE:
+                self._see_pivot(item.goal, view)
                 self._merge_offline(item.goal, view)
                 return True
             if step is Next.UPDATE_CONFIG:
@@ -201,6 +218,7 @@ class Merge:
             below = goal.below.path if goal.below else None
             self._domain.start_pull(goal.target, below, bandwidth, relative and below is not None)
         else:
+            self._note_pivot(goal, False)
             self._domain.start_commit(goal.target, goal.into.path, goal.top.path, goal.pivots, bandwidth, relative)
         return True
 
@@ -212,7 +230,7 @@ class Merge:
 
     def _pivot(self, item: _Progress) -> bool:
         if not item.pivots:
-            self._note_pivot(item.goal)
+            self._note_pivot(item.goal, True)
         try:
             self._domain.pivot(item.goal.target)
         except VirtopsError as error:
@@ -222,13 +240,28 @@ class Merge:
             return False
         return True
 
-    def _note_pivot(self, goal: MergeGoal) -> None:
-        """From here on the guest may be on the base at any moment, whatever libvirt shows."""
+    def _note_pivot(self, goal: MergeGoal, asked: bool) -> None:
+        """Once it was asked for the guest may be on the base at any moment, whatever libvirt shows. A new commit, of
+        layers that the guest is seen to stand on or that it ended on, begins without: what it has copied of a base says
+        nothing of a pivot."""
         journal = xml.parse_journal(self._domain.view().journal_xml)
         for operation in journal.operations:
-            noted = operation.pivoting(goal.target, goal.top.path)
+            noted = operation.pivoting(goal.target, goal.top.path, asked)
             if operation.open and noted != operation:
                 self._domain.write_journal(xml.build_journal(journal.put(noted)))
+
+    def _see_pivot(self, goal: MergeGoal, view: DomainView) -> None:
+        """The guest ended while this run merged: was that after its pivot? The plan could not know."""
+        for operation in xml.parse_journal(view.journal_xml).operations:
+            if operation.open and self._planner.has_pivoted(goal, view, operation):
+                self._pivoted |= {goal.target}
+
+    def _with_pivots(self, plan: MergePlan) -> MergePlan:
+        """What the plan could not know: overlays of disks that pivoted before their guest ended."""
+        left = {goal.top.path for goal in plan.goals if goal.target in self._pivoted}
+        self.unsure = plan.unsure | left
+        deletions = tuple(path for path in plan.deletions if path not in left)
+        return replace(plan, unsure=self.unsure, deletions=deletions)
 
     def _merge_offline(self, goal: MergeGoal, view: DomainView) -> None:
         """Where the active layer stays, the persistent XML drops first what it says of the layers below."""
@@ -240,6 +273,7 @@ class Merge:
         if goal.kind == PULL:
             self._images.rebase(goal.into.path, goal.below)
             return
+        self._note_pivot(goal, False)
         self._images.commit(goal.top, goal.into)
         if goal.above is not None:
             self._images.rebase_unsafe(goal.above, goal.into)
@@ -277,6 +311,8 @@ class Merge:
         others = self._planner.images_of_others
         kept = [remove_layer(path, view, others, self._images, self._clock) for path in plan.deletions]
         warnings = tuple("The merged overlay %s" % why for why in kept if why is not None)
+        for path in plan.memory:
+            self._images.remove(path)
         if plan.record is not None and self._domain.snapshot(plan.record.name) is not None:
             self._domain.delete_snapshot_record(plan.record.name)
         self._close(plan)

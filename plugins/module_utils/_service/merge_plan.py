@@ -69,7 +69,7 @@ class MergePlan:
 
     `stale_config`: what the persistent XML is to name, by disk. `unsure`: overlays that may hold data nobody merged.
     `pivoted`: disks of a domain that is off whose base already has all that the overlay has, and newer data.
-    `writes`: the records of snapshots above what was merged.
+    `writes`: the records of snapshots above what was merged. `memory`: the files that hold the snapshot's memory.
     `whole`: after this run no layer of the snapshot or operation is in a chain. `resumes`: QEMU paused the guest at a
     write that failed, as on a full file system, and the merge gives it another image to write to.
     """
@@ -85,6 +85,11 @@ class MergePlan:
     resumes: bool = False
     pivoted: frozenset[str] = frozenset()
     writes: tuple[RecordWrite, ...] = ()
+    memory: tuple[str, ...] = ()
+
+
+#: There is nothing to merge.
+NOTHING = MergePlan((), None, None, {}, frozenset(), (), (), whole=True)
 
 
 class MergePlanner:
@@ -115,7 +120,7 @@ class MergePlanner:
         self._check_branches(goals, view, texts, journal)
         whole = self._ends_whole(goals, view, operation, record)
         goals = tuple(goal for goal in goals if self._is_left(goal, view))
-        pivoted = frozenset(goal.target for goal in goals if self._has_pivoted(goal, view, operation))
+        pivoted = frozenset(goal.target for goal in goals if self.has_pivoted(goal, view, operation))
         unsure = self._unsure(view, operation) | {goal.top.path for goal in goals if goal.target in pivoted}
         deletions = self._deletions(goals, operation, view, journal) if wish.delete_merged and whole else ()
         deletions = tuple(path for path in deletions if path not in unsure)
@@ -124,6 +129,8 @@ class MergePlanner:
         steps += [text for goal in goals for text in self._words(goal, view, pivoted)]
         steps += [_config_words(target, layer) for target, layer in stale.items()]
         steps += ["delete the merged overlay %s" % path for path in deletions]
+        memory = self._memory(record, operation) if wish.delete_merged and whole else ()
+        steps += ["delete the memory of a snapshot, %s" % path for path in memory]
         resumes = view.paused_by == IO_ERROR and whole and bool(goals or operation)
         if resumes:
             steps.append("resume %s, which QEMU paused at a write that failed" % view.name)
@@ -135,7 +142,7 @@ class MergePlanner:
             steps.append("remove operation %s from the journal" % operation.name)
         record = record if whole else None
         return MergePlan(
-            goals, operation, record, stale, unsure, deletions, tuple(steps), whole, resumes, pivoted, writes
+            goals, operation, record, stale, unsure, deletions, tuple(steps), whole, resumes, pivoted, writes, memory
         )
 
     def _goals(
@@ -293,7 +300,16 @@ class MergePlanner:
             paths += [disk.overlay for disk in operation.disks if disk.overlay in ours and disk.overlay not in paths]
         return tuple(path for path in paths if path not in left and self._images.exists(path))
 
-    def _has_pivoted(self, goal: MergeGoal, view: DomainView, operation: Operation | None) -> bool:
+    def _memory(self, record: SnapshotRecord | None, operation: Operation | None) -> tuple[str, ...]:
+        """The file that the snapshot's memory is in, which nothing can go on from when its disks are no more."""
+        if self._wish.snapshot is None:
+            return ()
+        noted = operation.memory if operation is not None else None
+        path = noted if record is None or record.memory != "external" else record.memory_file
+        others = {found.memory_file for found in self._domain.snapshots() if found.name != self._wish.snapshot}
+        return () if path is None or path in others or not self._images.exists(path) else (path,)
+
+    def has_pivoted(self, goal: MergeGoal, view: DomainView, operation: Operation | None) -> bool:
         """Of a domain that is off: did QEMU pivot this disk before it ended, without libvirt's noting it?
 
         The persistent XML then names the overlay, while the base has all that the overlay has, and what the guest wrote

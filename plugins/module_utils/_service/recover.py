@@ -23,7 +23,7 @@ from .._core.ports import Clock, ImagePort, ReaperPort, RecoverPort, Watchdog
 from .._core.refusals import operation_open
 from .._core.snapshot import is_in_chain
 from .brake import held_words, let_go
-from .interrupted import is_left_paused, left_memory, memory_words, resume_words, settled
+from .interrupted import awake, undo, unswitched
 from .merge import Merge
 from .merge_plan import MergeWish
 from .observe import chains, observe
@@ -137,21 +137,15 @@ class Recovery:
     # -- prepared: the switch to the overlays may or may not have come
 
     def _recover_prepared(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
-        view = settled(operation, self._domain, self._images, self._clock, self._wish.deadline.timeout)
-        thawed = [*self._resume(operation, view, check), *self._thaw(view, check)]
-        switched = [disk for disk in operation.disks if is_in_chain(view, disk.target, disk.overlay)]
-        if not switched:
-            return [*thawed, self._undo(operation, view, check)]
-        if operation.kind == KEPT and len(switched) == len(operation.disks):
+        seconds = self._wish.deadline.timeout
+        view, steps = awake(operation, self._domain, self._images, self._clock, seconds, check)
+        thawed = [Outcome(steps), *self._thaw(view, check)]
+        left = unswitched(operation, view, self._images)
+        if len(left) == len(operation.disks):
+            return [*thawed, Outcome(undo(operation, view, self._domain, self._images, check))]
+        if operation.kind == KEPT and not left:
             return [*thawed, self._keep(operation, check)]
         return [*thawed, self._merge(operation, check)]
-
-    def _resume(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
-        if not is_left_paused(operation, view):
-            return []
-        if not check:
-            self._domain.resume()
-        return [Outcome((resume_words(view),))]
 
     def _thaw(self, view: DomainView, check: bool) -> list[Outcome]:
         """A run died between freeze and thaw, and its watchdog with it."""
@@ -165,26 +159,6 @@ class Recovery:
                     self._domain.thaw(self._wish.agent_timeout)
                 return [Outcome(("thaw the file systems of %s" % view.name,))]
         return []
-
-    def _undo(self, operation: Operation, view: DomainView, check: bool) -> Outcome:
-        """No disk was switched: the overlays hold nothing. Those that were the user's before stay his."""
-        there = [disk.overlay for disk in operation.disks if self._images.exists(disk.overlay)]
-        for path in there:
-            if not is_unused(path, view, self._images):
-                raise refuse_data(path, view)
-        there = [disk.overlay for disk in operation.disks if disk.overlay in there and not disk.reused]
-        memory = left_memory(operation.memory, self._domain, self._images)
-        if not check:
-            for path in there if memory is None else [*there, memory]:
-                self._images.remove(path)
-            self._write(operation, None)
-        return Outcome(
-            (
-                *("remove the overlay %s, which nothing was written to" % path for path in there),
-                *(() if memory is None else (memory_words(memory),)),
-                "remove operation %s from the journal" % operation.name,
-            )
-        )
 
     def _keep(self, operation: Operation, check: bool) -> Outcome:
         if not check:

@@ -29,7 +29,7 @@ from .._core.snapshot import (
     plan_snapshot,
     snapshot_disks,
 )
-from .interrupted import is_left_paused, left_memory, memory_words, resume_words, settled
+from .interrupted import awake, is_left_paused, left_memory, memory_words
 from .observe import chains, observe
 from .overlays import is_unused, refuse_data, require_memory_place, require_place, require_reusable
 
@@ -90,20 +90,12 @@ class ExternalSnapshot:
         return self._outcome(view, plan, taken, steps, operation)
 
     def _observe(self, check: bool) -> tuple[DomainView, tuple[str, ...]]:
-        """The domain once an interrupted request has come to its end, and the step that lets its guest run on.
-
-        That step comes before any refusal: whatever else is asked for now, no guest stays paused by us.
-        """
+        """The domain once an interrupted request has come to its end, and the step that lets its guest run on."""
         view = observe(self._domain, self._images)
         interrupted = xml.parse_journal(view.journal_xml).find(self._wish.name)
         if interrupted is None or interrupted.phase != PREPARED:
             return view, ()
-        view = settled(interrupted, self._domain, self._images, self._clock, self._wish.timeout)
-        if not is_left_paused(interrupted, view):
-            return view, ()
-        if not check:
-            self._domain.resume()
-        return replace(view, state="running", paused_by=None), (resume_words(view),)
+        return awake(interrupted, self._domain, self._images, self._clock, self._wish.timeout, check)
 
     def _is_block(self, disk: PlannedDisk) -> bool:
         return self._images.kind(disk.overlay) == "block"
@@ -124,6 +116,9 @@ class ExternalSnapshot:
     # -- refusals that need a look at the host or at the agent
 
     def _check_host(self, plan: SnapshotPlan, view: DomainView) -> None:
+        for path in plan.stale_overlays:
+            if self._images.exists(path) and not is_unused(path, view, self._images):
+                raise refuse_data(path, view)
         if self._wish.memory is not None:
             stale = left_memory(plan.stale_memory, self._domain, self._images)
             require_memory_place(self._wish.memory, view, self._images, stale)
@@ -167,7 +162,7 @@ class ExternalSnapshot:
     # -- effects
 
     def _apply(self, plan: SnapshotPlan, view: DomainView, journal: Journal, quiesce: bool) -> tuple[Operation, _Taken]:
-        self._remove_stale(plan, view)
+        self._remove_stale(plan)
         operation = Operation(
             id=str(uuid.uuid4()),
             kind=self._wish.kind,
@@ -203,16 +198,11 @@ class ExternalSnapshot:
             )
         return operation, taken
 
-    def _remove_stale(self, plan: SnapshotPlan, view: DomainView) -> None:
+    def _remove_stale(self, plan: SnapshotPlan) -> None:
         """Overlays that an interrupted run of ours made, and that no disk was switched to."""
-        for path in plan.stale_overlays:
-            if is_unused(path, view, self._images):
-                self._images.remove(path)
-            elif self._images.exists(path):
-                raise refuse_data(path, view)
         memory = left_memory(plan.stale_memory, self._domain, self._images)
-        if memory is not None:
-            self._images.remove(memory)
+        for path in plan.stale_overlays if memory is None else (*plan.stale_overlays, memory):
+            self._images.remove(path)
 
     def _creates(self, plan: SnapshotPlan) -> bool:
         """Do we create the overlays, before the freeze? Not those that are there, nor any on a base on the network."""

@@ -32,7 +32,7 @@ class Lab:
 
     def run(self, check: bool = False, **wish: object) -> Outcome:
         flow = ExternalSnapshot(
-            SnapshotWish("s1", **wish),  # type: ignore[arg-type]
+            SnapshotWish(**{"name": "s1", **wish}),  # type: ignore[arg-type]
             self.domain,
             self.images,
             self.watchdog,
@@ -107,6 +107,10 @@ def test_a_snapshot_without_record_is_idempotent_too(lab: Lab) -> None:
     assert not lab.run(metadata=False).changed
 
 
+def test_without_record_any_name_will_do_that_files_can_have(lab: Lab) -> None:
+    assert lab.run(name=".é" * 100, metadata=False).changed
+
+
 def test_a_recorded_snapshot_that_the_journal_does_not_know(lab: Lab) -> None:
     lab.run()
     lab.domain.journal = None
@@ -138,6 +142,11 @@ def test_overlay_paths_of_the_user(lab: Lab) -> None:
         ({"disks": (DiskWish("vda", file="/img/b.qcow2"),)}, "overlay_exists"),
         ({"disks": (DiskWish("vda", file="/img/x"), DiskWish("vdb", file="/img/x"))}, "overlay_exists"),
         ({"disks": (DiskWish("vda", "no"), DiskWish("vdb", "no"))}, "nothing_to_snapshot"),
+        ({"name": ""}, "name_unsuitable"),
+        ({"name": "a/b"}, "name_unsuitable"),
+        ({"name": "a/b", "metadata": False}, "name_unsuitable"),
+        ({"name": ".hidden"}, "name_unsuitable"),
+        ({"name": "é" * 200}, "name_unsuitable"),
     ],
 )
 @pytest.mark.parametrize("check", [True, False])
