@@ -267,7 +267,7 @@ def generations(session: nox.Session) -> None:
         cores = list(each_core(checks, newest_only=True))
         for generation in [chosen] if chosen else [found for found in GENERATIONS if found != own_generation()]:
             run_targets(checks, f"on-{generation}", generation, cores, targets)
-            if not targets:
+            if not targets and generation not in faults_generations():  # there it runs beside the faults
                 live_backup = ["tests/faults/test_no_fault.py", "--generation", generation]
                 command = [*pytest_command(f"generations-{generation}"), *live_backup]
                 checks.run(f"{generation}: live backup", command, cwd=TREE, env=environment(BIN))
@@ -363,10 +363,9 @@ def faults(session: nox.Session) -> None:
         named = any(word.startswith("tests/") for word in session.posargs)
         run_pytest(session, "faults", *session.posargs, *([] if named else ["tests/faults"]))
         return
-    older = "host" if own_generation() == "debian12" else "debian12"
     sync()
     with Checks("faults", session.error) as checks:
-        generations = (older, "debian13")
+        generations = faults_generations()
         outcomes = checks.side_by_side(
             {
                 generation: [*pytest_command(f"faults-{generation}"), "tests/faults", "--generation", generation]
@@ -378,6 +377,11 @@ def faults(session: nox.Session) -> None:
         for generation in generations:
             if not checks.add_junit(junit_files(f"faults-{generation}")):
                 checks.report(generation, outcomes[generation] or "no test was run")
+
+
+def faults_generations() -> tuple[str, str]:
+    """Return the two generations that all faults are made on, and the live backup without one."""
+    return ("host" if own_generation() == "debian12" else "debian12", "debian13")
 
 
 def debian_release() -> str:
