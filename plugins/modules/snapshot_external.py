@@ -146,7 +146,8 @@ options:
   metadata:
     description:
       - Whether libvirt keeps a record of the snapshot (as C(virsh snapshot-list) shows it). Without one only the
-        journal knows of it.
+        journal knows of it. It can be listed, merged and deleted by its name, but M(virtops.libvirt.snapshot_revert)
+        cannot go back to it.
     type: bool
     default: true
   operation:
