@@ -61,11 +61,16 @@ def _unrecorded(domain: SnapshotInfoPort) -> tuple[SnapshotRecord, ...]:
 
 
 def _as_record(operation: Operation) -> SnapshotRecord:
+    """libvirt's record of one with memory has the state of the guest: that of a guest which was paused before is not in
+    the journal."""
+    without_memory = "shutoff" if operation.consistency == "offline" else "disk-snapshot"
     return SnapshotRecord(
         name=operation.name,
-        state="shutoff" if operation.consistency == "offline" else "disk-snapshot",
+        state=without_memory if operation.memory is None else "running",
         creation_time=epoch(operation.started),
         disks=tuple(SnapshotDisk(disk.target, "external", disk.overlay, "qcow2") for disk in operation.disks),
+        memory="no" if operation.memory is None else "external",
+        memory_file=operation.memory,
         metadata=False,
     )
 

@@ -156,6 +156,14 @@ def test_a_snapshot_without_metadata_is_in_the_journal() -> None:
     assert _names(found, metadata=True) == []
 
 
+def test_a_snapshot_without_metadata_has_its_memory_told() -> None:
+    fake, images, clock, watchdog = running_guest()
+    wish = SnapshotWish("s1", metadata=False, memory="/img/s1.ram")
+    ExternalSnapshot(wish, fake, images, watchdog, clock).run(False)
+    (told,) = snapshots(SnapshotInfoWish(Filters(active=True)), WithoutRecords(fake)).values["snapshots"]  # type: ignore[arg-type,attr-defined]
+    assert (told["state"], told["memory"]) == ("running", {"snapshot": "external", "file": "/img/s1.ram"})
+
+
 @pytest.mark.parametrize("filters", [Filters(), Filters(start="a", descendants=True), Filters(current=True)])
 def test_each_record_is_read_once(domain: Domain, monkeypatch: pytest.MonkeyPatch, filters: Filters) -> None:
     """With n records, n descriptions are fetched, and nothing else is asked for each: so the cost grows with n."""
