@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .errors import VirtopsError
 from .journal import Journal
-from .model import Disk, DomainView, SnapshotDisk, SnapshotRecord
+from .model import Disk, DomainView, SnapshotDisk, SnapshotRecord, is_local
 from .names import check_job_name, check_record_name
 from .refusals import refuse_jobs, refuse_open
 
@@ -54,7 +54,7 @@ def plan_internal(
     """Decide what to do, or refuse."""
     refuse_open(view, journal)
     if record is not None:
-        return _plan_found(wish, view, record)
+        return _plan_found(wish, view, record, inside)
     check_record_name(wish.name)
     if view.active:
         check_job_name(wish.name, libvirt_version)
@@ -77,7 +77,7 @@ def plan_internal(
     return plan
 
 
-def _plan_found(wish: InternalWish, view: DomainView, record: SnapshotRecord) -> InternalPlan:
+def _plan_found(wish: InternalWish, view: DomainView, record: SnapshotRecord, inside: Inside) -> InternalPlan:
     made = {disk.target for disk in record.disks if disk.mode == "internal"}
     wanted = {disk.target for disk in view.disks if not has_no_state(disk)}
     if record.external:
@@ -94,6 +94,7 @@ def _plan_found(wish: InternalWish, view: DomainView, record: SnapshotRecord) ->
             % (record.name, _words(made), view.name, _words(wanted)),
             "Choose another name, or delete that snapshot first",
         )
+    _refuse_lost(view, record, inside)
     if wish.halt and view.active:
         raise VirtopsError(
             "guest_running",
@@ -104,10 +105,30 @@ def _plan_found(wish: InternalWish, view: DomainView, record: SnapshotRecord) ->
     return InternalPlan(record.disks, record.memory != "no", False, found=True)
 
 
+def _refuse_lost(view: DomainView, record: SnapshotRecord, inside: Inside) -> None:
+    """A record whose data went with an older image, put back by hand, is no way back. Of an image that is not on this
+    host nothing is known."""
+    for disk in view.disks:
+        known = not has_no_state(disk) and all(is_local(layer.path) for layer in disk.chain)
+        if known and disk.chain and not any(record.name in inside.get(layer.path, ()) for layer in disk.chain):
+            raise VirtopsError(
+                "snapshot_stale",
+                "Snapshot %r is on record, but no image of disk %s of domain %s has it inside (%s)."
+                % (record.name, disk.target, view.name, ", ".join(layer.path for layer in disk.chain)),
+                "Bring back the image that has it; or delete the record with virtops.libvirt.snapshot_metadata and "
+                "state: absent, then run the task again",
+            )
+
+
 def plan_deletion(
-    name: str, doomed: Sequence[SnapshotRecord], record: SnapshotRecord | None, view: DomainView, inside: Inside
+    name: str,
+    doomed: Sequence[SnapshotRecord],
+    record: SnapshotRecord | None,
+    view: DomainView,
+    inside: Inside,
+    libvirt_version: int,
 ) -> None:
-    """Refuse what libvirt would refuse, or would do by half."""
+    """Refuse what libvirt would refuse, or would do by half. Without a record, data of that name are what is doomed."""
     for found in {one.name: one for one in (record, *doomed) if one is not None}.values():
         if found.external:
             raise VirtopsError(
@@ -126,6 +147,9 @@ def plan_deletion(
                 "Merge those layers first, with virtops.libvirt.snapshot_external and state: absent, or "
                 "virtops.libvirt.block_commit",
             )
+    for gone in [found.name for found in doomed] if record is not None else [name]:
+        if view.active:
+            check_job_name(gone, libvirt_version, "Shut the domain off, then delete the snapshot")
     refuse_jobs(view)
 
 

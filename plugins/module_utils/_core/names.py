@@ -39,12 +39,16 @@ def check_record_name(name: str, kept: bool = True) -> None:
     )
 
 
-def check_job_name(name: str, libvirt_version: int) -> None:
-    """Refuse what QEMU takes for no job's ID; for internal snapshots of a guest that runs."""
+def check_job_name(
+    name: str,
+    libvirt_version: int,
+    remedy: str = "Choose a name of letters, digits, '-', '.' and '_', or take the snapshot while the domain is off",
+) -> None:
+    """Refuse what QEMU takes for no job's ID; for internal snapshots of a guest that runs, taken or deleted."""
     if libvirt_version >= _JOBS_SINCE and re.fullmatch(r"[A-Za-z0-9._-]+", name) is None:
         raise VirtopsError(
             "name_unsuitable",
             "QEMU takes no job by the name %r, which this libvirt makes of an internal snapshot of a guest that runs."
             % name,
-            "Choose a name of letters, digits, '-', '.' and '_', or take the snapshot while the domain is off",
+            remedy,
         )

@@ -114,7 +114,7 @@ class InternalSnapshot:
         stray = () if found is not None or children == "only" else leftovers(name, view, names)
         if found is not None or stray:
             refuse_open(view, xml.parse_journal(view.journal_xml))
-            plan_deletion(name, doomed, found, view, names)
+            plan_deletion(name, doomed, found, view, names, self._domain.libvirt_version())
         current = self._domain.current_snapshot() if records else None
         told = None if found is None else told_snapshot(found, children_of(records)[name], current == name)
         gone = {record.name for record in doomed} | ({name} if stray else set())

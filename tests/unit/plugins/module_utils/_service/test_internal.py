@@ -46,15 +46,18 @@ ODD = "b <é> & 'c'"
 
 
 class Images(FakeImages):
-    """What is inside of an image follows the records, unless `stray` says otherwise: the test driver has no images."""
+    """What is inside of an image follows the records, unless `stray` says otherwise, or `restored` that it is an older
+    one: the test driver has no images."""
 
     def __init__(self, domain: Domain) -> None:
         super().__init__({"/img/a": ("qcow2", None), "/img/b": ("qcow2", None)})
         self.domain = domain
         self.stray: dict[str, tuple[str, ...]] = {}
+        self.restored: set[str] = set()
 
     def info(self, path: str, image_format: str | None = None) -> Any:
-        names = tuple(record.name for record in self.domain.snapshots() if not record.external)
+        records = () if path in self.restored else self.domain.snapshots()
+        names = tuple(record.name for record in records if not record.external)
         return replace(super().info(path, image_format), internal_snapshots=names + self.stray.get(path, ()))
 
 
@@ -178,6 +181,39 @@ def test_a_record_whose_data_stay(domain: Domain, images: Images) -> None:
     assert caught.value.code == "snapshot_data_exists"
 
 
+def test_a_record_without_data_is_no_way_back(domain: Domain, images: Images) -> None:
+    tree(domain, images)
+    images.restored = {"/img/b"}
+    before = state_of(domain)
+    for check in (True, False):
+        with pytest.raises(VirtopsError) as caught:
+            flow(domain, images).present(InternalWish(ODD), check)
+        assert (caught.value.code, "/img/b" in caught.value.cause) == ("snapshot_stale", True)
+        assert "snapshot_metadata" in caught.value.remedy
+    assert state_of(domain) == before
+
+
+@pytest.mark.parametrize("stray", [False, True], ids=["record", "data only"])
+def test_a_name_that_qemu_takes_for_no_job_is_not_deleted_while_the_guest_runs(
+    domain: Domain, images: Images, monkeypatch: pytest.MonkeyPatch, stray: bool
+) -> None:
+    monkeypatch.setattr(domain, "libvirt_version", lambda: 10_009_000)
+    domain._domain.destroy()
+    if stray:
+        images.stray = {"/img/b": (ODD,)}
+    else:
+        tree(domain, images)
+    domain._domain.create()
+    before = state_of(domain)
+    for check in (True, False):
+        with pytest.raises(VirtopsError) as caught:
+            flow(domain, images).absent(ODD, "keep", check)
+        assert (caught.value.code, "Shut the domain off" in caught.value.remedy) == ("name_unsuitable", True)
+    assert state_of(domain) == before
+    domain._domain.destroy()
+    assert flow(domain, images).absent(ODD, "keep", check=True).changed
+
+
 def test_external_ones_are_refused(domain: Domain, images: Images) -> None:
     flow(domain, images).present(InternalWish("a"), check=False)
     overlays = tuple(SnapshotDisk(target, "external", "/img/e" + target, "qcow2") for target in ("vda", "vdb"))
@@ -259,6 +295,17 @@ def test_other_disks_are_another_snapshot() -> None:
     assert caught.value.code == "snapshot_differs"
     assert "vdb" in caught.value.cause
     assert "vda" in caught.value.cause
+
+
+def test_data_in_a_layer_below_and_of_an_image_elsewhere_count_as_there() -> None:
+    record = SnapshotRecord("s", "running", 1, (SnapshotDisk("vda", "internal"),), memory="internal")
+    chains = {
+        "below": (Layer("/img/top", "qcow2"), Layer("/img/a", "qcow2")),
+        "elsewhere": (Layer("nbd://host/a", "qcow2"),),
+    }
+    for chain in chains.values():
+        view = VIEW.with_disks((replace(VDA, chain=chain),))
+        assert plan_internal(InternalWish("s"), view, record, Journal(), {"/img/a": ("s",)}, 9_000_000).found
 
 
 def test_data_below_other_layers_are_not_deleted_by_half(domain: Domain, images: Images) -> None:
