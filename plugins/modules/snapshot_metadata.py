@@ -54,6 +54,8 @@ options:
   new_name:
     description:
       - The name that it gets. Its children are moved with it.
+      - If it has that name already, only O(description) and O(current) are brought to it. Another record of that name
+        is never written over.
       - An internal snapshot cannot be renamed or cloned, as its data in the images go by its name.
     type: str
   clone:

@@ -83,7 +83,8 @@ class Records:
             refuse_open(view, xml.parse_journal(view.journal_xml))  # its record would be in motion
             if not check:
                 self._apply(plan)
-        current_after = next((plan.name for write in plan.writes if write.current), current)
+        made_current = (xml.parse_snapshot(write.text).name for write in plan.writes if write.current)
+        current_after = next(made_current, current)
         before_name = plan.doomed or plan.name
         return Outcome(
             steps=plan.steps,
@@ -97,18 +98,11 @@ class Records:
     def _plan(self, texts: dict[str, str], current: str | None) -> _Plan:
         wish = self._wish
         name = self._name()
-        if wish.new_name is not None:
+        if wish.new_name not in (None, name):
             return self._plan_copy(name, wish.new_name, texts, current)
         wanted = self._wanted(name, texts)
         self._check_place(wanted, texts)
-        makes_current = wish.current and current != name
-        if name in texts and xml.covers(texts[name], wanted) and _same_words(texts[name], wanted):
-            if not makes_current:
-                return _Plan(name, ())
-            return _Plan(name, (_Write(texts[name], True, "make snapshot %s the current one" % name),))
-        verb = "write the record of snapshot %s%s" % (name, " and make it the current one" if makes_current else "")
-        keeps_current = wish.current or current == name
-        return _Plan(name, (_Write(wanted, keeps_current, verb),))
+        return _Plan(name, _writes(name, wanted, texts, current, wish.current))
 
     def _name(self) -> str:
         wish = self._wish
@@ -151,23 +145,19 @@ class Records:
     def _plan_copy(self, name: str, new_name: str, texts: dict[str, str], current: str | None) -> _Plan:
         """A rename is a copy, then the children moved to it, then the end of the old one."""
         if name not in texts:
-            if new_name in texts and not self._wish.clone:
-                return _Plan(new_name, ())  # renamed already
+            if new_name in texts and not self._wish.clone:  # renamed already
+                return _Plan(new_name, self._writes_found(new_name, texts, current, self._wish.current))
             raise _no_such_snapshot(name)
         old = xml.parse_snapshot(texts[name])
         _refuse_internal(old, new_name)
-        wanted = xml.edited_snapshot(texts[name], name=new_name, description=self._wish.description)
-        writes = []
-        if new_name in texts and xml.parse_snapshot(texts[new_name]) != xml.parse_snapshot(wanted):
-            raise VirtopsError(
-                "snapshot_differs",
-                "Snapshot %r exists already, and is no copy of %r." % (new_name, name),
-                "Choose another name",
-            )
-        if new_name not in texts:
-            kept = self._wish.current or (current == name and not self._wish.clone)
+        kept = self._wish.current or (current == name and not self._wish.clone)
+        if new_name in texts:
+            self._refuse_other(old, xml.parse_snapshot(texts[new_name]))
+            writes = list(self._writes_found(new_name, texts, current, kept))
+        else:
+            wanted = xml.edited_snapshot(texts[name], name=new_name, description=self._wish.description)
             verb = "clone" if self._wish.clone else "copy"
-            writes.append(_Write(wanted, kept, "%s the record of snapshot %s as %s" % (verb, name, new_name)))
+            writes = [_Write(wanted, kept, "%s the record of snapshot %s as %s" % (verb, name, new_name))]
         if self._wish.clone:
             return _Plan(new_name, tuple(writes))
         records = [xml.parse_snapshot(text) for text in texts.values()]
@@ -175,6 +165,24 @@ class Records:
             moved = xml.edited_snapshot(texts[child], parent=new_name)
             writes.append(_Write(moved, current == child, "move snapshot %s below %s" % (child, new_name)))
         return _Plan(new_name, tuple(writes), name)
+
+    def _writes_found(self, name: str, texts: dict[str, str], current: str | None, kept: bool) -> tuple[_Write, ...]:
+        """The copy is there, as an earlier run made it: what of it is to be otherwise now."""
+        wanted = xml.edited_snapshot(texts[name], description=self._wish.description)
+        return _writes(name, wanted, texts, current, kept)
+
+    def _refuse_other(self, old: SnapshotRecord, found: SnapshotRecord) -> None:
+        """A copy may have been described anew since; but where the old one goes, its words may be nowhere else."""
+        wanted, there = _facts(old), _facts(found)
+        if self._wish.clone or self._wish.description is not None:
+            del wanted["description"]
+        differs = ["%s: %s, not %s" % (what, there[what], one) for what, one in wanted.items() if there[what] != one]
+        if differs:
+            raise VirtopsError(
+                "snapshot_differs",
+                "Snapshot %r exists already, and is no copy of %r (%s)." % (found.name, old.name, "; ".join(differs)),
+                "Choose another name, or delete the record of that one first with state: absent",
+            )
 
     # -- effects
 
@@ -191,6 +199,30 @@ class Records:
         operation = journal.find(old)
         if operation is not None:
             self._domain.write_journal(xml.build_journal(journal.put(replace(operation, name=new))))
+
+
+def _writes(
+    name: str, wanted: str, texts: dict[str, str], current: str | None, wants_current: bool
+) -> tuple[_Write, ...]:
+    """What brings the record of that name to the one that is wanted; nothing where it is so."""
+    makes_current = wants_current and current != name
+    if name in texts and xml.covers(texts[name], wanted) and _same_words(texts[name], wanted):
+        return (_Write(texts[name], True, "make snapshot %s the current one" % name),) if makes_current else ()
+    verb = "write the record of snapshot %s%s" % (name, " and make it the current one" if makes_current else "")
+    return (_Write(wanted, wants_current or current == name, verb),)
+
+
+def _facts(record: SnapshotRecord) -> dict[str, str]:
+    """In words, all but the name."""
+    disks = (" ".join((disk.target, disk.mode, disk.file or "")).strip() for disk in record.disks)
+    return {
+        "description": record.description or "none",
+        "parent": record.parent or "none",
+        "state": record.state,
+        "creation time": str(record.creation_time),
+        "memory": " ".join((record.memory, record.memory_file or "")).strip(),
+        "disks": ", ".join(disks) or "none",
+    }
 
 
 def _same_words(found: str, wanted: str) -> bool:

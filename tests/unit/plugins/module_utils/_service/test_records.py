@@ -154,6 +154,51 @@ def test_clone_keeps_both(domain: Domain) -> None:
 
 
 @pytest.mark.parametrize("clone", [True, False])
+def test_what_was_copied_or_renamed_is_changed_as_any_other(domain: Domain, clone: bool) -> None:
+    wish = {"name": "f", "new_name": "g", "clone": clone}
+    cycle(domain, **wish, description="one")
+    done = cycle(domain, **wish, description="two")
+    assert (record(domain, "g").description, done.steps) == ("two", ("write the record of snapshot g",))
+    cycle(domain, **wish, current=True)
+    assert (record(domain, "g").description, domain.current_snapshot()) == ("two", "g")
+    done = cycle(domain, name="a", current=True)
+    assert (domain.current_snapshot(), done.values["snapshot"]["current"]) == ("a", True)  # type: ignore[index]
+
+
+def test_a_rename_that_died_does_not_lose_a_description(domain: Domain) -> None:
+    cycle(domain, name="f", new_name="g", clone=True, description="one")
+    with pytest.raises(VirtopsError) as caught:
+        Records(RecordWish(name="f", new_name="g"), domain).run(check=False)
+    assert (caught.value.code, "description: one, not none" in caught.value.cause) == ("snapshot_differs", True)
+    cycle(domain, name="f", new_name="g", description="two")
+    assert (domain.snapshot("f"), record(domain, "g").description) == (None, "two")
+
+
+def test_a_rename_leaves_a_child_current(domain: Domain) -> None:
+    text = next(found for found in domain.snapshot_xmls(True) if xml.parse_snapshot(found).name == "e")
+    domain.redefine_snapshot(xml.edited_snapshot(text, parent="c"), True, False)
+    done = cycle(domain, name="c", new_name="g")
+    assert (domain.current_snapshot(), done.values["snapshot"]["current"]) == ("e", False)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", ["f", ODD])
+def test_a_rename_to_its_own_name_is_none(domain: Domain, name: str) -> None:
+    before = state_of(domain)
+    assert not Records(RecordWish(name=name, new_name=name), domain).run(check=False).changed
+    assert state_of(domain) == before
+    cycle(domain, name=name, new_name=name, description="what for")
+    assert record(domain, name).description == "what for"
+
+
+def test_what_is_no_copy_is_told(domain: Domain) -> None:
+    for wish in ({"clone": True}, {}):
+        with pytest.raises(VirtopsError) as caught:
+            Records(RecordWish(name="f", new_name="c", **wish), domain).run(check=True)
+        assert "parent: %s, not none" % ODD in caught.value.cause
+        assert "disks:" not in caught.value.cause
+
+
+@pytest.mark.parametrize("clone", [True, False])
 def test_the_name_of_an_internal_one_stays(domain: Domain, clone: bool) -> None:
     before = state_of(domain)
     with pytest.raises(VirtopsError) as caught:
