@@ -110,8 +110,13 @@ class ExternalSnapshot:
             operation = replace(operation, consistency="crash")
             if not check:
                 operation = self._note_created(operation)
-        taken = _Taken(operation.consistency if operation else "crash")
+        warnings = () if self._is_recorded(plan) or not self._wish.metadata else (_unrecorded(self._wish.name),)
+        taken = _Taken(operation.consistency if operation else "crash", 0, warnings)
         return self._outcome(view, plan, taken, steps, operation)
+
+    def _is_recorded(self, plan: SnapshotPlan) -> bool:
+        """Has libvirt a record of the snapshot, or is it to have one?"""
+        return self._wish.metadata if plan.found != CREATED else self._domain.snapshot(self._wish.name) is not None
 
     # -- refusals that need a look at the host or at the agent
 
@@ -341,7 +346,7 @@ class ExternalSnapshot:
             "snapshot": {
                 "name": self._wish.name,
                 "kind": "external",
-                "metadata": self._wish.metadata,
+                "metadata": self._is_recorded(plan),
                 "memory": self._wish.memory,
                 "operation": operation.id if operation else None,
                 "xml": self._request(plan),
@@ -371,6 +376,14 @@ def noted_created(operation: Operation, images: ImagePort) -> Operation:
         replace(disk, identity=images.identity(disk.base)) if is_local(disk.base) else disk for disk in operation.disks
     )
     return replace(operation, phase=CREATED, disks=disks)
+
+
+def _unrecorded(name: str) -> str:
+    return (
+        "libvirt has no record of snapshot %r, which only the journal knows: it can be listed, merged and deleted by its "
+        "name, but nothing can go back to it. If you have the record's XML, write it again with "
+        "virtops.libvirt.snapshot_metadata; else delete the snapshot and take a new one" % name
+    )
 
 
 def _not_quiesced(error: VirtopsError) -> str:

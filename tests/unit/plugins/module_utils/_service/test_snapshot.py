@@ -111,6 +111,15 @@ def test_without_record_any_name_will_do_that_files_can_have(lab: Lab) -> None:
     assert lab.run(name=".é" * 100, metadata=False).changed
 
 
+def test_a_record_that_was_deleted_since_is_missed(lab: Lab) -> None:
+    assert lab.run().values["snapshot"]["metadata"] is True  # type: ignore[index]
+    lab.domain.records.clear()
+    outcome = lab.run()
+    assert (outcome.changed, outcome.values["snapshot"]["metadata"]) == (False, False)  # type: ignore[index]
+    assert "no record of snapshot 's1'" in outcome.warnings[0]
+    assert lab.run(metadata=False).warnings == ()
+
+
 def test_a_recorded_snapshot_that_the_journal_does_not_know(lab: Lab) -> None:
     lab.run()
     lab.domain.journal = None
