@@ -41,11 +41,16 @@ options:
       - A disk on a block device needs it.
     type: path
   delete_source:
-    description: Whether the raw images are removed in the end. A block device stays.
+    description:
+      - Whether the raw images are removed in the end. A block device stays.
+      - If it dies before they are, the next run removes them, whatever it is asked for, or
+        M(virtops.libvirt.recover) does. Until then other operations are refused.
+      - One that is in use by then, or has changed, is kept with a warning.
     type: bool
     default: false
 seealso:
   - module: virtops.libvirt.snapshot_internal
+  - module: virtops.libvirt.recover
 """
 
 EXAMPLES = r"""

@@ -58,7 +58,8 @@ operations:
       description: The operation's own identifier.
       type: str
     kind:
-      description: The workflow, V(snapshot), V(commit), V(pull), V(revert), V(delete), or the name that a role gave.
+      description:
+        - The workflow, V(snapshot), V(commit), V(pull), V(revert), V(delete), V(convert), or the name that a role gave.
       type: str
     name:
       description: The snapshot's name.

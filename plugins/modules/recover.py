@@ -21,7 +21,8 @@ description:
     is adopted. One that vanished is begun anew. Of a domain that is off, the overlays are merged offline.
   - With O(backup) the workflow's backup is finished first, if its bases are untouched. Once a commit into them was
     attempted they are no longer the snapshot, and only a backup that is complete already counts.
-  - An interrupted M(virtops.libvirt.block_commit) or M(virtops.libvirt.block_pull) is finished.
+  - An interrupted M(virtops.libvirt.block_commit) or M(virtops.libvirt.block_pull) is finished, and so is the removal
+    of raw images that M(virtops.libvirt.image_convert) had begun.
   - A C(qemu-img) of ours that outlived its module is ended first, as it would make the merge fail.
   - A domain on which nothing is open is not changed.
   - The module refuses, and says what a human has to look at, if an overlay that no chain knows may hold the guest's

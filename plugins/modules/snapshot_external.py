@@ -155,7 +155,7 @@ options:
       - The name of the workflow that this snapshot is a step of, for example V(live_backup).
       - Such a snapshot stays open in the journal until M(virtops.libvirt.block_commit) has merged it, and until then
         no other operation is allowed on this domain.
-      - V(commit), V(pull), V(revert) and V(delete) are the journal's own words and cannot be given.
+      - V(commit), V(pull), V(revert), V(delete) and V(convert) are the journal's own words and cannot be given.
     type: str
     default: snapshot
   backup:

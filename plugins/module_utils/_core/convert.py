@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import VirtopsError
-from .model import Disk, DomainView, Layer
+from .journal import CONVERT, PREPARED, Journal, JournalDisk, Operation
+from .model import Disk, DomainView, FileIdentity, Layer
 from .refusals import checked_path, image_shared, require_disk
 from .snapshot import why_not_snapshotable
 
@@ -73,6 +74,23 @@ def plan_conversions(
             raise image_shared(one.source.path, one.target)
     _refuse_same_names(found)
     return tuple(found)
+
+
+def removal_of(
+    plan: tuple[Conversion, ...], sources: Mapping[str, FileIdentity], identifier: str, started: str
+) -> Operation:
+    """What is noted before the definition is written: each raw image that goes then, below the one that replaces it."""
+    disks = tuple(
+        JournalDisk(one.target, one.source.path, one.source.format, one.path, sources[one.source.path])
+        for one in plan
+        if one.source.path in sources
+    )
+    return Operation(identifier, CONVERT, "conversion to qcow2", PREPARED, started, disks)
+
+
+def interrupted(journal: Journal) -> Operation | None:
+    """The removal that an earlier run did not finish."""
+    return next((operation for operation in journal.operations if operation.kind == CONVERT), None)
 
 
 def _why_not(disk: Disk, odd: Mapping[str, str]) -> str | None:

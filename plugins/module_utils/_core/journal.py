@@ -38,7 +38,10 @@ PULL = "pull"
 REVERT = "revert"
 #: The end of external snapshots: merges, images that go, records.
 DELETE = "delete"
-
+#: Raw images that go once the domain is defined on the converted ones: PREPARED until then.
+CONVERT = "convert"
+#: What no workflow of a role may be named.
+RESERVED = (COMMIT, PULL, REVERT, DELETE, CONVERT)
 
 _STAMP = "%Y%m%dT%H%M%SZ"
 

@@ -169,7 +169,7 @@ class RevertPort(SnapshotInfoPort, JournalPort, Protocol):
         """What the host's other domains stand on, by their live and persistent XML."""
 
 
-class ConvertPort(ViewPort, Protocol):
+class ConvertPort(ViewPort, JournalPort, Protocol):
     """What putting a domain on converted images needs."""
 
     def has_saved_memory(self) -> bool:

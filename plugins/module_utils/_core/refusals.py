@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from .errors import VirtopsError
-from .journal import COMMIT, DELETE, PULL, REVERT, Journal, Operation
+from .journal import RESERVED, Journal, Operation
 from .model import Disk, DomainView
 
 
@@ -20,7 +20,7 @@ def operation_open(domain: str, operation: Operation) -> VirtopsError:
         "Operation %r (%s, begun %s) is still open on domain %s in phase %s."
         % (operation.name, operation.kind, operation.started, domain, operation.phase),
         "Run the play that began it again, which finishes it"
-        if operation.kind in (COMMIT, PULL, REVERT, DELETE)
+        if operation.kind in RESERVED
         else "Run the play that began it again, or merge its layers with virtops.libvirt.block_commit and snapshot: %r"
         % operation.name,
     )

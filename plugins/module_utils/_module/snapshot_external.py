@@ -11,7 +11,7 @@ from functools import partial
 from .._core.backup import BackupWish, Source
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, DELETE, KEPT, PULL, REVERT
+from .._core.journal import KEPT, RESERVED
 from .._core.model import DomainView, Outcome
 from .._core.snapshot import DiskWish, SnapshotPlan, SnapshotWish
 from .._core.snapshot_tree import CHILDREN
@@ -65,7 +65,7 @@ def _flow(context: DomainContext) -> Outcome:
 
 def _present(context: DomainContext) -> Outcome:
     given = context.params
-    if given["operation"] in (COMMIT, PULL, REVERT, DELETE):
+    if given["operation"] in RESERVED:
         raise VirtopsError(
             "bad_option",
             "The operation's name %r is the journal's own word." % given["operation"],

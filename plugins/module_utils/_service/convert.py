@@ -3,21 +3,24 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Private to virtops.libvirt: the flow of image_convert.
 
-observe -> plan -> (check mode stops here) -> new images, written, compared and named -> one write of the definition ->
-old images removed if that was asked for. Until that write nothing but files of ours has changed, so there is nothing
-for a journal to tell: the next run finds whole images again and uses them, and writes the others anew.
+observe -> plan -> (check mode stops here) -> new images, written, compared and named -> journal, if the old ones are to
+go -> one write of the definition -> old images removed. Until that write nothing but files of ours has changed: the next
+run finds whole images again and uses them, and writes the others anew. After it only the journal knows the old ones.
 """
 
 from __future__ import annotations
 
 import os
+import uuid
 
 from .._core import xml
-from .._core.convert import Conversion, ConvertWish, plan_conversions
+from .._core.convert import Conversion, ConvertWish, interrupted, plan_conversions, removal_of
 from .._core.errors import VirtopsError
+from .._core.journal import Operation
 from .._core.model import DomainView, FileIdentity, Layer, Outcome
-from .._core.ports import ConvertImagePort, ConvertPort
+from .._core.ports import Clock, ConvertImagePort, ConvertPort, ImagePort
 from .._core.refusals import refuse_open
+from .._core.snapshot import is_in_chain
 from .observe import chains, every_image, observe
 from .overlays import require_folder
 
@@ -25,21 +28,24 @@ from .overlays import require_folder
 class Convert:
     """Put a domain that is off on qcow2 images instead of its raw ones."""
 
-    def __init__(self, wish: ConvertWish, domain: ConvertPort, images: ConvertImagePort) -> None:
+    def __init__(self, wish: ConvertWish, domain: ConvertPort, images: ConvertImagePort, clock: Clock) -> None:
         self._wish = wish
         self._domain = domain
         self._images = images
+        self._clock = clock
 
     def run(self, check: bool) -> Outcome:
         """Raises VirtopsError; the domain is then on the images that it had."""
         view = observe(self._domain, self._images)
         others = every_image(self._domain.other_images(), self._images)
         plan = plan_conversions(self._wish, view, xml.odd_sources(self._domain.domain_xml()), others)
+        left = interrupted(xml.parse_journal(view.journal_xml))
+        gone, finish = ((), Outcome()) if left is None else finished(left, view, others, self._images)
         if plan:
-            self._refuse(view)
+            self._refuse(view, left)
         known = {one.source.path: self._images.identity(one.source.path) for one in plan}
         there = {one.target for one in plan if self._is_there(one, others)}
-        steps: list[str] = []
+        steps = list(finish.steps)
         for one in plan:
             if one.target in there:
                 steps.append("take %s, which holds the same as %s (%s)" % (one.path, one.source.path, one.target))
@@ -50,10 +56,13 @@ class Convert:
             steps.append("convert %s into %s (%s)" % (one.source.path, one.path, one.target))
         if plan:
             steps.append("define %s on the new images" % view.name)
-        if self._wish.delete_source:
-            steps += ["remove %s" % one.source.path for one in plan]
-        if plan and not check:
-            self._apply(plan, there, known)
+        sources = self._doomed(known) if self._wish.delete_source else {}
+        steps += ["remove %s" % path for path in sources]
+        if not check:
+            if left is not None:
+                self._remove(gone, left)
+            if plan:
+                self._apply(plan, there, known, sources)
         before = chains(view)
         return Outcome(
             steps=tuple(steps),
@@ -62,16 +71,21 @@ class Convert:
             values={
                 "disks": [{"disk": one.target, "source": one.source.path, "image": one.path} for one in plan],
             },
+            warnings=finish.warnings,
         )
 
-    def _refuse(self, view: DomainView) -> None:
+    def _doomed(self, known: dict[str, FileIdentity]) -> dict[str, FileIdentity]:
+        """A block device stays."""
+        return {path: identity for path, identity in known.items() if self._images.kind(path) == "file"}
+
+    def _refuse(self, view: DomainView, left: Operation | None) -> None:
         if view.active:
             raise VirtopsError(
                 "guest_running",
                 "Domain %s is %s, and its images can be converted only while it is off." % (view.name, view.state),
                 "Shut it down, then run the task again",
             )
-        refuse_open(view, xml.parse_journal(view.journal_xml))
+        refuse_open(view, xml.parse_journal(view.journal_xml), None if left is None else left.id)
         if self._domain.has_saved_memory():
             raise VirtopsError(
                 "memory_saved",
@@ -106,15 +120,36 @@ class Convert:
                 "Make space there, or give a directory on another file system with dest_dir",
             )
 
-    def _apply(self, plan: tuple[Conversion, ...], there: set[str], known: dict[str, FileIdentity]) -> None:
+    def _apply(
+        self,
+        plan: tuple[Conversion, ...],
+        there: set[str],
+        known: dict[str, FileIdentity],
+        sources: dict[str, FileIdentity],
+    ) -> None:
         for one in plan:
             if one.target not in there:
                 self._convert(one)
         self._refuse_newer(plan, known)
-        self._domain.set_config_disks({one.target: one.image for one in plan})
-        if self._wish.delete_source:
-            for one in plan:
-                self._images.remove(one.source.path)
+        layers = {one.target: one.image for one in plan}
+        if not sources:
+            self._domain.set_config_disks(layers)
+            return
+        removal = removal_of(plan, sources, str(uuid.uuid4()), self._clock.utcnow())
+        journal = xml.parse_journal(self._domain.view().journal_xml)
+        self._domain.write_journal(xml.build_journal(journal.put(removal)))
+        try:
+            self._domain.set_config_disks(layers)
+        except VirtopsError:
+            self._remove((), removal)
+            raise
+        self._remove(tuple(sources), removal)
+
+    def _remove(self, paths: tuple[str, ...], operation: Operation) -> None:
+        for path in paths:
+            self._images.remove(path)
+        journal = xml.parse_journal(self._domain.view().journal_xml)
+        self._domain.write_journal(xml.build_journal(journal.drop(operation)))
 
     def _refuse_newer(self, plan: tuple[Conversion, ...], known: dict[str, FileIdentity]) -> None:
         """The guest may have been started meanwhile, and have written to its raw images."""
@@ -143,3 +178,25 @@ class Convert:
         except VirtopsError:
             self._images.remove(one.partial)
             raise
+
+
+def finished(
+    operation: Operation, view: DomainView, others: frozenset[str], images: ImagePort
+) -> tuple[tuple[str, ...], Outcome]:
+    """The raw images that an interrupted run was going to remove, and in words what comes of them and of its journal.
+
+    Only where the disk stands on the new image: else the domain still has the raw one. `others` are the images of the
+    host's other domains.
+    """
+    used = others | {layer.path for disk in view.disks + view.config_disks for layer in disk.chain}
+    there = [disk for disk in operation.disks if is_in_chain(view, disk.target, disk.overlay) and images.exists(disk.base)]
+    gone = tuple(
+        disk.base
+        for disk in there
+        if disk.base not in used and images.identity(disk.base) == disk.identity and not images.holders(disk.base)
+    )
+    steps = ["remove %s, which an interrupted conversion left" % path for path in gone]
+    steps.append("remove operation %s from the journal" % operation.name)
+    kept = [disk.base for disk in there if disk.base not in gone]
+    words = "%s was kept: something uses it, or has changed it since the conversion."
+    return gone, Outcome(tuple(steps), warnings=tuple(words % path for path in kept))

@@ -18,7 +18,7 @@ from typing import Any
 from .._core import xml
 from .._core.convergence import Brake
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, COMMITTING, PREPARED, PULL, REVERT, Journal, JournalDisk, Operation
+from .._core.journal import COMMIT, COMMITTING, PREPARED, PULL, RESERVED, Journal, JournalDisk, Operation
 from .._core.merge import MergeGoal, Next, Phase, config_layer, next_step, phase_of
 from .._core.model import IO_ERROR, BlockJob, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, MergePort, Watchdog
@@ -106,7 +106,7 @@ class Merge:
     def _prepared(self, journal: Journal) -> Operation | None:
         """The snapshot whose creation was interrupted: its disks may or may not stand on the overlays."""
         found = journal.find(self._wish.snapshot) if self._wish.snapshot is not None else None
-        return found if found is not None and found.phase == PREPARED and found.kind != REVERT else None
+        return found if found is not None and found.phase == PREPARED and found.kind not in RESERVED else None
 
     # -- effects
 

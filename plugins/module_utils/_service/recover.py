@@ -17,16 +17,17 @@ from .._core import xml
 from .._core.convergence import Deadline
 from .._core.deletion import asked_by
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, CREATED, DELETE, KEPT, PREPARED, PULL, REVERT, JournalDisk, Operation
+from .._core.journal import COMMIT, CONVERT, CREATED, DELETE, KEPT, PREPARED, PULL, REVERT, JournalDisk, Operation
 from .._core.model import DomainView, Outcome
 from .._core.ports import Clock, ImagePort, ReaperPort, RecoverPort, Watchdog
 from .._core.refusals import operation_open
 from .._core.snapshot import is_in_chain
 from .brake import held_words, let_go
+from .convert import finished
 from .interrupted import awake, undo, unswitched
 from .merge import Merge
 from .merge_plan import MergeWish
-from .observe import chains, observe
+from .observe import chains, every_image, observe
 from .overlays import is_unused, refuse_data, removable
 from .snapshot import noted_created
 from .snapshot_delete import SnapshotDeletion
@@ -124,6 +125,8 @@ class Recovery:
 
     def _recover(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
         """In the order of the phases; each of them is safe to enter again."""
+        if operation.kind == CONVERT:
+            return [self._finish_conversion(operation, view, check)]
         if operation.phase == PREPARED:
             return self._recover_prepared(operation, view, check)
         if operation.kind == REVERT:
@@ -179,6 +182,17 @@ class Recovery:
                 "remove operation %s from the journal" % operation.name,
             )
         )
+
+    # -- a conversion: the definition may be switched, and the raw images are left
+
+    def _finish_conversion(self, operation: Operation, view: DomainView, check: bool) -> Outcome:
+        others = every_image(self._domain.other_images(), self._images)
+        gone, outcome = finished(operation, view, others, self._images)
+        if not check:
+            for path in gone:
+                self._images.remove(path)
+            self._write(operation, None)
+        return outcome
 
     # -- a deletion: the journal has its whole plan
 

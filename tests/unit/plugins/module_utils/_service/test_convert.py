@@ -20,8 +20,12 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.convert import Convert  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import (  # noqa: E402
+    RecoverWish,
+    Recovery,
+)
 
-from .fakes import Died, FakeImages  # noqa: E402
+from .fakes import Died, FakeClock, FakeImages, FakeWatchdog  # noqa: E402
 
 DISK = (
     "<disk type='%s' device='disk'><driver name='qemu' type='%s' discard='unmap'/>"
@@ -71,7 +75,7 @@ def domain(tmp_path: Path) -> Iterator[Domain]:
 
 
 def convert(domain: Domain, images: Images, check: bool = False, **wish: Any) -> Outcome:
-    return Convert(ConvertWish(**wish), domain, images).run(check)
+    return Convert(ConvertWish(**wish), domain, images, FakeClock()).run(check)
 
 
 def paths(domain: Domain) -> dict[str, str]:
@@ -105,6 +109,95 @@ def test_one_disk_elsewhere_and_without_its_source(domain: Domain, images: Image
     assert done.steps[-1] == "remove /img/c"
     assert paths(domain) == {**OLD, "vdc": "/fast/c.qcow2"}
     assert "/img/c" not in images.backing
+    assert domain.view().journal_xml is None
+
+
+def test_a_block_device_stays_and_is_not_said_to_go(domain: Domain, images: Images) -> None:
+    images.kinds["/img/c"] = "block"
+    done = convert(domain, images, delete_source=True)
+    assert [step for step in done.steps if step.startswith("remove")] == ["remove /img/a.raw"]
+    assert ("/img/a.raw" in images.backing, "/img/c" in images.backing) == (False, True)
+
+
+def died(domain: Domain, images: Images, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """A run that was to remove the sources died right before that call; `remove`: after the first of them."""
+    own = images.remove
+
+    def die(*_arguments: Any) -> None:
+        raise Died(call)
+
+    def remove(path: str) -> None:
+        if path == "/img/c":
+            die()
+        own(path)
+
+    with monkeypatch.context() as patch:
+        if call == "remove":
+            patch.setattr(images, "remove", remove)
+        else:
+            patch.setattr(domain, call, die)
+        with pytest.raises(Died):
+            convert(domain, images, delete_source=True)
+    assert domain.view().journal_xml is not None
+
+
+def finish(domain: Domain, images: Images, how: str, check: bool) -> Outcome:
+    if how == "again":
+        return convert(domain, images, check)
+    watchdog: Any = FakeWatchdog()
+    return Recovery(RecoverWish(), domain, images, FakeClock(), watchdog).run(check)
+
+
+@pytest.mark.parametrize("how", ["again", "recover"])
+def test_sources_that_a_death_left_are_removed(
+    domain: Domain, images: Images, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    died(domain, images, monkeypatch, "remove")
+    domain.power_on(paused=False)  # it may run meanwhile
+    foreseen = finish(domain, images, how, check=True)
+    assert "/img/c" in images.backing
+    done = finish(domain, images, how, check=False)
+    assert done.steps == foreseen.steps
+    assert done.steps[0] == "remove /img/c, which an interrupted conversion left"
+    assert (domain.view().journal_xml, "/img/c" in images.backing) == (None, False)
+    assert not finish(domain, images, how, check=False).changed
+
+
+@pytest.mark.parametrize("how", ["again", "recover"])
+def test_sources_that_the_domain_still_has_stay(
+    domain: Domain, images: Images, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    died(domain, images, monkeypatch, "set_config_disks")
+    done = finish(domain, images, how, check=False)
+    assert done.steps[0] == "remove operation conversion to qcow2 from the journal"
+    assert (domain.view().journal_xml, set(images.backing) >= set(RAW)) == (None, True)
+    assert paths(domain) == ({**OLD, **NEW} if how == "again" else OLD)
+
+
+@pytest.mark.parametrize("how", ["used", "changed"])
+def test_a_source_that_somebody_took_since_stays(
+    domain: Domain, images: Images, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    died(domain, images, monkeypatch, "remove")
+    if how == "used":
+        images.open_by["/img/c"] = (17,)
+    else:
+        images.written["/img/c"] = 1
+    done = convert(domain, images)
+    assert "/img/c was kept" in done.warnings[0]
+    assert (domain.view().journal_xml, "/img/c" in images.backing) == (None, True)
+
+
+def test_a_definition_that_fails_leaves_no_journal(
+    domain: Domain, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_layers: dict[str, Layer]) -> None:
+        raise VirtopsError("libvirt_error", "No.", "Look.")
+
+    monkeypatch.setattr(domain, "set_config_disks", fail)
+    with pytest.raises(VirtopsError):
+        convert(domain, images, delete_source=True)
+    assert (domain.view().journal_xml, paths(domain), "/img/c" in images.backing) == (None, OLD, True)
 
 
 @pytest.mark.parametrize("call", ["convert", "same_content", "rename", "set_config_disks"])
