@@ -64,8 +64,8 @@ MUTATIONS: dict[int, Mutation] = {
             ),
             Edit(
                 f"{LIBVIRT}/guest_watchdog.py",
-                "            return bool(problem.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)\n        return True\n",
-                "            return True\n        return True\n",
+                "            return bool(problem.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)\n",
+                "            return True\n",
             ),
         ),
     ),

@@ -12,6 +12,7 @@ the end of file. What it does then is the business of the module that it runs, w
     stdout   "armed" and a newline once it is ready (imports done, libvirt connected); after that it writes nothing,
              as nobody may be there to read. What it says instead of "armed" becomes our error.
     stdin    "done" and a newline: end without an effect. End of file, or SECONDS gone by: let go, then end.
+    SIGTERM  as the end of file: the end of a login session takes us and it along, whatever session it has of its own.
 """
 
 from __future__ import annotations

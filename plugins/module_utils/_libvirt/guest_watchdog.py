@@ -6,8 +6,8 @@
 
     python -m ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.guest_watchdog URI UUID SECONDS HOLD
 
-It says "armed" once it is connected. The line "done" on its stdin ends it; the end of stdin, or SECONDS without
-"done", makes it put the guest's I/O limits back, resume and thaw it, as HOLD says. It imports nothing of the
+It says "armed" once it is connected. The line "done" on its stdin ends it; the end of stdin, SIGTERM, or SECONDS
+without "done", makes it resume and thaw the guest and put its I/O limits back, as HOLD says. It imports nothing of the
 collection: the zip it came from is gone when it has to act.
 """
 
@@ -19,15 +19,20 @@ import select
 import signal
 import sys
 import time
-from typing import Any
+from functools import partial
+from typing import Any, Callable
+from xml.etree import ElementTree
 
 try:
     import libvirt
 except ImportError:
     libvirt = None
 
-#: How long it tries: libvirtd may be restarting, the agent may be slow.
-TRY_SECONDS = 120
+#: How long it tries, a day: libvirtd may be down for maintenance, the agent may hang. Nobody else lets go of the guest
+#: before the next play does.
+TRY_SECONDS = 24 * 60 * 60
+#: Between two tries: the first pause, and what it grows to.
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
 #: What the agent gets for one answer.
 ANSWER_SECONDS = 10
 
@@ -38,7 +43,12 @@ class Releaser:
     def __init__(self, uri: str, uuid: str, hold: dict[str, Any]) -> None:
         self._uri = uri
         self._uuid = uuid
-        self._hold = hold
+        #: What is still to do. Only a guest that runs again can thaw.
+        self._left: list[Callable[[Any], None]] = [
+            *([_resume] if hold["suspended"] else []),
+            *([_thaw] if hold["frozen"] else []),
+            *(partial(_limit, disk, limits) for disk, limits in hold["tunes"].items()),
+        ]
         self._connection: Any = None
 
     def connect(self) -> Any:
@@ -47,24 +57,38 @@ class Releaser:
         return self._connection.lookupByUUIDString(self._uuid)
 
     def release(self) -> bool:
-        """Try once: is there nothing left to do?"""
+        """Try once what is left, each by itself: is there nothing left to do?"""
         try:
             domain = self.connect()
             if not domain.isActive():
                 return True
-            for disk, limits in self._hold["tunes"].items():
-                domain.setBlockIoTune(disk, limits, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-            if self._hold["suspended"] and domain.state() == [
-                libvirt.VIR_DOMAIN_PAUSED,
-                libvirt.VIR_DOMAIN_PAUSED_USER,
-            ]:
-                domain.resume()
-            if self._hold["frozen"]:
-                _thaw(domain)
         except libvirt.libvirtError as problem:
             self._connection = None
             return bool(problem.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)
-        return True
+        self._left = [part for part in self._left if not _succeeds(part, domain)]
+        if self._left:
+            self._connection = None
+        return not self._left
+
+
+def _succeeds(part: Callable[[Any], None], domain: Any) -> bool:
+    try:
+        part(domain)
+    except libvirt.libvirtError:
+        return False
+    return True
+
+
+def _resume(domain: Any) -> None:
+    if domain.state() == [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER]:
+        domain.resume()
+
+
+def _limit(disk: str, limits: dict[str, int], domain: Any) -> None:
+    """A disk that was detached since needs none."""
+    devices = ElementTree.fromstring(domain.XMLDesc())
+    if any(target.get("dev") == disk for target in devices.iterfind("devices/disk/target")):
+        domain.setBlockIoTune(disk, limits, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def _thaw(domain: Any) -> None:
@@ -100,16 +124,24 @@ def dismissed(seconds: float) -> bool:
 
 def release_within(releaser: Releaser, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
+    pause = PAUSE_SECONDS
     while not releaser.release():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.5)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
     return True
+
+
+def _end_stdin(*_unused: object) -> None:
+    """For SIGTERM: with KillUserProcesses systemd-logind ends us and the module as soon as their SSH session ends."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
 
 def main(uri: str, uuid: str, seconds: str, hold: str) -> int:
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_stdin)
     if libvirt is None:
         sys.stdout.write(f"libvirt-python is missing for {sys.executable}\n")
         return 1

@@ -62,6 +62,25 @@ def test_a_hangup_does_not_end_it(number: int) -> None:
     assert process.returncode == 0
 
 
+def test_sigterm_is_as_the_end_of_stdin() -> None:
+    """As systemd-logind sends it when the SSH session has ended. What it does in its process only that one sees."""
+    code = (
+        f"from {guest_watchdog.__name__} import Releaser, main\n"
+        "Releaser.release = lambda self: print('released', flush=True) is None\n"
+        f"raise SystemExit(main({URI!r}, {TEST_UUID!r}, '60', {json.dumps(FROZEN)!r}))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"armed\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert process.stdout.read() == b"released\n"
+    process.stdin.close()
+    process.stdout.close()
+
+
 def test_it_says_why_it_cannot_be_armed(tmp_path: Path) -> None:
     for uri, uuid in ((f"qemu+unix:///system?socket={tmp_path}/none", TEST_UUID), (URI, TEST_UUID[:-4] + "0000")):
         process = start(uri, uuid)
@@ -99,6 +118,38 @@ def test_it_puts_the_limits_back(define: Define) -> None:
     assert made.blockIoTune("vda")["write_bytes_sec"] == 7 << 20
 
 
+def test_a_disk_that_is_gone_keeps_nothing_back(define: Define) -> None:
+    """It may have been detached after its own merge, while that of another disk went on."""
+    made = define("held")
+    made.suspend()
+    limits = {"write_bytes_sec": 7 << 20, "write_bytes_sec_max": 7 << 20}
+    hold = {"frozen": False, "suspended": True, "tunes": {"vdz": limits, "vda": limits}}
+    assert guest_watchdog.Releaser(URI, made.UUIDString(), hold).release()
+    assert made.state()[0] == guest_watchdog.libvirt.VIR_DOMAIN_RUNNING
+    assert made.blockIoTune("vda")["write_bytes_sec"] == 7 << 20
+
+
+def test_what_failed_keeps_nothing_else_back_and_is_tried_again(define: Define) -> None:
+    """And only that: whoever suspends the guest after we let it run means it."""
+    made = define("held")
+    made.suspend()
+    made.fsFreeze()
+    good = {"write_bytes_sec": 7 << 20, "write_bytes_sec_max": 7 << 20}
+    bad = {"no_such_limit": 1}
+    tunes = {"hda": bad, "vda": good}
+    releaser = guest_watchdog.Releaser(URI, made.UUIDString(), {"frozen": True, "suspended": True, "tunes": tunes})
+    assert not releaser.release()
+    assert made.state()[0] == guest_watchdog.libvirt.VIR_DOMAIN_RUNNING
+    assert made.fsThaw() == 0
+    assert made.blockIoTune("vda")["write_bytes_sec"] == 7 << 20
+    made.suspend()
+    bad.clear()
+    bad.update(good)
+    assert releaser.release()
+    assert made.blockIoTune("hda")["write_bytes_sec"] == 7 << 20
+    assert made.state()[0] == guest_watchdog.libvirt.VIR_DOMAIN_PAUSED
+
+
 def test_there_is_nothing_to_do_for_a_guest_that_ended(define: Define) -> None:
     releasers = []
     for name, kind in (("off", {}), ("gone", {"transient": True})):
@@ -127,7 +178,30 @@ def test_it_tries_again_over_a_new_connection(tmp_path: Path, define: Define, mo
     assert made.fsThaw() == 0
 
 
-def test_it_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guest_watchdog.time, "sleep", lambda _: None)
-    releaser = guest_watchdog.Releaser(f"qemu+unix:///system?socket={tmp_path}/none", TEST_UUID, FROZEN)
-    assert not guest_watchdog.release_within(releaser, -1)
+class Outage:
+    """Time that passes only in sleep(); libvirtd is down for so many seconds of it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now = 0.0
+        self.pauses: list[float] = []
+        self._seconds = seconds
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.pauses.append(seconds)
+
+    def release(self) -> bool:
+        return self.now >= self._seconds
+
+
+@pytest.mark.parametrize(("seconds", "released"), [(3600, True), (1 << 20, False)])
+def test_it_outlasts_a_long_outage_but_not_any(
+    seconds: float, released: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outage = Outage(seconds)
+    monkeypatch.setattr(guest_watchdog, "time", outage)
+    assert guest_watchdog.release_within(outage, guest_watchdog.TRY_SECONDS) is released
+    assert (outage.pauses[:3], max(outage.pauses)) == ([0.5, 1.0, 2.0], 5.0)
