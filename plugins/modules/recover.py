@@ -113,7 +113,7 @@ actions:
   type: list
   elements: str
   sample:
-    - thaw the file systems of web1
+    - thaw the file systems of web1, which an interrupted snapshot may have left frozen
     - remove operation live-backup-20261120T120000Z from the journal
 domain:
   description: The domain.

@@ -128,15 +128,15 @@ def only(members: list[Member]) -> tuple[str, str]:
 def freeze_prepared(member: Member) -> None:
     """Leave what a module leaves whose watchdog was killed with it: the intention, and a frozen guest."""
     (path,) = member.guest.disk_paths().values()
-    journal = (
-        "<journal schema='1'><operation id='2f1c0d6e-8a53-4d8e-9a55-0c9f2b8f7d11' kind='live_backup' name='dead'"
-        f" phase='prepared' started='20261120T120000Z'><disk target='vda' base='{path}' base_format='qcow2'"
-        f" overlay='{path}.dead.qcow2'/></operation></journal>"
-    )
     name = member.guest.name
-    member.hypervisor.virsh(
-        *("metadata", name, f"--uri={JOURNAL_URI}", "--key=virtops", "--live", "--config", f"--set={journal}")
+    operation = (
+        "<operation id='2f1c0d6e-8a53-4d8e-9a55-0c9f2b8f7d11' kind='live_backup' name='dead'"
+        f" phase='prepared' started='20261120T120000Z'><disk target='vda' base='{path}' base_format='qcow2'"
+        f" overlay='{path}.dead.qcow2'/>"
     )
+    for where, hold in (("--config", ""), ("--live", "<hold suspended='no' frozen='yes'/>")):
+        journal = f"<journal schema='1'>{operation}{hold}</operation></journal>"
+        member.hypervisor.virsh(*("metadata", name, f"--uri={JOURNAL_URI}", "--key=virtops", where, f"--set={journal}"))
     member.hypervisor.exec(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", path, f"{path}.dead.qcow2"])
     member.hypervisor.virsh("domfsfreeze", name)
 

@@ -101,6 +101,7 @@ MUTATIONS: dict[int, Mutation] = {
                 "    if dismissed(float(seconds)) or True:\n        return 0\n",
             ),
         ),
+        "module_killed",
     ),
     11: Mutation(
         "a guest that QEMU paused for want of space is resumed once it stands on its base",

@@ -273,6 +273,12 @@ class Scene:
         (lock,) = self.hypervisor.outside("/run/virtops.libvirt").glob("domain-*.lock")
         return int(lock.read_text(encoding="utf-8"))
 
+    def watchdog_pid(self) -> int:
+        """Return the number of the process that would let go of the guest."""
+        said = self.hypervisor.exec(["ps", "-eo", "pid=,args="]).stdout
+        (line,) = [line for line in said.splitlines() if "guest_watchdog" in line]
+        return int(line.split()[0])
+
     def kill(self, pid: int, signal: str = "KILL") -> None:
         """Send a signal to a process of the hypervisor."""
         self.hypervisor.exec(["sh", "-c", f"kill -{signal} {pid}"])

@@ -218,3 +218,21 @@ def test_fault_10_module_killed_while_the_guest_is_frozen(scene: Scene) -> None:
     scene.before.assert_writes()
     scene.record("switched-unnoted")
     scene.heal()
+
+
+@pytest.mark.parametrize("again", ["the_task", "the_play"])
+def test_fault_10_module_and_watchdog_killed_while_the_guest_is_frozen(scene: Scene, again: str) -> None:
+    """Nobody thaws the guest before the next run, which does so first."""
+    options = snapshot_options("live-backup-both-killed")
+    with scene.stuck_in_snapshot(lambda: scene.start_module("snapshot_external", **options)) as run:
+        scene.kill(scene.watchdog_pid())
+        scene.kill(scene.module_pid())
+    assert run.end().rc != 0
+    assert scene.is_frozen()
+    if again == "the_task":
+        result = scene.start_module("snapshot_external", **options).end().results[-1].result
+        assert result["actions"][0].startswith("thaw ")
+        assert not scene.is_frozen()
+    scene.heal()
+    assert not scene.is_frozen()
+    scene.before.assert_writes()

@@ -61,6 +61,8 @@ def _add_identity(parent: etree._Element, identity: FileIdentity) -> None:
 
 def _add_hold(operation: etree._Element, hold: Hold) -> None:
     element = etree.SubElement(operation, "hold", suspended="yes" if hold.suspended else "no")
+    if hold.frozen:
+        element.set("frozen", "yes")
     for target, tune in hold.tunes.items():
         limits = etree.SubElement(element, "tune")
         set_attribute(limits, "target", target)
@@ -117,7 +119,7 @@ def _hold(element: etree._Element) -> Hold:
         }
         for tune in local_children(element, "tune")
     }
-    return Hold(suspended=element.get("suspended") == "yes", tunes=tunes)
+    return Hold(element.get("frozen") == "yes", element.get("suspended") == "yes", tunes)
 
 
 def _journal_disk(element: etree._Element) -> JournalDisk:

@@ -81,8 +81,8 @@ class Operation:
     `name` is the snapshot's name (for a COMMIT: the base layers' merge, named by us). `kind` says
     which workflow it belongs to: KEPT, COMMIT, or the name that a role gave (live_backup).
     `started` is a UTC time as 20261120T120000Z; `consistency` is filesystem, crash or offline. `hold` is what the
-    merge slows or stops the guest by at this moment. `memory` is the file that libvirt saves the guest's memory to,
-    which was not there before; None for a snapshot of the disks only.
+    merge slows or stops the guest by at this moment, or that the snapshot may have frozen it. `memory` is the file that
+    libvirt saves the guest's memory to, which was not there before; None for a snapshot of the disks only.
     """
 
     id: str
@@ -94,6 +94,11 @@ class Operation:
     consistency: str = ""
     hold: Hold | None = None
     memory: str | None = None
+
+    @property
+    def frozen(self) -> bool:
+        """May the guest be frozen by it?"""
+        return self.hold is not None and self.hold.frozen
 
     @property
     def open(self) -> bool:

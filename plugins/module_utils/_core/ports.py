@@ -66,8 +66,9 @@ class BlockInfoPort(ViewPort, Protocol):
 class JournalPort(Protocol):
     """virDomainSetMetadata(ELEMENT, JOURNAL_URI), LIVE where it runs and CONFIG where it is persistent."""
 
-    def write_journal(self, xml: str | None) -> None:
-        """Replace the journal's element; None removes it."""
+    def write_journal(self, xml: str | None, lasting: bool = True) -> None:
+        """Replace the journal's element; None removes it. One that is not `lasting` ends with the running domain
+        (LIVE only), and the one before it counts again."""
 
 
 class JobPort(ViewPort, Protocol):
@@ -83,6 +84,9 @@ class JobPort(ViewPort, Protocol):
 class UndoPort(JobPort, JournalPort, Protocol):
     """What undoing a snapshot needs that was never taken."""
 
+    def thaw(self, seconds: int) -> int:
+        """virDomainFSThaw within `seconds`: the number of file systems thawed."""
+
 
 class SnapshotPort(UndoPort, Protocol):
     """What creating an external snapshot needs."""
@@ -92,9 +96,6 @@ class SnapshotPort(UndoPort, Protocol):
 
     def freeze(self, seconds: int) -> int:
         """virDomainFSFreeze within `seconds`: the number of file systems frozen."""
-
-    def thaw(self, seconds: int) -> int:
-        """virDomainFSThaw within `seconds`: the number of file systems thawed."""
 
     def create_snapshot(self, xml: str, how: Creation) -> None:
         """virDomainSnapshotCreateXML, ATOMIC; DISK_ONLY, REUSE_EXT, NO_METADATA, LIVE and HALT as `how` says."""
@@ -234,16 +235,6 @@ class DeletePort(MergePort, Protocol):
 
     def delete_snapshot(self, name: str, children: str) -> None:
         """virDomainSnapshotDelete, data and record."""
-
-
-class RecoverPort(DeletePort, Protocol):
-    """What finding and undoing an interrupted operation needs besides the merge."""
-
-    def agent_ping(self, seconds: int) -> None:
-        """As of SnapshotPort: the code `already_frozen` tells of a guest that was left frozen."""
-
-    def thaw(self, seconds: int) -> int:
-        """virDomainFSThaw within `seconds`: the number of file systems thawed."""
 
 
 class ReaperPort(Protocol):

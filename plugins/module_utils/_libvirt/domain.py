@@ -136,14 +136,14 @@ class Domain:
 
     # JournalPort
 
-    def write_journal(self, xml: str | None) -> None:
+    def write_journal(self, xml: str | None, lasting: bool = True) -> None:
         """libvirt has the definition (and a running domain's status) on disk when this returns."""
         with mapped(f"Writing the journal into the metadata of {self.name}"):
-            self._again(lambda _domain: self._set_journal(xml))
+            self._again(lambda _domain: self._set_journal(xml, lasting))
 
-    def _set_journal(self, xml: str | None) -> None:
-        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if self._domain.isActive() else 0
-        if self._domain.isPersistent():
+    def _set_journal(self, xml: str | None, lasting: bool) -> None:
+        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if self._domain.isActive() or not lasting else 0
+        if self._domain.isPersistent() and lasting:
             flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
         prefix = None if xml is None else JOURNAL_PREFIX
         self._domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, prefix, JOURNAL_URI, flags)

@@ -16,7 +16,7 @@ from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, CREATED, KEPT, PULL, Journal, JournalDisk, Operation
 from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome
-from .._core.ports import BlockInfoPort, Clock, ImagePort, RecoverPort, Watchdog
+from .._core.ports import BlockInfoPort, Clock, DeletePort, ImagePort, Watchdog
 from .._core.snapshot import is_in_chain
 from .observe import observe
 from .recover import RecoverWish, Recovery
@@ -101,7 +101,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
 # journal_info
 
 
-def journal(domain: RecoverPort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> Outcome:
+def journal(domain: DeletePort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> Outcome:
     """The operations as guests_info tells them, where their disks really stand, and how the open ones end."""
     view = observe(domain, images)
     operations = xml.parse_journal(view.journal_xml).operations
@@ -140,7 +140,7 @@ def _unchanged(noted: JournalDisk, images: ImagePort) -> bool | None:
     return images.exists(noted.base) and images.identity(noted.base) == noted.identity
 
 
-def _recovery(domain: RecoverPort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> str:
+def _recovery(domain: DeletePort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> str:
     """What virtops.libvirt.recover would do: its own plan, so that the words cannot differ from the deed."""
     wish = RecoverWish(deadline=Deadline(timeout=0))  # who only looks waits for no job of libvirt's
     try:

@@ -6,6 +6,7 @@
 
 libvirt goes on with a snapshot when the module that asked for it is killed. To save the guest's memory takes it a
 while, in which the guest is paused. Where libvirt itself dies, half a memory file stays, and the guest may stay paused.
+Where the watchdog dies with the module, the guest stays frozen.
 """
 
 from __future__ import annotations
@@ -23,22 +24,51 @@ from .overlays import is_unused, refuse_data
 
 #: Between two looks at libvirt's job.
 _POLL_SECONDS = 0.5
+#: For the agent's answer to a thaw.
+_THAW_SECONDS = 10
 
 
 def awake(
-    operation: Operation, domain: JobPort, images: ImagePort, clock: Clock, seconds: float, check: bool
+    operation: Operation, domain: UndoPort, images: ImagePort, clock: Clock, seconds: float, check: bool
 ) -> tuple[DomainView, tuple[str, ...]]:
     """The domain once the request has come to its end, and the step that lets its guest run on.
 
-    That step comes before any refusal: whatever is asked for now, no guest stays paused by us.
+    That step comes before any refusal: whatever is asked for now, no guest stays paused or frozen by us. The journal in
+    the view is as after that step, in check mode too.
     """
     view = _settled(operation, domain, images, clock, seconds)
+    if operation.frozen and view.active:
+        return _thawed(operation, view, domain, check)
     if not is_left_paused(operation, view):
         return view, ()
     if not check:
         domain.resume()
     words = "resume %s, which an interrupted snapshot left paused" % view.name
     return replace(view, state="running", paused_by=None), (words,)
+
+
+def _thawed(
+    operation: Operation, view: DomainView, domain: UndoPort, check: bool
+) -> tuple[DomainView, tuple[str, ...]]:
+    """The watchdog may have done so before. The mark of the freeze ended with a QEMU that ended since."""
+    journal = xml.build_journal(xml.parse_journal(view.journal_xml).put(operation.held(None)))
+    if not check:
+        try:
+            domain.thaw(_THAW_SECONDS)
+        except VirtopsError as error:
+            if error.code == "connection_lost":
+                raise
+            raise VirtopsError(
+                error.code,
+                "Domain %s may still be frozen, as the snapshot %r was interrupted: %s"
+                % (view.name, operation.name, error.cause),
+                "See that the guest runs and its agent answers ('virsh domfsthaw %s'), then run the task again. Where "
+                "that cannot be had, turn the guest off ('virsh destroy %s'), which loses what a power loss would, and "
+                "run it again" % (view.name, view.name),
+            ) from error
+        domain.write_journal(journal)
+    words = "thaw the file systems of %s, which an interrupted snapshot may have left frozen" % view.name
+    return replace(view, journal_xml=journal), (words,)
 
 
 def unswitched(operation: Operation, view: DomainView, images: ImagePort) -> tuple[JournalDisk, ...]:

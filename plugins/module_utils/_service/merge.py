@@ -79,6 +79,7 @@ class Merge:
         if prepared is not None:
             seconds = self._wish.deadline.timeout
             view, begun = awake(prepared, self._domain, self._images, self._clock, seconds, check)
+            journal = xml.parse_journal(view.journal_xml)
             if len(unswitched(prepared, view, self._images)) == len(prepared.disks):
                 steps = begun + undo(prepared, view, self._domain, self._images, check)
                 return self._outcome(NOTHING, view, chains(view), steps)

@@ -19,7 +19,7 @@ from .._core.deletion import asked_by
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, CONVERT, CREATED, DELETE, KEPT, PREPARED, PULL, REVERT, JournalDisk, Operation
 from .._core.model import DomainView, Outcome
-from .._core.ports import Clock, ImagePort, ReaperPort, RecoverPort, Watchdog
+from .._core.ports import Clock, DeletePort, ImagePort, ReaperPort, Watchdog
 from .._core.refusals import operation_open
 from .._core.snapshot import is_in_chain
 from .brake import held_words, let_go
@@ -38,11 +38,10 @@ Backup = Callable[[str], Outcome]
 
 @dataclass(frozen=True)
 class RecoverWish:
-    """`operations`: the kinds of operation to recover (none given: all); seconds for agent answers."""
+    """`operations`: the kinds of operation to recover (none given: all)."""
 
     operations: tuple[str, ...] = ()
     deadline: Deadline = field(default_factory=Deadline)
-    agent_timeout: int = 10
 
 
 class Recovery:
@@ -51,7 +50,7 @@ class Recovery:
     def __init__(
         self,
         wish: RecoverWish,
-        domain: RecoverPort,
+        domain: DeletePort,
         images: ImagePort,
         clock: Clock,
         watchdog: Watchdog,
@@ -96,7 +95,7 @@ class Recovery:
     def _let_go(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
         """A merge that held the guest's writes back died, and its watchdog with it. Done before the merge is planned,
         which may refuse; in check mode the merge's plan has the same step."""
-        if operation.hold is None or check:
+        if operation.hold is None or operation.frozen or check:
             return []
         let_go(self._domain, operation.hold)
         self._write(operation, operation.held(None))
@@ -128,7 +127,7 @@ class Recovery:
         if operation.kind == CONVERT:
             return [self._finish_conversion(operation, view, check)]
         if operation.phase == PREPARED:
-            return self._recover_prepared(operation, view, check)
+            return self._recover_prepared(operation, check)
         if operation.kind == REVERT:
             return [self._finish_revert(operation, view, check)]
         if operation.kind == DELETE:
@@ -139,29 +138,17 @@ class Recovery:
 
     # -- prepared: the switch to the overlays may or may not have come
 
-    def _recover_prepared(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
+    def _recover_prepared(self, operation: Operation, check: bool) -> list[Outcome]:
+        """In check mode the merge's plan has the step of the awakening as well."""
         seconds = self._wish.deadline.timeout
         view, steps = awake(operation, self._domain, self._images, self._clock, seconds, check)
-        thawed = [Outcome(steps), *self._thaw(view, check)]
+        operation = operation.held(None)
         left = unswitched(operation, view, self._images)
         if len(left) == len(operation.disks):
-            return [*thawed, Outcome(undo(operation, view, self._domain, self._images, check))]
+            return [Outcome(steps), Outcome(undo(operation, view, self._domain, self._images, check))]
         if operation.kind == KEPT and not left:
-            return [*thawed, self._keep(operation, check)]
-        return [*thawed, self._merge(operation, check)]
-
-    def _thaw(self, view: DomainView, check: bool) -> list[Outcome]:
-        """A run died between freeze and thaw, and its watchdog with it."""
-        if view.state != "running" or view.agent != "connected":
-            return []
-        try:
-            self._domain.agent_ping(self._wish.agent_timeout)
-        except VirtopsError as error:
-            if error.code == "already_frozen":
-                if not check:
-                    self._domain.thaw(self._wish.agent_timeout)
-                return [Outcome(("thaw the file systems of %s" % view.name,))]
-        return []
+            return [Outcome(steps), self._keep(operation, check)]
+        return [Outcome(() if check else steps), self._merge(operation, check)]
 
     def _keep(self, operation: Operation, check: bool) -> Outcome:
         if not check:

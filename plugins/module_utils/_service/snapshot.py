@@ -69,6 +69,8 @@ class ExternalSnapshot:
         self._images = images
         self._watchdog = watchdog
         self._clock = clock
+        #: Did we freeze the guest, or may have, and not thaw it yet?
+        self._frozen = False
 
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError; the guest is then as before."""
@@ -80,7 +82,7 @@ class ExternalSnapshot:
             return self._present(view, journal, plan, resumed, check)
         self._check_host(plan, view)
         self._refuse(view, plan)
-        quiesce, warnings = self._quiesce_mode(view)
+        quiesce, warnings = self._quiesce_mode(view, thaws=check and bool(resumed))
         steps = resumed + self._steps(plan, view, quiesce)
         planned = _Taken("filesystem" if quiesce else ("crash" if view.active else "offline"), 0, warnings)
         if check:
@@ -134,8 +136,8 @@ class ExternalSnapshot:
             else:
                 require_reusable(disk, view, others, self._images)
 
-    def _quiesce_mode(self, view: DomainView) -> tuple[bool, tuple[str, ...]]:
-        """Will the guest be frozen? With `preferred`, why not, as a warning."""
+    def _quiesce_mode(self, view: DomainView, thaws: bool) -> tuple[bool, tuple[str, ...]]:
+        """Will the guest be frozen? With `preferred`, why not, as a warning. `thaws`: the run would have thawed it."""
         if self._wish.memory is not None:
             return False, self._memory_warnings(view)
         if self._wish.quiesce == "never" or not view.active:
@@ -145,6 +147,8 @@ class ExternalSnapshot:
                 raise guest_paused(view)
             self._domain.agent_ping(self._wish.freeze_timeout)
         except VirtopsError as error:
+            if thaws and error.code == "already_frozen":
+                return True, ()
             if self._wish.quiesce == "required" or error.code == "connection_lost":
                 raise
             return False, (_not_quiesced(error),)
@@ -188,7 +192,8 @@ class ExternalSnapshot:
                 self._images.create_overlay(disk.overlay, disk.base, size)
                 made.append(disk)
             made = list(plan.disks)
-            taken = self._switch(plan, view, quiesce)
+            frozen = journal.put(operation.held(Hold(frozen=True)))
+            taken = self._switch(plan, view, frozen if quiesce else None)
         except VirtopsError as error:
             self._undo(operation, made, error)
             raise
@@ -225,11 +230,14 @@ class ExternalSnapshot:
             self._request(plan), Creation(wish.metadata, reuse, memory, live=wish.live, halt=wish.halt)
         )
 
-    def _switch(self, plan: SnapshotPlan, view: DomainView, quiesce: bool) -> _Taken:
-        if not quiesce:
+    def _switch(self, plan: SnapshotPlan, view: DomainView, frozen_journal: Journal | None) -> _Taken:
+        """`frozen_journal` is the one for a guest that may be frozen, from before the freeze until the note that the
+        snapshot was taken, or the end of this QEMU; None for a guest that is not to be frozen."""
+        if frozen_journal is None:
             self._create(plan)
             return _Taken("crash" if view.active else "offline")
         limit = self._wish.freeze_timeout
+        self._domain.write_journal(xml.build_journal(frozen_journal), lasting=False)
         self._watchdog.arm(view.uuid, limit + WATCHDOG_GRACE, Hold(frozen=True))
         began = self._clock.monotonic()
         frozen, warnings = self._freeze(limit)
@@ -239,7 +247,7 @@ class ExternalSnapshot:
             halted = self._wish.halt
         finally:
             if frozen and not halted:
-                thawed = self._domain.thaw(limit)
+                thawed = self._thaw(limit)
             freeze_ms = int((self._clock.monotonic() - began) * 1000)
             self._watchdog.disarm()  # only after a thaw that succeeded: it thaws where we could not
         if not frozen:
@@ -250,6 +258,7 @@ class ExternalSnapshot:
 
     def _freeze(self, seconds: int) -> tuple[int, tuple[str, ...]]:
         """The number of file systems frozen; 0 and the reason where `preferred` goes on without."""
+        self._frozen = True
         try:
             frozen = self._domain.freeze(seconds)
             if frozen == 0:
@@ -259,12 +268,22 @@ class ExternalSnapshot:
                     "Mount the guest's file systems, or ask for quiesce: preferred or never",
                 )
         except VirtopsError as error:
-            self._domain.thaw(seconds)  # an agent that answers too late has frozen all the same
+            try:
+                self._thaw(seconds)  # an agent that answers too late has frozen all the same
+            except VirtopsError:
+                if error.code != "agent_failed":
+                    raise
+                self._frozen = False  # it answered that it did not freeze, and may be kept from either
             self._watchdog.disarm()
             if self._wish.quiesce == "required" or error.code == "connection_lost":
                 raise
             return 0, (_not_quiesced(error),)
         return frozen, ()
+
+    def _thaw(self, seconds: int) -> int:
+        thawed = self._domain.thaw(seconds)
+        self._frozen = False
+        return thawed
 
     def _note_created(self, operation: Operation) -> Operation:
         """Write down what the bases are now: from here on nothing may change them but our merge."""
@@ -285,7 +304,8 @@ class ExternalSnapshot:
         return operation
 
     def _undo(self, operation: Operation, made: list[PlannedDisk], cause: VirtopsError) -> None:
-        """After a failure: where no disk was switched, nothing is left behind; else the journal stays.
+        """After a failure: where no disk was switched, nothing is left behind; else the journal stays. It does as well
+        where the guest could not be thawed.
 
         A failure in here must not hide the first one: then everything stays for the next run, which
         finds it by the journal.
@@ -295,7 +315,7 @@ class ExternalSnapshot:
             made = [disk for disk in made if self._images.exists(disk.overlay)]
             busy = self._domain.has_job()
             kept = [disk for disk in made if busy or not is_unused(disk.overlay, view, self._images)]
-            if kept or busy:
+            if kept or busy or (self._frozen and view.active):
                 cause.partial = [{"disk": disk.target, "overlay": disk.overlay} for disk in kept]
                 return
             if is_left_paused(operation, view):

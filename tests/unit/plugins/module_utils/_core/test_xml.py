@@ -381,8 +381,11 @@ def test_the_journal_is_read_back_as_it_was_written() -> None:
 
 def test_the_journal_says_what_a_guest_is_held_back_by() -> None:
     hold = Hold(suspended=True, tunes={"vda": {"write_bytes_sec": 7, "read_bytes_sec": 0}, "vdb": {}})
-    journal = Journal((OPERATION.held(hold),))
-    assert xml.parse_journal(xml.build_journal(journal)) == journal
+    for held in (hold, Hold(frozen=True)):
+        journal = Journal((OPERATION.held(held),))
+        assert xml.parse_journal(xml.build_journal(journal)) == journal
+    # As an older release wrote it
+    assert "frozen" not in (xml.build_journal(Journal((OPERATION.held(hold),))) or "")
     assert "hold" not in (xml.build_journal(Journal((OPERATION.held(hold).held(None),))) or "")
 
 

@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal, JournalDisk, Operation
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Creation, Layer, OtherImages
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Creation, Hold, Layer, OtherImages
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.host import Host
@@ -127,6 +127,17 @@ def test_the_journal_survives_the_end_of_the_guest(connection: Connection, defin
     made = define("survives")
     domain = Domain(connection, "survives")
     domain.write_journal(xml.build_journal(JOURNAL))
+    made.destroy()
+    assert xml.parse_journal(domain.view().journal_xml) == JOURNAL
+
+
+def test_a_journal_that_does_not_last_ends_with_the_guest(connection: Connection, define: Define) -> None:
+    made = define("ends")
+    domain = Domain(connection, "ends")
+    domain.write_journal(xml.build_journal(JOURNAL))
+    frozen = Journal(tuple(operation.held(Hold(frozen=True)) for operation in JOURNAL.operations))
+    domain.write_journal(xml.build_journal(frozen), lasting=False)
+    assert xml.parse_journal(domain.view().journal_xml) == frozen
     made.destroy()
     assert xml.parse_journal(domain.view().journal_xml) == JOURNAL
 

@@ -198,9 +198,7 @@ class Outage:
 
 
 @pytest.mark.parametrize(("seconds", "released"), [(3600, True), (1 << 20, False)])
-def test_it_outlasts_a_long_outage_but_not_any(
-    seconds: float, released: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_outlasts_a_long_outage_but_not_any(seconds: float, released: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     outage = Outage(seconds)
     monkeypatch.setattr(guest_watchdog, "time", outage)
     assert guest_watchdog.release_within(outage, guest_watchdog.TRY_SECONDS) is released

@@ -178,6 +178,7 @@ class FakeDomain:
         self.version = 9_000_000
         self.readonly = False
         self.journal: str | None = None
+        self.lasting_journal: str | None = None
         self.others = OtherImages(frozenset())
         self.fail: dict[str, VirtopsError] = {}
         self.die_in_save = False
@@ -213,6 +214,10 @@ class FakeDomain:
         """Another process takes its place."""
         self.dead = self.die_in_save = False
         self.die_before = self.die_after = None
+
+    def end(self) -> None:
+        """QEMU ends, and with it what only the running domain has."""
+        self.state, self.frozen, self.journal = "shut off", False, self.lasting_journal
 
     # -- reading
 
@@ -264,9 +269,11 @@ class FakeDomain:
 
     # -- journal and records
 
-    def write_journal(self, xml: str | None) -> None:
+    def write_journal(self, xml: str | None, lasting: bool = True) -> None:
         self._call("write_journal")
         self.journal = xml
+        if lasting:
+            self.lasting_journal = xml
         self._done("write_journal")
 
     def delete_snapshot_record(self, name: str, children: str = "keep") -> None:

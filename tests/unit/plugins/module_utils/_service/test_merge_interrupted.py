@@ -83,6 +83,24 @@ def test_the_same_for_one_of_two_disks(lab: Lab) -> None:
     assert lab.refused() == "overlay_in_use"
 
 
+@pytest.mark.parametrize("switched", [False, True])
+def test_a_guest_that_was_left_frozen_is_thawed_first(lab: Lab, switched: bool) -> None:
+    lab.die_at("thaw" if switched else "create_snapshot", quiesce="required")
+    lab.domain.fail["thaw"] = VirtopsError("agent_unresponsive", "No answer.", "Start it.")
+    assert lab.refused() == "agent_unresponsive"
+    assert lab.domain.frozen
+    lab.domain.fail.clear()
+    foreseen = lab.run(True, **WISH)
+    assert lab.domain.frozen
+    lab.domain.calls.clear()
+    outcome = lab.run(**WISH)
+    assert foreseen.steps == outcome.steps
+    assert [step for step in outcome.steps if "thaw" in step or "let go" in step] == [outcome.steps[0]]
+    assert lab.domain.calls[0] == "thaw"
+    assert not lab.domain.frozen
+    assert lab.whole()
+
+
 def test_overlays_of_the_users_own_stay(lab: Lab) -> None:
     for target, base in (("vda", "/img/a.raw"), ("vdb", "/img/b.qcow2")):
         lab.images.backing["/img/vm.%s.s1.qcow2" % target] = ("qcow2", base)

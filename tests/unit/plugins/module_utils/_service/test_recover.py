@@ -111,6 +111,22 @@ def test_a_killed_snapshot_of_a_workflow_is_undone(lab: Lab, when: str, call: st
     assert not lab.recover().changed
 
 
+@pytest.mark.parametrize("kind", ["live_backup", "snapshot"])
+@pytest.mark.parametrize(("when", "call"), SNAPSHOT_DEATHS[2:])
+def test_a_guest_that_is_still_frozen_is_not_healed(lab: Lab, when: str, call: str, kind: str) -> None:
+    lab.die(when, call, kind, "snapshot")
+    journal = lab.domain.journal
+    lab.domain.fail["thaw"] = VirtopsError("agent_unresponsive", "No answer.", "Start it.")
+    with pytest.raises(VirtopsError) as caught:
+        lab.recover()
+    assert caught.value.code == "agent_unresponsive"
+    assert "may still be frozen" in caught.value.cause
+    assert lab.domain.journal == journal
+    lab.domain.end()
+    assert not any("thaw" in step for step in lab.recover().steps)
+    assert not lab.recover().changed
+
+
 @pytest.mark.parametrize(("when", "call"), SNAPSHOT_DEATHS)
 def test_a_killed_snapshot_that_the_user_keeps_is_kept_or_undone(lab: Lab, when: str, call: str) -> None:
     lab.die(when, call, "snapshot", "snapshot")

@@ -70,7 +70,8 @@ def test_every_disk_is_switched_or_named_as_skipped(lab: Lab) -> None:
 
 def test_the_order_of_effects(lab: Lab) -> None:
     lab.run(quiesce="required")
-    assert lab.domain.calls == ["agent_ping", "write_journal", "freeze", "create_snapshot", "thaw", "write_journal"]
+    calls = ["write_journal", "write_journal", "freeze", "create_snapshot", "thaw", "write_journal"]
+    assert lab.domain.calls == ["agent_ping", *calls]
     assert lab.images.calls == ["create_overlay " + OVERLAY_A, "create_overlay " + OVERLAY_B]
     assert lab.watchdog.calls[0] == "arm"
 
@@ -332,6 +333,75 @@ def test_thaw_fails_the_watchdog_stays_armed(lab: Lab) -> None:
     with pytest.raises(VirtopsError):
         lab.run(quiesce="required")
     assert lab.watchdog.armed
+
+
+def test_a_guest_that_cannot_be_thawed_is_not_forgotten(lab: Lab) -> None:
+    """Though nothing was switched. The watchdog may fail as well."""
+    lab.domain.fail["create_snapshot"] = VirtopsError("libvirt_error", "No.", "Look.")
+    lab.domain.fail["thaw"] = VirtopsError("agent_unresponsive", "No answer.", "Start it.")
+    with pytest.raises(VirtopsError, match="No answer"):
+        lab.run(quiesce="required")
+    (operation,) = parse_journal(lab.domain.journal).operations
+    assert operation.frozen
+    lab.domain.fail.clear()
+    lab.run(quiesce="required")
+    (operation,) = parse_journal(lab.domain.journal).operations
+    assert (operation.phase, operation.hold, lab.domain.frozen) == (CREATED, None, False)
+
+
+def test_an_agent_that_may_neither_freeze_nor_thaw_has_not_frozen(lab: Lab) -> None:
+    for name in ("freeze", "thaw"):
+        lab.domain.fail[name] = VirtopsError("agent_failed", "The command %s is not allowed." % name, "Allow it.")
+    with pytest.raises(VirtopsError, match="freeze is not allowed"):
+        lab.run(quiesce="required")
+    assert lab.untouched()
+    assert lab.run(quiesce="preferred").values["consistency"] == "crash"
+    assert not lab.watchdog.armed
+
+
+def _left_frozen(lab: Lab, when: str, call: str) -> None:
+    _kill(lab.domain, when, call)
+    with pytest.raises(Died):
+        lab.run(quiesce="required")
+    lab.domain.revive()
+    assert lab.domain.frozen
+
+
+FROZEN_DEATHS = [("after", "freeze"), ("before", "create_snapshot"), ("after", "create_snapshot")]
+
+
+@pytest.mark.parametrize("quiesce", ["required", "preferred", "never"])
+@pytest.mark.parametrize(("when", "call"), FROZEN_DEATHS)
+def test_the_next_run_thaws_what_the_watchdog_did_not(lab: Lab, when: str, call: str, quiesce: str) -> None:
+    _left_frozen(lab, when, call)
+    foreseen = lab.run(True, quiesce=quiesce)
+    assert lab.domain.frozen
+    outcome = lab.run(quiesce=quiesce)
+    assert foreseen.steps == outcome.steps
+    assert outcome.steps[0].startswith("thaw ")
+    assert not lab.domain.frozen
+    (operation,) = parse_journal(lab.domain.journal).operations
+    assert (operation.phase, operation.hold) == (CREATED, None)
+    assert lab.domain.lasting_journal == lab.domain.journal
+    assert not lab.run(quiesce=quiesce).changed
+
+
+@pytest.mark.parametrize("quiesce", ["preferred", "never"])
+@pytest.mark.parametrize(("when", "call"), FROZEN_DEATHS)
+def test_a_guest_that_is_still_frozen_keeps_the_operation_open(lab: Lab, when: str, call: str, quiesce: str) -> None:
+    """Until it is thawed, or its QEMU ends."""
+    _left_frozen(lab, when, call)
+    tops, journal = lab.tops, lab.domain.journal
+    lab.domain.fail["thaw"] = VirtopsError("agent_unresponsive", "No answer.", "Start it.")
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(quiesce=quiesce)
+    assert caught.value.code == "agent_unresponsive"
+    assert (lab.tops, lab.domain.journal) == (tops, journal)
+    lab.domain.end()
+    lab.domain.state = "running"
+    lab.domain.fail["agent_ping"] = lab.domain.fail["thaw"]  # the guest is booting
+    outcome = lab.run(quiesce=quiesce)
+    assert not any("thaw" in step for step in outcome.steps)
 
 
 def _kill(domain: FakeDomain, when: str, call: str) -> None:
