@@ -361,6 +361,16 @@ AFTER: dict[str, Callable[[Scene], None]] = {
 }
 
 
+#: The snapshots that a block of the page lists.
+LISTED = {
+    "look-all": ["before-update", "nightly"],
+    "look-one": ["nightly"],
+    "look-current": ["nightly"],
+    "look-filtered": ["nightly"],
+    "look-below": ["nightly"],
+}
+
+
 @pytest.fixture(scope="module")
 def scene(hypervisors: list[Hypervisor], controller: Controller) -> Iterator[Scene]:
     """The page's guest, for all of the page."""
@@ -427,6 +437,8 @@ def test_task(scene: Scene, name: str) -> None:
         for number, task in enumerate(block):
             if is_ours(task):
                 see_cycle({step: results.get(f"{number} {step}", {}) for step in STEPS}, task, name)
+        if name in LISTED:
+            assert [snapshot["name"] for snapshot in results["0 run"]["snapshots"]] == LISTED[name]
     AFTER.get(name, nothing)(scene)
 
 

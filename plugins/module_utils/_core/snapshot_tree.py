@@ -108,14 +108,20 @@ def tree_data(records: Sequence[SnapshotRecord]) -> list[dict[str, object]]:
 
     Flat: a guest may have a thousand snapshots each below the other, and no JSON is nested so deep.
     """
-    children = children_of(records)
+    siblings = _by_name(records)
+    children = children_of(siblings)
     found: list[dict[str, object]] = []
-    waiting = [(record.name, 0) for record in reversed(records) if record.parent not in children]
+    waiting = [(record.name, 0) for record in reversed(siblings) if record.parent not in children]
     while waiting:
         name, depth = waiting.pop()
         found.append({"name": name, "depth": depth})
         waiting += [(child, depth + 1) for child in reversed(children[name])]
     return found
+
+
+def _by_name(records: Sequence[SnapshotRecord]) -> list[SnapshotRecord]:
+    """In the order of virsh (strcasecmp), which sorts what libvirt lists: libvirt has siblings in no lasting order."""
+    return sorted(records, key=lambda record: record.name.encode("utf-8", "surrogateescape").lower())
 
 
 def tree_text(records: Sequence[SnapshotRecord]) -> str | None:
@@ -125,9 +131,10 @@ def tree_text(records: Sequence[SnapshotRecord]) -> str | None:
     """
     if any(int(str(node["depth"])) > DEEPEST for node in tree_data(records)):
         return None
-    children = children_of(records)
+    siblings = _by_name(records)
+    children = children_of(siblings)
     lines: list[str] = []
-    for record in records:
+    for record in siblings:
         if record.parent not in children:
             lines += _drawn(record.name, children, "", is_root=True, is_last=True)
     return "\n".join(line.rstrip() for line in lines)

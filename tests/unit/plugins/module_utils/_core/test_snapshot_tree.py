@@ -77,6 +77,13 @@ def test_two_roots_and_no_children() -> None:
     assert tree_text(()) == ""
 
 
+def test_siblings_are_drawn_in_the_order_of_virsh() -> None:
+    siblings = [record(name, "off") for name in ("e", "b", "Ä", "C")]
+    nodes = tree_data((record("off", None), *siblings, record("a", None)))
+    assert [node["name"] for node in nodes] == ["a", "off", "b", "C", "e", "Ä"]
+    assert (tree_text(siblings) or "").split() == ["b", "C", "e", "Ä"]
+
+
 def test_a_tree_that_is_too_deep_to_be_drawn() -> None:
     chain = tuple(record(f"s{number}", f"s{number - 1}" if number else None) for number in range(3000))
     assert tree_text(chain) is None
