@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from ._xml_domain import chain_of, disks_of, journal_of, set_layer, unknown_volume
 from ._xml_tree import add_text, bad_xml, child_of, not_for_xml, parse, remove, serialize, set_attribute
-from .model import Layer, SnapshotDisk, SnapshotRecord
+from .model import Disk, Layer, SnapshotDisk, SnapshotRecord
 
 with suppress(ImportError):  # _xml_tree.LXML_IMPORT_ERROR tells
     from lxml import etree
@@ -95,6 +95,13 @@ def _snapshot_disk(disk: etree._Element) -> SnapshotDisk:
     )
 
 
+def snapshot_definitions(xml: str) -> tuple[tuple[Disk, ...], ...]:
+    """The disks of each definition that a snapshot's record keeps: that of its moment, and the persistent one."""
+    root = parse(xml)
+    kept = (*root.findall("domain"), *root.findall("inactiveDomain"))
+    return tuple(disks_of(domain, unknown_volume) for domain in kept)
+
+
 def snapshot_images(xml: str) -> dict[str, Layer]:
     """What each disk wrote to when the snapshot was taken, by the definition that its record keeps."""
     domain = parse(xml).find("domain")
@@ -104,9 +111,9 @@ def snapshot_images(xml: str) -> dict[str, Layer]:
 
 
 def snapshot_paths(xml: str) -> frozenset[str]:
-    """Every image that a snapshot's record names: those of its moment, and the overlays made then."""
+    """Every image that a snapshot's record names: those of its moment with what is below, and the overlays made then."""
     own = frozenset(disk.file for disk in parse_snapshot(xml).disks if disk.file is not None)
-    return own | frozenset(layer.path for layer in snapshot_images(xml).values())
+    return own | {layer.path for disks in snapshot_definitions(xml) for disk in disks for layer in disk.chain}
 
 
 def with_moved_images(xml: str, moved: Mapping[str, Layer]) -> str:

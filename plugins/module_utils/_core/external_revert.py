@@ -9,14 +9,14 @@ The snapshot's images are never written: each disk gets a new overlay on the ima
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .errors import VirtopsError
 from .journal import CREATED, PREPARED, REVERT, Journal, JournalDisk, Operation
 from .model import Disk, DomainView, FileIdentity, Layer, SnapshotRecord
 from .revert import journal_after
-from .snapshot import overlay_path
+from .snapshot import overlay_path, why_not_snapshotable
 
 #: How long after a snapshot's time its image may have been written last: QEMU closes it then.
 _GRACE_SECONDS = 60
@@ -54,10 +54,52 @@ def interrupted(record: SnapshotRecord, journal: Journal) -> Operation | None:
     return found if found is not None and found.kind == REVERT else None
 
 
-def libvirt_can(bases: Iterable[Sequence[Layer]]) -> bool:
-    """Where it goes back to external snapshots, libvirt (seen with 11.3) turns the guest off and then makes overlays
-    beside the images, with each comma doubled in their names: in a folder with a comma that fails."""
-    return not any("," in os.path.dirname(chain[0].path) for chain in bases)
+def why_not_by_libvirt(
+    record: SnapshotRecord,
+    current: SnapshotRecord | None,
+    saved: Sequence[Sequence[Disk]],
+    view: DomainView,
+    users: Mapping[str, frozenset[str]],
+    is_file: Callable[[str], bool],
+) -> str | None:
+    """Why a libvirt that goes back to external snapshots must not be asked to, as a clause; None where it may.
+
+    Seen with 11.3 (qemuSnapshotRevertExternalPrepare, qemuSnapshotRevertExternalFinish): it turns the guest off, makes
+    an overlay for each disk of the record's definitions that is not empty, and then deletes the files of the *current*
+    record, whoever needs them. Without a current record it crashes. `saved` are the disks of those definitions, `users`
+    the images that others need, by who they are.
+    """
+    now = (view.disks, view.config_disks) if view.persistent else (view.disks,)
+    for disks in (*now, *saved):
+        amiss = _why_no_overlays(record, [disk for disk in disks if not disk.empty], is_file)
+        if amiss is not None:
+            return amiss
+    folders = (os.path.dirname(disk.active.path) for disks in saved for disk in disks if disk.active is not None)
+    if any("," in folder for folder in folders):  # it doubles each comma in the names of overlays
+        return "libvirt makes no overlays in a folder with a comma in its name"
+    if current is None:
+        return "there is no current snapshot, without which libvirt fails halfway"
+    files = {disk.target: disk.file for disk in current.disks if disk.mode == "external"}
+    if any(files != {disk.target: disk.active.path for disk in disks if disk.active is not None} for disks in now):
+        return "libvirt would delete the files of the current snapshot %r, and the disks write to others" % current.name
+    needed_by = [(path, who) for who, paths in users.items() for path in sorted(paths.intersection(files.values()))]
+    return "libvirt would delete %s, which %s needs" % needed_by[0] if needed_by else None
+
+
+def _why_no_overlays(record: SnapshotRecord, disks: Sequence[Disk], is_file: Callable[[str], bool]) -> str | None:
+    """It makes overlays for all of these disks, also for those that the snapshot left out, and beside files only."""
+    targets = {disk.target for disk in record.disks if disk.mode == "external"}
+    others = sorted(targets ^ {disk.target for disk in disks})
+    if others:
+        return "libvirt goes back with all disks, and snapshot %r has others (not the same: %s)" % (
+            record.name,
+            ", ".join(others),
+        )
+    for disk in disks:
+        fits = why_not_snapshotable(disk) is None and disk.source_type == "file"
+        if not fits or disk.active is None or not is_file(disk.active.path):
+            return "libvirt makes overlays beside regular files only, and disk %s is none" % disk.target
+    return None
 
 
 def base_of(record: SnapshotRecord, target: str, saved: Mapping[str, Layer], view: DomainView) -> Layer:

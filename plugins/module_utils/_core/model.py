@@ -76,6 +76,11 @@ class Disk:
     def active(self) -> Layer | None:
         return self.chain[0] if self.chain else None
 
+    @property
+    def empty(self) -> bool:
+        """A drive without a medium, and not one whose image is somewhere else."""
+        return not self.chain and self.source_type in ("file", "block")
+
     def index_of(self, path: str) -> int | None:
         """The depth of `path` in the chain (0: the active layer), None where it is not in it."""
         for depth, layer in enumerate(self.chain):

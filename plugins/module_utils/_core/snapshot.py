@@ -155,7 +155,7 @@ def why_not_snapshotable(disk: Disk) -> str | None:
         return "it is read-only"
     if disk.shareable:
         return "it is shareable"
-    if not disk.chain and disk.source_type in ("file", "block"):
+    if disk.empty:
         return "it is an empty drive"
     return None
 

@@ -4,7 +4,7 @@
 """Private to virtops.libvirt: the flow of snapshot_revert.
 
 observe -> plan -> (check mode stops here) -> libvirt's call -> the journal as it is true now. A run that died before
-the journal was written is finished by the next one, which goes back once more. What libvirt cannot do: revert_manual.
+the journal was written is finished by the next one, which goes back once more. What libvirt cannot do, or must not: revert_manual.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.external_revert import interrupted, libvirt_can, memory_file, view_after
+from .._core.external_revert import interrupted, memory_file, view_after, why_not_by_libvirt
 from .._core.journal import Journal, Reverted
 from .._core.model import DomainView, FileIdentity, Layer, Outcome, SnapshotRecord
 from .._core.ports import Clock, ImagePort, RevertPort
@@ -66,7 +66,7 @@ class Revert:
                 % view.name,
                 "Start it, or give that memory up ('virsh managedsave-remove'), then run the task again",
             )
-        steps, after_chains, apply = self._way(record, texts, view, journal)
+        steps, after_chains, apply = self._way(record, current, texts, view, journal)
         after: dict[str, object] = {"state": goal, "current": name, "disks": after_chains}
         reached = goal
         if not check:
@@ -81,7 +81,12 @@ class Revert:
         )
 
     def _way(
-        self, record: SnapshotRecord, texts: dict[str, str], view: DomainView, journal: Journal
+        self,
+        record: SnapshotRecord,
+        current: str | None,
+        texts: dict[str, str],
+        view: DomainView,
+        journal: Journal,
     ) -> tuple[tuple[str, ...], dict[str, list[str]], Callable[[], None]]:
         """The steps, the chains that they lead to, and what makes them. Raises what is to be refused."""
         if not record.external:
@@ -90,18 +95,19 @@ class Revert:
             return words, self._chains_after(texts[record.name], view), lambda: self._by_libvirt(record)
         manual = ManualRevert(record, texts, self._domain, self._images, self._clock)
         bases = manual.bases(view, journal)
-        if self._domain.reverts_external() and libvirt_can(bases.values()):
+        why_not = self._why_not_by_libvirt(record, current, texts, view, journal)
+        if why_not is None:
             after = {**chains(view), **{name: [_NEW, *_paths(chain)] for name, chain in bases.items()}}
             return self._steps(record, view), after, lambda: self._by_libvirt(record)
         fresh = self._wish.reset_nvram
         if fresh and state_after(self._wish, record) == "shut off":
             raise VirtopsError(
                 "unsupported",
-                "Where libvirt does not go back to an external snapshot itself, UEFI variables can be reset only as "
-                "the domain starts, and it would be off.",
+                "UEFI variables can be reset only by libvirt's own revert or as the domain starts, but it would be off, "
+                "and %s." % why_not,
                 "Set run_state: running; or leave out reset_nvram, and later 'virsh start --reset-nvram'",
             )
-        layers = manual.plan(view, journal)
+        layers = manual.plan(view, journal, why_not)
         memory = memory_file(record)
         definition = None if memory is None else manual.definition(layers)
         goal = state_after(self._wish, record)
@@ -156,7 +162,27 @@ class Revert:
         active = [disk.active.path for disk in view.disks if disk.active is not None and not disk.readonly]
         return tuple((path, self._images.identity(path)) for path in active if self._images.exists(path))
 
-    # -- refusals that need a look at the host
+    # -- what needs a look at the host
+
+    def _why_not_by_libvirt(
+        self,
+        record: SnapshotRecord,
+        current: str | None,
+        texts: dict[str, str],
+        view: DomainView,
+        journal: Journal,
+    ) -> str | None:
+        """The manual way is always careful; libvirt's is taken only where nothing can be lost by it."""
+        if not self._domain.reverts_external():
+            return "this libvirt cannot"
+        if interrupted(record, journal) is not None:
+            return "what an interrupted revert left is not libvirt's"
+        users = {"snapshot %r" % name: xml.snapshot_paths(text) for name, text in texts.items() if name != current}
+        users["the journal"] = frozenset(disk.base for op in journal.operations for disk in op.disks)
+        users["another domain"] = every_image(self._domain.other_images(), self._images)
+        at = None if current is None else xml.parse_record(texts[current])
+        saved = xml.snapshot_definitions(texts[record.name])
+        return why_not_by_libvirt(record, at, saved, view, users, lambda path: self._images.kind(path) == "file")
 
     def _refuse_internal(self, record: SnapshotRecord, text: str, view: DomainView) -> None:
         saved = xml.snapshot_images(text)

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Private to virtops.libvirt: going back to an external snapshot where libvirt cannot.
+"""Private to virtops.libvirt: going back to an external snapshot where libvirt cannot, or must not.
 
 journal PREPARED -> new overlays -> guest off -> definition and journal in one write -> record -> old layers removed.
 Until that write the domain has what it had, and a run that died before it is undone by the next one, or by recover.
@@ -47,13 +47,14 @@ class ManualRevert:
         self._images = images
         self._clock = clock
 
-    def plan(self, view: DomainView, journal: Journal) -> tuple[NewLayer, ...]:
-        """Raises VirtopsError; nothing was touched then."""
+    def plan(self, view: DomainView, journal: Journal, why: str) -> tuple[NewLayer, ...]:
+        """Raises VirtopsError; nothing was touched then. `why` libvirt does not do it."""
         record = self._record
         if not view.persistent:
             raise VirtopsError(
                 "transient_domain",
-                "Domain %s is transient, and this libvirt takes none back to an external snapshot." % view.name,
+                "Domain %s is transient, so that only libvirt could take it back to an external snapshot, and %s."
+                % (view.name, why),
                 "Make it persistent ('virsh define')",
             )
         stale = interrupted(record, journal)

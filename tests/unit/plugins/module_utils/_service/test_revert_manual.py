@@ -22,7 +22,6 @@ pytest.importorskip("lxml")
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError  # noqa: E402
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.external_revert import libvirt_can  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import (  # noqa: E402
     Journal,
     JournalDisk,
@@ -59,6 +58,9 @@ KEPT = Operation(
         for target, base in (("vda", "/img/a"), ("vdb", "/img/b"))
     ),
 )
+
+#: What a snapshot without a record stands on: the overlay of n.
+BELOW = JournalDisk("vda", "/img/a.s.n", "qcow2", "/img/a.s.n.x")
 
 
 class TestDomain(Domain):
@@ -399,21 +401,130 @@ def test_writing_the_memory_may_have_taken_long(domain: Domain, images: FakeImag
     assert revert(domain, images, check=True).changed
 
 
-@pytest.mark.parametrize(("path", "can"), [("/img/a,b.qcow2", True), ("/a,b/x.qcow2", False), ("/img/x", True)])
-def test_libvirt_fails_in_folders_with_a_comma(path: str, can: bool) -> None:
-    assert libvirt_can([(Layer("/img/y", "qcow2"), Layer("/q,r/z", "qcow2")), (Layer(path, "qcow2"),)]) == can
-
-
-def test_libvirt_does_it_where_it_can(domain: Domain, images: FakeImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+@pytest.fixture
+def asked(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The reverts that were asked of a libvirt that makes them."""
+    names: list[str] = []
     monkeypatch.setattr(domain, "reverts_external", lambda: True)
-    monkeypatch.setattr(domain, "revert", lambda name, *_more: asked.append(name))
+    monkeypatch.setattr(domain, "revert", lambda name, *_more: names.append(name))
+    return names
+
+
+def test_libvirt_does_it_where_it_can(domain: Domain, images: FakeImages, asked: list[str]) -> None:
     foreseen = revert(domain, images, check=True)
     assert asked == []
     done = revert(domain, images)
     assert asked == ["s"]
     assert foreseen.after == done.after
     assert done.after["disks"] == {"vda": ["(a new overlay)", "/img/a"], "vdb": ["(a new overlay)", "/img/b"]}
+
+
+def take_above(domain: Domain, images: FakeImages, name: str, current: bool) -> None:
+    """Snapshot `name` of the guest on the overlays of s; it goes on on its own."""
+    above = {disk.target: "%s.%s" % (disk.active.path, name) for disk in domain.view().disks if disk.active}
+    disks = tuple(SnapshotDisk(target, "external", path, "qcow2") for target, path in above.items())
+    text = xml.build_record(name, (*disks, SnapshotDisk("hda", "no")), domain.domain_xml())
+    journal = domain.view().journal_xml
+    domain.redefine_snapshot(text.replace("<disks>", "<parent><name>s</name></parent><disks>"), current, False)
+    images.backing.update({path: ("qcow2", path[: -len(name) - 1]) for path in above.values()})
+    domain.power_off()
+    domain.define_on({target: Layer(path, "qcow2") for target, path in above.items()}, journal)
+    domain.power_on(paused=False)
+
+
+def switch_to(domain: Domain, images: FakeImages, suffix: str) -> None:
+    """As the guest is after another revert to s, of which only libvirt knew, and no longer does."""
+    journal = domain.view().journal_xml
+    new = {"vda": Layer("/img/a.%s" % suffix, "qcow2"), "vdb": Layer("/img/b.%s" % suffix, "qcow2")}
+    images.backing.update({layer.path: ("qcow2", layer.path[: -len(suffix) - 1]) for layer in new.values()})
+    domain.power_off()
+    domain.define_on(new, journal)
+    domain.power_on(paused=False)
+
+
+def test_what_libvirt_forgot_it_must_not_delete(domain: Domain, images: FakeImages, asked: list[str]) -> None:
+    """s, n; back to s, where libvirt made overlays; a snapshot taken and deleted, or s described: it forgot those."""
+    take_above(domain, images, "n", current=False)
+    switch_to(domain, images, "r")
+    foreseen = revert(domain, images, check=True, name="n")
+    done = revert(domain, images, name="n")
+    assert asked == []
+    assert (foreseen.steps, foreseen.after) == (done.steps, done.after)
+    assert "create the overlay /img/test.vda.n.revert-1.qcow2 on /img/a.s (vda)" in done.steps
+    assert {"/img/a", "/img/a.s", "/img/b", "/img/b.s"} <= set(images.backing)
+    active = {disk.target: disk.active.path for disk in domain.view().disks if disk.active}
+    assert {target: images.backing[path][1] for target, path in active.items()} == {"vda": "/img/a.s", "vdb": "/img/b.s"}
+    assert images.written == {}
+
+
+@pytest.mark.parametrize("name", ["n", "s"])
+def test_nor_what_stands_below_another_snapshot(
+    domain: Domain, images: FakeImages, asked: list[str], name: str
+) -> None:
+    """s was made the current one, with n above it."""
+    take_above(domain, images, "n", current=False)
+    assert domain.current_snapshot() == "s"
+    revert(domain, images, name=name)
+    assert asked == []
+    assert {"/img/a", "/img/a.s", "/img/b", "/img/b.s"} <= set(images.backing)
+
+
+def test_it_is_asked_with_the_newest_as_the_current_one(domain: Domain, images: FakeImages, asked: list[str]) -> None:
+    take_above(domain, images, "n", current=True)
+    revert(domain, images)
+    assert asked == ["s"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda domain, images: setattr(domain, "current_snapshot", lambda: None),
+        lambda domain, images: images.kinds.update({"/img/b": "block"}),
+        lambda domain, images: domain.write_journal(
+            xml.build_journal(Journal((KEPT, replace(KEPT, id="2", name="x", disks=(BELOW,)))))
+        ),
+    ],
+)
+def test_the_guest_is_taken_back_without_libvirt(
+    domain: Domain, images: FakeImages, asked: list[str], change: Callable[[Domain, FakeImages], Any]
+) -> None:
+    take_above(domain, images, "n", current=True)
+    change(domain, images)
+    assert revert(domain, images, check=True).steps == revert(domain, images).steps
+    assert asked == []
+
+
+@pytest.mark.parametrize("call", ["create_overlay", "redefine_snapshot", "remove"])
+def test_what_we_began_libvirt_does_not_go_on_with(
+    domain: Domain, images: FakeImages, asked: list[str], call: str
+) -> None:
+    images.kinds["/img/b"] = "block"
+    revive = kill_at(domain if call == "redefine_snapshot" else images, call, after=True)
+    with pytest.raises(Died):
+        revert(domain, images)
+    revive()
+    images.kinds.clear()
+    revert(domain, images)
+    assert asked == []
+    assert images.written == {}
+    assert len(images.backing) == 4
+    assert len(journal_of(domain).operations) == 1
+
+
+def test_a_transient_guest_is_told_why_libvirt_must_not(
+    domain: Domain, images: FakeImages, monkeypatch: pytest.MonkeyPatch, asked: list[str]
+) -> None:
+    view = replace(domain.view(), persistent=False, config_disks=())
+    monkeypatch.setattr(domain, "view", lambda: view)
+    assert revert(domain, images, check=True, run_state="running").changed
+    images.kinds["/img/b"] = "block"
+    with pytest.raises(VirtopsError) as caught:
+        revert(domain, images, check=True, run_state="running")
+    assert (caught.value.code, "disk vdb" in caught.value.cause) == ("transient_domain", True)
+    monkeypatch.setattr(domain, "reverts_external", lambda: False)
+    with pytest.raises(VirtopsError) as caught:
+        revert(domain, images, check=True, run_state="running")
+    assert caught.value.cause.endswith("and this libvirt cannot.")
 
 
 def test_a_saved_memory_is_respected(domain: Domain, images: FakeImages) -> None:
