@@ -111,7 +111,7 @@ def snapshot_images(xml: str) -> dict[str, Layer]:
 
 
 def snapshot_paths(xml: str) -> frozenset[str]:
-    """Every image that a snapshot's record names: those of its moment with what is below, and the overlays made then."""
+    """Every image that a snapshot's record names: those of its moment, what is below, and the overlays made then."""
     own = frozenset(disk.file for disk in parse_snapshot(xml).disks if disk.file is not None)
     return own | {layer.path for disks in snapshot_definitions(xml) for disk in disks for layer in disk.chain}
 

@@ -4,7 +4,8 @@
 """Private to virtops.libvirt: the flow of snapshot_revert.
 
 observe -> plan -> (check mode stops here) -> libvirt's call -> the journal as it is true now. A run that died before
-the journal was written is finished by the next one, which goes back once more. What libvirt cannot do, or must not: revert_manual.
+the journal was written is finished by the next one, which goes back once more. What libvirt cannot do, or must not, is
+in revert_manual.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ class Revert:
         if fresh and state_after(self._wish, record) == "shut off":
             raise VirtopsError(
                 "unsupported",
-                "UEFI variables can be reset only by libvirt's own revert or as the domain starts, but it would be off, "
-                "and %s." % why_not,
+                "UEFI variables can be reset only by libvirt's own revert, or as the domain starts and it would be off; "
+                "but %s." % why_not,
                 "Set run_state: running; or leave out reset_nvram, and later 'virsh start --reset-nvram'",
             )
         layers = manual.plan(view, journal, why_not)

@@ -73,7 +73,7 @@ def odd(**more: Any) -> tuple[Disk, ...]:
         pytest.param(
             S, S, [THEN], view(*NOW), {"the journal": frozenset({"/i/b.s"})}, "the journal needs", id="journal"
         ),
-        pytest.param(S, S, [THEN], view(*NOW), {"another domain": frozenset({"/i/b.s"})}, "another domain", id="shared"),
+        pytest.param(S, S, [THEN], view(*NOW), {"another domain": frozenset({"/i/b.s"})}, "another domain", id="other"),
         # What it puts on overlays
         pytest.param(record("s", vda="/i/a.s"), S, [THEN], view(*NOW), {}, "vdb", id="excluded disk"),
         pytest.param(S, S, [THEN], view(*NOW[:2], ISO), {}, "hda", id="ISO now"),
