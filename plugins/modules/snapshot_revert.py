@@ -13,14 +13,21 @@ author: virtops.libvirt contributors (@virtops)
 description:
   - Takes the disks of a domain, and its memory where the snapshot has that, back to a snapshot. What the guest wrote
     since is lost, unless it is in another snapshot.
-  - libvirt does it where it can, and the definition becomes that of the snapshot's moment. It goes back to external
-    snapshots since 9.9.0; C(virsh capabilities) then has C(<externalSnapshot/>).
-  - Where it cannot, the module goes back to an external snapshot itself. The guest is turned off, each of
+  - To an internal snapshot libvirt goes back, and the definition becomes that of the snapshot's moment.
+  - To an external snapshot libvirt goes back since 9.9.0; C(virsh capabilities) then has C(<externalSnapshot/>). It
+    deletes the files of the current snapshot without asking what else stands on them, and it puts every disk on a new
+    overlay. So the module lets it only if nothing can be lost. The guest's disks have to be on the overlays of its
+    current snapshot, which nothing else needs. The snapshot has to be of all disks that the guest has and had then, and
+    each of them has to be a file. The definition then becomes that of the snapshot's moment, too.
+  - In all other cases the module goes back to an external snapshot itself, for example if the host's libvirt is older,
+    if the snapshot left out a disk, if a CD is inserted, if a disk is a block device, or if the guest was taken back
+    before and has branches of snapshots. The guest is turned off, each of
     the snapshot's disks gets a new overlay on the image of that moment, and the definition stays as it is but for them.
     If the snapshot has the guest's memory, the guest then goes on with that, with the devices of that moment until it
     is off again. The snapshot's own images and its memory file are never written to, so it can be gone back to again.
     If it was interrupted, the next run finishes it, and M(virtops.libvirt.recover) undoes or finishes it, though
-    without the memory.
+    without the memory. A transient domain cannot be taken back so.
+  - RV(actions) tells which way it is, in check mode too.
   - An overlay that holds nothing but what the guest wrote since then is removed, unless another snapshot stands on it.
   - Whether something happened since the last revert can be told only of a guest that is off. If it stands on the
     snapshot, and nobody wrote to its images or changed its definition since this module took it there, nothing changes.
