@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from .errors import VirtopsError
@@ -45,7 +45,7 @@ class Conversion:
 
 
 def plan_conversions(
-    wish: ConvertWish, view: DomainView, odd: Mapping[str, str], others: frozenset[str]
+    wish: ConvertWish, view: DomainView, odd: Mapping[str, str], others: Container[str]
 ) -> tuple[Conversion, ...]:
     """The disks that have to be converted, in the domain's order.
 

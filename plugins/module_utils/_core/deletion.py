@@ -11,7 +11,7 @@ after a revert several images may stand on one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .errors import VirtopsError
@@ -48,7 +48,7 @@ class Forest:
 
     below: Mapping[str, Layer | None]
     active: frozenset[str]
-    others: frozenset[str] = frozenset()
+    others: Container[str] = frozenset()
     inside: frozenset[str] = frozenset()
     written: frozenset[str] = frozenset()
 

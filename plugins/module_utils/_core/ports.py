@@ -298,6 +298,10 @@ class ImagePort(Protocol):
     def identity(self, path: str) -> FileIdentity:
         """stat(2) of the image, symlinks followed."""
 
+    def file_key(self, path: str) -> tuple[int, int] | None:
+        """stat(2): what all names of one file have in common, and all nodes of one block device; None where there is
+        no file, or none that we may look at."""
+
     def exists(self, path: str) -> bool:
         """lstat(2): a dangling symlink exists too."""
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 from .errors import VirtopsError
@@ -76,7 +76,7 @@ def refuse_internal(
     saved: Mapping[str, Layer],
     view: DomainView,
     inside: Inside,
-    others: frozenset[str],
+    others: Container[str],
 ) -> None:
     """The data have to be there, and nothing else may stand on the images that they are written back into.
 

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from .._core.errors import VirtopsError
 from .._core.model import FileIdentity, ImageInfo, Layer
 from .command import os_failure, run
-from .procs import holders
+from .procs import file_key, holders
 
 _PRIVATE = 0o600
 #: The least that a header of qcow2 has.
@@ -142,6 +142,10 @@ class Images:
         except OSError as error:
             raise os_failure("Looking at the image %s" % path, error) from error
         return FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def file_key(self, path: str) -> tuple[int, int] | None:
+        """stat(2)."""
+        return file_key(path)
 
     def exists(self, path: str) -> bool:
         """lstat(2)."""

@@ -7,21 +7,35 @@
 from __future__ import annotations
 
 import os
+import stat
 
 
 def holders(path: str) -> tuple[int, ...]:
     """The PIDs that have `path` open or mapped, whatever name they opened it by; none where it is gone.
 
-    Compared by device and inode, so a bind mount, a hard link or another mount namespace hides nobody. A process that
+    Compared by what the file is, so a bind mount, a hard link or another mount namespace hides nobody. A process that
     ends meanwhile is passed over, and so is one that we may not look into: as root none, as a user those of others.
     """
     try:
-        wanted = os.stat(path)
+        key = key_of(os.stat(path))
     except FileNotFoundError:
         return ()
-    key = (wanted.st_dev, wanted.st_ino)
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
     return tuple(sorted(pid for pid in pids if _holds(pid, key)))
+
+
+def file_key(path: str) -> tuple[int, int] | None:
+    """The same for every name of a file; None where it is gone, or is not ours to look at."""
+    try:
+        return key_of(os.stat(path))
+    except OSError:
+        return None
+
+
+def key_of(found: os.stat_result) -> tuple[int, int]:
+    """A block device may have several nodes, also one in /dev of the mount namespace that libvirt gives each QEMU: they
+    share the device's number alone."""
+    return (-1, found.st_rdev) if stat.S_ISBLK(found.st_mode) else (found.st_dev, found.st_ino)
 
 
 def emulators(uuid: str) -> tuple[int, ...]:
@@ -48,12 +62,4 @@ def _any_link(directory: str, key: tuple[int, int]) -> bool:
         names = os.listdir(directory)
     except OSError:
         return False
-    return any(_identity(os.path.join(directory, name)) == key for name in names)
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+    return any(file_key(os.path.join(directory, name)) == key for name in names)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Container
 
 from .._core import xml
 from .._core.convert import Conversion, ConvertWish, interrupted, plan_conversions, removal_of
@@ -93,7 +94,7 @@ class Convert:
                 "Start it and shut it down, then run the task again",
             )
 
-    def _is_there(self, one: Conversion, others: frozenset[str]) -> bool:
+    def _is_there(self, one: Conversion, others: Container[str]) -> bool:
         """Did an earlier run come so far? Then only the definition is to be written."""
         require_folder(one.path, "image of disk %s" % one.target, "dest_dir", self._images)
         if not self._images.exists(one.path):

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .._core import xml
@@ -50,7 +50,7 @@ def kept_operations(journal: Journal) -> tuple[Operation, ...]:
     return tuple(op for op in journal.operations if op.kind == KEPT and not op.open)
 
 
-def forest_of(points: Sequence[Point], view: DomainView, images: ImagePort, others: frozenset[str]) -> Forest:
+def forest_of(points: Sequence[Point], view: DomainView, images: ImagePort, others: Container[str]) -> Forest:
     """Chains that libvirt or an image told already are not read again."""
     below: dict[str, Layer | None] = {}
     for disk in view.disks:

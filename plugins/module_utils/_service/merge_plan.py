@@ -29,7 +29,7 @@ from .._core.refusals import image_shared, operation_open, require_disk
 from .._core.snapshot import is_in_chain
 from .brake import held_words
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of
-from .observe import every_image
+from .observe import FileSet, every_image
 
 #: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain: until the pivot QEMU
 #: copies each write of the overlay into the base a moment later.
@@ -229,7 +229,9 @@ class MergePlanner:
     def _check_unshared(self, goals: tuple[MergeGoal, ...]) -> None:
         """Writing into an image that another guest stands on would change that guest's disk."""
         goals = tuple(goal for goal in goals if goal.kind != PULL)
-        shared = self.images_of_others() if goals else frozenset()
+        if not goals:
+            return
+        shared = self.images_of_others()
         for goal in goals:
             if goal.into.path in shared or any(layer.path in shared for layer in goal.merged):
                 path = goal.into.path if goal.into.path in shared else goal.top.path
@@ -261,7 +263,7 @@ class MergePlanner:
         current = current_of(self._domain, texts)
         return record_writes(texts, moved_layers(goals, operation), frozenset({self._wish.snapshot}), current)
 
-    def images_of_others(self) -> frozenset[str]:
+    def images_of_others(self) -> FileSet:
         return every_image(self._domain.other_images(), self._images)
 
     def _is_left(self, goal: MergeGoal, view: DomainView) -> bool:

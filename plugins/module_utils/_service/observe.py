@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from dataclasses import replace
+from functools import cached_property
 
-from .._core.model import Disk, DomainView, OtherImages
+from .._core.model import Disk, DomainView, OtherImages, is_local
 from .._core.ports import ImagePort, ViewPort
 
 
@@ -33,13 +35,36 @@ def _with_chain(disk: Disk, images: ImagePort) -> Disk:
     return replace(disk, chain=images.chain(disk.active.path, disk.active.format))
 
 
-def every_image(others: OtherImages, images: ImagePort) -> frozenset[str]:
+class FileSet(Container[str]):
+    """Files by what they are: a path is in it too where it is another name of one, as /dev/VG/LV of a node in
+    /dev/mapper, or a path through a symlink. Other names are looked for only where the path itself is not among them.
+    """
+
+    def __init__(self, paths: Iterable[str], images: ImagePort) -> None:
+        self._paths = frozenset(paths)
+        self._images = images
+
+    def __contains__(self, path: object) -> bool:
+        if path in self._paths:
+            return True
+        key = self._key(path) if isinstance(path, str) else None
+        return key is not None and key in self._keys
+
+    @cached_property
+    def _keys(self) -> frozenset[tuple[int, int] | None]:
+        return frozenset(self._key(path) for path in self._paths)
+
+    def _key(self, path: str) -> tuple[int, int] | None:
+        return self._images.file_key(path) if is_local(path) else None
+
+
+def every_image(others: OtherImages, images: ImagePort) -> FileSet:
     """Every image in a chain of another domain; of those that are off, the images know the chain."""
     found = set(others.known)
     for tip in others.tips:
         if images.exists(tip.path):
             found.update(layer.path for layer in images.chain(tip.path, tip.format))
-    return frozenset(found)
+    return FileSet(found, images)
 
 
 def chains(view: DomainView) -> dict[str, list[str]]:

@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from .._core.errors import VirtopsError
 from .._core.journal import Operation
-from .._core.model import DomainView, ImageInfo, OtherImages, is_local
+from .._core.model import DomainView, ImageInfo, OtherImages
 from .._core.ports import Clock, ImagePort
 from .._core.snapshot import PlannedDisk
-from .observe import every_image
+from .observe import FileSet, every_image
 
 #: Seconds that a process is given to close a layer. libvirt shows the new chain a moment before QEMU is told to drop
 #: the layers that were merged.
@@ -97,8 +97,7 @@ def require_reusable(disk: PlannedDisk, view: DomainView, others: OtherImages, i
 
 def _require_free(disk: PlannedDisk, view: DomainView, others: OtherImages, images: ImagePort) -> None:
     path = disk.overlay
-    own = {layer.path for found in view.disks + view.config_disks for layer in found.chain}
-    taken = sorted(used for used in own | every_image(others, images) if _same_file(used, path, images))
+    taken = path in _own(view, images) or path in every_image(others, images)
     holders = images.holders(path)
     if not taken and not holders:
         return
@@ -130,12 +129,7 @@ def _why_not_reusable(disk: PlannedDisk, info: ImageInfo, images: ImagePort) -> 
 
 def _same_file(one: str, other: str, images: ImagePort) -> bool:
     """A path may lead through a symlink, as those of logical volumes do."""
-    if one == other:
-        return True
-    if not is_local(one) or "missing" in (images.kind(one), images.kind(other)):
-        return False
-    found, wanted = images.identity(one), images.identity(other)
-    return (found.device, found.inode) == (wanted.device, wanted.inode)
+    return one in FileSet([other], images)
 
 
 def _unsuitable(disk: PlannedDisk, why: str) -> VirtopsError:
@@ -155,19 +149,17 @@ def is_unused(path: str, view: DomainView, images: ImagePort) -> bool:
     """
     if not images.exists(path) or images.holders(path):
         return False
-    if any(disk.index_of(path) is not None for disk in view.disks + view.config_disks):
-        return False
-    return not images.holds_data(path)
+    return path not in _own(view, images) and not images.holds_data(path)
 
 
 def remove_layer(
-    path: str, view: DomainView, others: Callable[[], frozenset[str]], images: ImagePort, clock: Clock
+    path: str, view: DomainView, others: Callable[[], Container[str]], images: ImagePort, clock: Clock
 ) -> str | None:
     """Delete a journalled layer where no chain of any domain has it and nobody holds it open; else say what keeps it.
 
     `others` are the images of the host's other domains.
     """
-    if any(disk.index_of(path) is not None for disk in view.disks + view.config_disks):
+    if path in _own(view, images):
         return "%s was kept: it is still in a chain of this domain." % path
     if path in others():
         return "%s was kept: another domain of this host stands on it." % path
@@ -176,6 +168,11 @@ def remove_layer(
         return "%s was kept: a process has it open (PID %s)." % (path, ", ".join(str(pid) for pid in held))
     images.remove(path)
     return None
+
+
+def _own(view: DomainView, images: ImagePort) -> FileSet:
+    """What is in a chain of this domain, or would be after a start."""
+    return FileSet([layer.path for disk in view.disks + view.config_disks for layer in disk.chain], images)
 
 
 def unsure_words(path: str) -> str:
@@ -198,9 +195,8 @@ def _lasting_holders(path: str, images: ImagePort, clock: Clock) -> tuple[int, .
 
 def removable(operation: Operation, view: DomainView, others: OtherImages, images: ImagePort) -> list[str]:
     """The layers that a revert was going to remove: those that are still there, and that nobody took into use since."""
-    used = every_image(others, images)
-    used |= {layer.path for disk in view.disks + view.config_disks for layer in disk.chain}
-    paths = [disk.overlay for disk in operation.disks]
+    used, own = every_image(others, images), _own(view, images)
+    paths = [disk.overlay for disk in operation.disks if disk.overlay not in own]
     return [path for path in paths if path not in used and images.exists(path) and not images.holders(path)]
 
 

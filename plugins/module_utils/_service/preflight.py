@@ -17,7 +17,7 @@ from .._core import xml
 from .._core.backup import BackupWish, CopyOrder, Source, StorePort
 from .._core.errors import VirtopsError
 from .._core.journal import Journal
-from .._core.model import DomainView, Outcome
+from .._core.model import DomainView, Outcome, is_local
 from .._core.ports import ImagePort
 from .._core.preflight import is_ready, judge
 from .._core.preflight_facts import (
@@ -186,7 +186,7 @@ class Preflight:
         return owners
 
 
-#: Device and inode of a file -> UUID and name of each domain that has it.
+#: A file, by what all its names have in common -> UUID and name of each domain that has it.
 _Owners = dict[tuple[int, int], dict[str, str]]
 
 
@@ -264,10 +264,4 @@ class _Look:
 
 
 def _file(path: str, images: ImagePort) -> tuple[int, int] | None:
-    if not path.startswith("/") or not images.exists(path):
-        return None
-    try:
-        found = images.identity(path)
-    except VirtopsError:
-        return None  # a dangling symlink
-    return found.device, found.inode
+    return images.file_key(path) if is_local(path) else None

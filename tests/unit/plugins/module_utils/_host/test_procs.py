@@ -7,13 +7,14 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.procs import emulators, holders
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.procs import emulators, file_key, holders
 
 
 def test_another_process_by_a_hard_link(tmp_path: Path) -> None:
@@ -46,6 +47,29 @@ def test_a_mapped_file_is_held(tmp_path: Path) -> None:
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:
     assert holders(str(tmp_path / "none")) == ()
+
+
+def test_each_name_of_a_file_has_the_same_key(tmp_path: Path) -> None:
+    path, other = tmp_path / "image", tmp_path / "other"
+    for file in (path, other):
+        file.write_bytes(b"x")
+    os.link(path, tmp_path / "hard")
+    (tmp_path / "soft").symlink_to(path)
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    keys = [file_key(str(tmp_path / name)) for name in ("image", "hard", "soft")]
+    assert len(set(keys)) == 1
+    assert keys[0] is not None
+    assert file_key(str(other)) not in keys
+    assert file_key(str(tmp_path / "dangling")) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes nodes")
+def test_the_nodes_of_one_block_device_have_the_same_key(tmp_path: Path) -> None:
+    """As /dev/dm-0 and a node of its own in /dev/mapper, where udev does not make that a symlink."""
+    for name, minor in (("one", 200), ("same", 200), ("other", 201)):
+        os.mknod(tmp_path / name, stat.S_IFBLK | 0o600, os.makedev(7, minor))
+    one, same, other = (file_key(str(tmp_path / name)) for name in ("one", "same", "other"))
+    assert one == same != other
 
 
 def test_the_emulators_of_a_domain(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field, replace
 from xml.etree import ElementTree
 
@@ -71,7 +72,7 @@ class FakeWatchdog:
 
 
 class FakeImages:
-    """Images by path: (format, backing path); `files` holds what else exists."""
+    """Images by path: (format, backing path); `links` are other names of one, which are paths of their own here."""
 
     def __init__(self, backing: dict[str, tuple[str, str | None]]) -> None:
         self.backing = dict(backing)
@@ -83,6 +84,7 @@ class FakeImages:
         self.written: dict[str, int] = {}
         self.free = 1 << 40
         self.times: dict[str, int] = {}
+        self.links: dict[str, str] = {}
         self.same = False
         self.kinds: dict[str, str] = {}
         self.infos: dict[str, ImageInfo] = {}
@@ -127,7 +129,19 @@ class FakeImages:
         self.times[path] = mtime_ns
 
     def identity(self, path: str) -> FileIdentity:
-        return FileIdentity(1, len(path), 1 << 20, self.times.get(path, self.written.get(path, 0)))
+        return FileIdentity(1, self._inode(path), 1 << 20, self.times.get(path, self.written.get(path, 0)))
+
+    def another_name(self, path: str) -> str:
+        """As a symlink gives one."""
+        name = "/elsewhere" + path
+        self.backing[name], self.links[name] = self.backing[path], path
+        return name
+
+    def file_key(self, path: str) -> tuple[int, int] | None:
+        return (1, self._inode(path)) if self.exists(path) else None
+
+    def _inode(self, path: str) -> int:
+        return zlib.crc32(self.links.get(path, path).encode())
 
     def same_content(self, one: Layer, other: Layer) -> bool:
         self._call("same_content", one.path, other.path)

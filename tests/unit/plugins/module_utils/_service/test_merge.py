@@ -228,7 +228,7 @@ def test_overlays_are_kept_unless_deletion_was_asked_for(lab: Lab) -> None:
     assert lab.domain.journal is None
 
 
-@pytest.mark.parametrize("why", ["open", "other"])
+@pytest.mark.parametrize("why", ["open", "other", "other name", "own definition"])
 def test_an_overlay_that_somebody_needs_is_kept(lab: Lab, why: str) -> None:
     overlay = "/img/vm.vda.s1.qcow2"
     real = lab.domain.pivot
@@ -237,8 +237,11 @@ def test_an_overlay_that_somebody_needs_is_kept(lab: Lab, why: str) -> None:
         real(disk)
         if why == "open":
             lab.images.open_by[overlay] = (42,)
+        elif why == "own definition":
+            lab.domain.config["vdb"] = (Layer(lab.images.another_name(overlay), "qcow2"),)
         else:
-            lab.domain.others = OtherImages(frozenset(), (Layer(overlay, "qcow2"),))
+            name = overlay if why == "other" else lab.images.another_name(overlay)
+            lab.domain.others = OtherImages(frozenset(), (Layer(name, "qcow2"),))
 
     lab.domain.pivot = pivot  # type: ignore[method-assign]
     outcome = lab.run(snapshot="s1", delete_merged=True)
@@ -270,6 +273,22 @@ def test_by_path_the_golden_image_of_others_is_refused(lab: Lab) -> None:
     with pytest.raises(VirtopsError) as caught:
         lab.run(disks=("vdb",), base="/img/golden.raw")
     assert caught.value.code == "base_shared"
+
+
+@pytest.mark.parametrize("path", ["/img/a.raw", "/img/golden.raw"])
+@pytest.mark.parametrize("off", [False, True])
+def test_what_another_domain_stands_on_under_another_name_is_refused(lab: Lab, path: str, off: bool) -> None:
+    """As of /dev/VG/LV, a symlink, and its node in /dev/mapper; or of a folder's path through a symlink."""
+    name = lab.images.another_name(path)
+    lab.images.backing["/img/other.qcow2"] = ("qcow2", name)
+    known, tips = ((), (Layer("/img/other.qcow2", "qcow2"),)) if off else ((name,), ())
+    lab.domain.others = OtherImages(frozenset(known), tips)
+    disk = "vda" if path == "/img/a.raw" else "vdb"
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(disks=(disk,), base=path)
+    assert caught.value.code == "base_shared"
+    assert path in caught.value.cause
+    assert lab.domain.calls == []
 
 
 def test_by_path_several_layers(lab: Lab) -> None:

@@ -19,7 +19,6 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     BlockJob,
     Disk,
     DomainView,
-    FileIdentity,
     Layer,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Capabilities, Limits, Reserve
@@ -37,17 +36,12 @@ WISH = PreflightWish(
 
 
 class Images(FakeImages):
-    """Folders have an identity too; `same_file` are other names of an image."""
+    """Some are broken."""
 
     def __init__(self) -> None:
         super().__init__({})
         self.folders |= {"/srv/backup"}
-        self.same_file: dict[str, str] = {}
         self.broken: set[str] = set()
-
-    def identity(self, path: str) -> FileIdentity:
-        name = self.same_file.get(path, path)
-        return FileIdentity(1, hash(name), 1 << 20, 0)
 
     def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:
         if path in self.broken:
@@ -223,7 +217,7 @@ def test_an_image_that_another_domain_stands_on(lab: Lab, state: str) -> None:
     lab.host.add("golden")
     lab.images.backing["/img/clone.qcow2"] = ("qcow2", "/link/golden.raw")
     lab.images.backing["/link/golden.raw"] = ("raw", None)
-    lab.images.same_file["/link/golden.raw"] = "/img/golden.raw"
+    lab.images.links["/link/golden.raw"] = "/img/golden.raw"
     top, below = Layer("/img/clone.qcow2", "qcow2"), Layer("/link/golden.raw", "raw")
     shown = (top, below) if state == "running" else (top,)
     lab.host.add("clone", state, disks=(Disk("vda", chain=shown),), config_disks=(Disk("vda", chain=(top,)),))

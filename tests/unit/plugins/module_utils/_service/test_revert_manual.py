@@ -29,7 +29,6 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal impo
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (  # noqa: E402
     DomainView,
-    FileIdentity,
     Layer,
     Outcome,
     SnapshotDisk,
@@ -54,7 +53,7 @@ KEPT = Operation(
     "created",
     "20261120T120000Z",
     tuple(
-        JournalDisk(target, base, "qcow2", base + ".s", FileIdentity(1, 6, 1 << 20, 0))
+        JournalDisk(target, base, "qcow2", base + ".s", FakeImages({}).identity(base))
         for target, base in (("vda", "/img/a"), ("vdb", "/img/b"))
     ),
 )

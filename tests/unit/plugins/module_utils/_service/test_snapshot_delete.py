@@ -315,6 +315,10 @@ def test_a_merge_by_name_keeps_the_records_in_step_too() -> None:
     [
         ("job_running", lambda lab: lab.domain.live.update(vda=replace(lab.domain.live["vda"], job=BlockJob("copy")))),
         ("base_shared", lambda lab: setattr(lab.domain, "others", OtherImages(frozenset({overlay("a")})))),
+        (
+            "base_shared",
+            lambda lab: setattr(lab.domain, "others", OtherImages(frozenset({lab.images.another_name(overlay("a"))}))),
+        ),
     ],
 )
 def test_refusals(code: str, change: Any) -> None:
