@@ -31,7 +31,9 @@ options:
   state:
     description:
       - With V(present) a job must run, and gets the O(bandwidth).
-      - With V(pivoted) the guest is switched to the base. A disk without a job is there already.
+      - With V(pivoted) the guest is switched to the base. A disk without a job is there already, unless its chain and
+        the journal say that a merge was begun and is not done, as after a job that died. Then the module fails with the
+        code V(commit_failed), and M(virtops.libvirt.block_commit) begins the merge anew.
       - With V(cancelled) the job is ended. A disk without a job is there already.
     type: str
     choices: [present, pivoted, cancelled]

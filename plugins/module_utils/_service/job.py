@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from .._core import xml
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT
+from .._core.journal import COMMIT, PULL, REVERT
 from .._core.model import BlockJob, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, MergePort, Watchdog
 from .._core.refusals import require_disk
+from .._core.snapshot import is_in_chain
 from .jobs import cancel_jobs
 from .merge import Merge, told_job
 from .merge_plan import MergeWish
@@ -50,6 +51,8 @@ class JobControl:
         job = self._job(view)
         if self._wish.state == "pivoted" and job is not None:
             return self._pivot(view, job, check)
+        if self._wish.state == "pivoted":
+            self._refuse_unmerged(view)
         steps = self._steps(job)
         after = None if self._wish.state == "cancelled" else self._with_speed(job)
         if steps and not check:
@@ -71,6 +74,22 @@ class JobControl:
                 "Start one with virtops.libvirt.block_commit or virtops.libvirt.block_pull and wait: false",
             )
         return disk.job
+
+    def _refuse_unmerged(self, view: DomainView) -> None:
+        """A job that is gone means nothing: the chain tells whether it came to its end."""
+        target = self._wish.disk
+        for operation in xml.parse_journal(view.journal_xml).operations:
+            if not operation.open or operation.kind in (PULL, REVERT):
+                continue
+            for disk in operation.disks:
+                if disk.target == target and is_in_chain(view, target, disk.overlay):
+                    raise VirtopsError(
+                        "commit_failed",
+                        "No block job runs on disk %s of domain %s, which still stands on %s: what %r merges is not "
+                        "merged." % (target, view.name, disk.overlay, operation.name),
+                        "Run virtops.libvirt.block_commit, or the play that began it, again; where its job died, the "
+                        "domain's QEMU log has the cause, most often no space for the base",
+                    )
 
     def _steps(self, job: BlockJob | None) -> tuple[str, ...]:
         if job is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .._core.errors import VirtopsError
 from .._core.model import DomainView
 from .._core.ports import Clock, MergePort
 
@@ -20,13 +21,27 @@ _POLL = 0.25
 def cancel_jobs(domain: MergePort, targets: Sequence[str], clock: Clock) -> DomainView:
     """End the jobs of these disks, and return the domain as it is then: a job may be there still, at its end."""
     view = domain.view()
-    for target in targets:
-        disk = view.disk(target)
-        if disk is not None and disk.job is not None and not disk.job.ending:
-            domain.cancel_job(target)
+    failures = [_cancel(domain, target) for target in targets if _goes_on(view, target)]
+    for failure in failures:
+        if failure is not None:
+            raise failure
     until = clock.monotonic() + END_SECONDS
     while True:
         view = domain.view()
         if not any(disk.job for disk in view.disks if disk.target in targets) or clock.monotonic() >= until:
             return view
         domain.wait_event(_POLL)
+
+
+def _cancel(domain: MergePort, target: str) -> VirtopsError | None:
+    """Why the job goes on; one that ended between the look and the call is no failure, and keeps none of the others."""
+    try:
+        domain.cancel_job(target)
+    except VirtopsError as error:
+        return error if _goes_on(domain.view(), target) else None
+    return None
+
+
+def _goes_on(view: DomainView, target: str) -> bool:
+    disk = view.disk(target)
+    return disk is not None and disk.job is not None and not disk.job.ending

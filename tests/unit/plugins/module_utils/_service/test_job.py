@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
@@ -48,6 +50,53 @@ def test_cancel_leaves_the_guest_on_its_overlay_and_the_journal_open(lab: Lab) -
     assert lab.chains["vda"][0] == "/img/vm.vda.s1.qcow2"
     assert parse_journal(lab.domain.journal).operations[0].phase == COMMITTING
     assert not control(lab, "vda", "cancelled").changed
+
+
+@pytest.mark.parametrize("off", [False, True])
+@pytest.mark.parametrize("by_path", [False, True])
+def test_no_pivot_is_claimed_where_the_job_died(off: bool, by_path: bool) -> None:
+    """As with no space in the base, or where the guest was destroyed."""
+    lab = Lab()
+    lab.run(**({"base": "/img/a.raw", "disks": ("vda",)} if by_path else {"snapshot": "s1"}), wait=False)
+    if off:
+        lab.domain.state = "shut off"
+    for target in lab.domain.live:
+        lab.domain.live[target] = replace(lab.domain.live[target], job=None)
+    before = lab.chains, lab.domain.journal
+    lab.domain.calls.clear()
+    for check in (True, False):
+        with pytest.raises(VirtopsError) as caught:
+            control(lab, "vda", "pivoted", check=check)
+        assert caught.value.code == "commit_failed"
+        assert "/img/vm.vda.s1.qcow2" in caught.value.cause
+    assert (lab.chains, lab.domain.journal, lab.domain.calls) == (*before, [])
+    assert not control(lab, "sda", "pivoted").changed, "it has no part in the merge"
+    assert not control(lab, "vda", "cancelled").changed
+
+
+def test_no_job_and_a_snapshot_that_is_kept() -> None:
+    assert not control(Lab(), "vda", "pivoted").changed
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_job_that_cannot_be_cancelled_keeps_no_other(lab: Lab, gone: bool) -> None:
+    """Where it ended between the look and the call, that is no failure."""
+    real = lab.domain.cancel_job
+
+    def cancel_job(disk: str) -> None:
+        if disk == "vda":
+            if gone:
+                real(disk)
+            raise VirtopsError("libvirt_error", "No such job.", "Look.")
+        real(disk)
+
+    lab.domain.cancel_job = cancel_job  # type: ignore[method-assign]
+    lab.domain.never_ready = True
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1", timeout=5)
+    assert caught.value.code == ("timeout" if gone else "libvirt_error")
+    assert lab.domain.live["vdb"].job is None
+    assert (caught.value.partial is not None) == gone
 
 
 def test_speed(lab: Lab) -> None:
