@@ -10,6 +10,7 @@ Each method names the call it stands for. Failures are `VirtopsError`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from .model import Creation, DomainView, FileIdentity, Hold, ImageInfo, Layer, OtherImages, SnapshotRecord
@@ -283,14 +284,21 @@ class ImagePort(Protocol):
     def same_content(self, one: Layer, other: Layer) -> bool:
         """`qemu-img compare`: would a guest read the same from both, with all that is below them?"""
 
-    def commit(self, top: Layer, base: Layer) -> None:
-        """`qemu-img commit -d -b BASE TOP`: all layers above base up to top go into base."""
+    def commit(self, top: Layer, base: Layer, check: Callable[[], None] | None = None) -> None:
+        """`qemu-img commit -d -b BASE TOP`: all layers above base up to top go into base.
 
-    def rebase(self, path: str, base: Layer | None) -> None:
-        """`qemu-img rebase`: copy into `path` what it needs, so that it stands on `base` (None: on nothing)."""
+        `check` is called now and then; it raises to stop this, which can be begun again.
+        """
+
+    def rebase(self, path: str, base: Layer | None, check: Callable[[], None] | None = None) -> None:
+        """`qemu-img rebase`: copy into `path` what it needs, so that it stands on `base` (None: on nothing).
+
+        The base is named by a relative path where the images from `path` down to it name each other so. `check` as for
+        `commit`.
+        """
 
     def rebase_unsafe(self, path: str, base: Layer) -> None:
-        """`qemu-img rebase -u`: change only what the header of `path` says of its backing file."""
+        """`qemu-img rebase -u`: change only what the header of `path` says of its backing file, relative as above."""
 
     def keep_time(self, path: str, mtime_ns: int) -> None:
         """utimensat(2) of a regular file: when it was last written; where that is not allowed, nothing happens."""

@@ -16,6 +16,7 @@ import json
 import os
 import stat
 import struct
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from .._core.errors import VirtopsError
@@ -111,23 +112,43 @@ class Images:
         except OSError as error:
             raise os_failure("Naming the image %s" % name, error) from error
 
-    def commit(self, top: Layer, base: Layer) -> None:
+    def commit(self, top: Layer, base: Layer, check: Callable[[], None] | None = None) -> None:
         """`qemu-img commit -d`: the overlays stay as they are, and are still right if we die half-way."""
         run(
             ["qemu-img", "commit", "-q", "-d", "-f", top.format, "-b", _absolute(base.path), _absolute(top.path)],
             "Committing %s into %s" % (top.path, base.path),
             tied=True,
+            check=check,
         )
 
-    def rebase(self, path: str, base: Layer | None) -> None:
+    def rebase(self, path: str, base: Layer | None, check: Callable[[], None] | None = None) -> None:
         """`qemu-img rebase` copies first and changes the header last: still right if we die half-way."""
-        backing = ["-b", ""] if base is None else ["-F", base.format, "-b", _absolute(base.path)]
-        run(["qemu-img", "rebase", "-q", "-f", "qcow2", *backing, _absolute(path)], "Rebasing %s" % path, tied=True)
+        backing = ["-b", ""] if base is None else self._backing(path, base)
+        argv = ["qemu-img", "rebase", "-q", "-f", "qcow2", *backing, _absolute(path)]
+        run(argv, "Rebasing %s" % path, tied=True, check=check)
 
     def rebase_unsafe(self, path: str, base: Layer) -> None:
         """`qemu-img rebase -u`; `path` is qcow2, as only that holds a backing file here."""
-        backing = ["-F", base.format, "-b", _absolute(base.path)]
-        run(["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", *backing, _absolute(path)], "Rebasing %s" % path)
+        argv = ["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", *self._backing(path, base), _absolute(path)]
+        run(argv, "Rebasing %s" % path)
+
+    def _backing(self, path: str, base: Layer) -> list[str]:
+        """QEMU puts the folder of `path` before a relative name, which has to give the very words of `base`."""
+        folder, name = os.path.join(os.path.dirname(path), ""), _absolute(base.path)
+        short = name[len(folder) :] if name.startswith(folder) else name
+        # A way through a folder that may go with what was merged would break, and a colon first mean a protocol
+        plain = short == os.path.normpath(short) and ":" not in short.split("/")[0]
+        return ["-F", base.format, "-b", short if plain and self._is_named_relative(path, name) else name]
+
+    def _is_named_relative(self, path: str, base: str) -> bool:
+        """Do the images of this chain, from `path` down to `base`, name each other by relative paths?"""
+        found: str | None = path
+        with contextlib.suppress(VirtopsError):  # one that is gone, or on the network
+            while found is not None and found != base:
+                info = self.info(found, "qcow2")
+                found = info.backing_path if info.backing_is_relative else None
+            return found is not None
+        return False
 
     def keep_time(self, path: str, mtime_ns: int) -> None:
         """utimensat(2): a device's time says nothing of its data."""

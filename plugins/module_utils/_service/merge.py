@@ -266,16 +266,21 @@ class Merge:
 
     def _merge_offline(self, goal: MergeGoal, view: DomainView) -> None:
         """Where the active layer stays, the persistent XML drops first what it says of the layers below."""
+
+        def check() -> None:
+            if self._brake.is_over:
+                raise _timed_out(goal, self._wish.deadline.timeout)
+
         if not goal.pivots:
             self._domain.set_config_disks({goal.target: config_layer(goal, view)})
         if goal.target in self._pivoted:
             self._domain.set_config_disks({goal.target: goal.into})
             return
         if goal.kind == PULL:
-            self._images.rebase(goal.into.path, goal.below)
+            self._images.rebase(goal.into.path, goal.below, check)
             return
         self._note_pivot(goal, False)
-        self._images.commit(goal.top, goal.into)
+        self._images.commit(goal.top, goal.into, check)
         if goal.above is not None:
             self._images.rebase_unsafe(goal.above, goal.into)
         else:

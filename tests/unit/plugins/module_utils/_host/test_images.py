@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -127,6 +128,84 @@ def test_commit_and_rebase(tmp_path: Path, images: Images) -> None:
     assert images.identity(base.path).size == MIB
     images.rebase_unsafe(overlay, other)
     assert images.info(overlay).backing_path == other.path
+
+
+def stack(folder: Path, *names: str) -> list[str]:
+    """Images of which each names the one before it as given; the paths, the base first."""
+    paths = []
+    for name, below in zip(names, ("", *names)):
+        backing = ["-F", "qcow2", "-b", os.path.relpath(below, os.path.dirname(name) or ".")] if below else []
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", *backing, os.path.basename(name), str(MIB)]
+        subprocess.run(command, cwd=folder / os.path.dirname(name), check=True)
+        paths.append(str(folder / name))
+    return paths
+
+
+def backing_name(path: str) -> str:
+    """As the image says it."""
+    told = subprocess.run(["qemu-img", "info", "--output=json", path], check=True, stdout=subprocess.PIPE).stdout
+    return str(json.loads(told)["backing-filename"])
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+@pytest.mark.parametrize("base", ["b.qcow2", "up/b.qcow2", "up/b,c d.qcow2"])
+@pytest.mark.parametrize("through", ["img", "link"])
+def test_a_rebase_keeps_relative_names(tmp_path: Path, images: Images, unsafe: bool, base: str, through: str) -> None:
+    """Also where the images are reached through a symlink, from which the way up is another one."""
+    (tmp_path / "data" / "img" / "up").mkdir(parents=True)
+    (tmp_path / "img").symlink_to(tmp_path / "data" / "img")
+    (tmp_path / "link").symlink_to(tmp_path / "data" / "img" / "up")
+    top = "up/o.qcow2" if through == "link" else "o.qcow2"
+    stack(tmp_path / "data" / "img", base, "m.qcow2", top)
+    path = str(tmp_path / "link" / "o.qcow2" if through == "link" else tmp_path / "img" / "o.qcow2")
+    layer = images.chain(path, "qcow2")[-1]
+    if unsafe:
+        images.rebase_unsafe(path, layer)
+    else:
+        images.rebase(path, layer)
+    said = backing_name(path)
+    assert not said.startswith("/")
+    assert os.path.join(os.path.dirname(path), said) == layer.path
+    assert images.chain(path, "qcow2") == (Layer(path, "qcow2"), layer), "in the same words"
+
+
+@pytest.mark.parametrize("how", ["absolute", "protocol", "through a folder"])
+def test_where_a_relative_name_would_not_do_it_is_absolute(tmp_path: Path, images: Images, how: str) -> None:
+    """A chain that may be moved, down to an image that stays; a name that QEMU takes for a protocol; a way through the
+    folder of the layer that goes."""
+    (tmp_path / "up").mkdir()
+    layer = "up/m.qcow2" if how == "through a folder" else "m.qcow2"
+    base, middle, top = stack(tmp_path, "b.qcow2", layer, "o.qcow2")
+    if how != "through a folder":
+        base = base if how == "absolute" else make(tmp_path / "nbd:b.qcow2").path
+        name = base if how == "absolute" else "./nbd:b.qcow2"
+        subprocess.run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", name, middle], check=True)
+    wanted = images.chain(top, "qcow2")[-1]
+    images.rebase_unsafe(top, wanted)
+    assert backing_name(top) == wanted.path
+    assert images.chain(top, "qcow2")[1:] == (wanted,)
+
+
+def test_a_commit_and_a_rebase_can_be_stopped(tmp_path: Path, images: Images) -> None:
+    base, middle, top = stack(tmp_path, "b.qcow2", "m.qcow2", "o.qcow2")
+    slow = tmp_path / "qemu-img"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+
+    def check() -> None:
+        raise VirtopsError("timeout", "Too long.", "Wait.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        patch.setattr(images, "_is_named_relative", lambda path, base: False)
+        for call in (
+            lambda: images.commit(Layer(top, "qcow2"), Layer(base, "qcow2"), check),
+            lambda: images.rebase(top, Layer(base, "qcow2"), check),
+        ):
+            with pytest.raises(VirtopsError) as caught:
+                call()
+            assert caught.value.code == "timeout"
+    assert images.chain(top, "qcow2")[1].path == middle
 
 
 def test_a_corrupt_image_and_its_snapshots_are_told(tmp_path: Path, images: Images) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from xml.etree import ElementTree
 
@@ -86,6 +87,7 @@ class FakeImages:
         self.times: dict[str, int] = {}
         self.links: dict[str, str] = {}
         self.same = False
+        self.while_copying: Callable[[], None] = lambda: None
         self.kinds: dict[str, str] = {}
         self.infos: dict[str, ImageInfo] = {}
         self.calls: list[str] = []
@@ -113,13 +115,20 @@ class FakeImages:
     def holds_data(self, path: str) -> bool:
         return path in self.dirty
 
-    def commit(self, top: Layer, base: Layer) -> None:
+    def commit(self, top: Layer, base: Layer, check: Callable[[], None] | None = None) -> None:
         self._call("commit", top.path, base.path)
+        self._take_time(check)
         self.written[base.path] = self.written.get(base.path, 0) + 1
 
-    def rebase(self, path: str, base: Layer | None) -> None:
+    def rebase(self, path: str, base: Layer | None, check: Callable[[], None] | None = None) -> None:
         self._call("rebase", path, base.path if base else "-")
+        self._take_time(check)
         self.backing[path] = (self.backing[path][0], base.path if base else None)
+
+    def _take_time(self, check: Callable[[], None] | None) -> None:
+        self.while_copying()
+        if check is not None:
+            check()
 
     def rebase_unsafe(self, path: str, base: Layer) -> None:
         self._call("rebase_unsafe", path, base.path)

@@ -420,6 +420,23 @@ def test_a_domain_that_is_off_is_committed_by_qemu_img(lab: Lab) -> None:
     assert lab.whole()
 
 
+@pytest.mark.parametrize("pull", [False, True])
+def test_a_domain_that_is_off_has_a_deadline_too(lab: Lab, pull: bool) -> None:
+    """And the next run begins again."""
+    lab.domain.state = "shut off"
+    lab.images.while_copying = lambda: lab.clock.sleep(11)
+    wish: dict[str, object] = {"pull": True, "disks": ("vdb",)} if pull else {"snapshot": "s1"}
+    before = {name: chain[:1] for name, chain in lab.domain.config.items()}
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(**wish, timeout=10)
+    assert caught.value.code == "timeout"
+    assert caught.value.partial is not None
+    assert {name: chain[:1] for name, chain in lab.domain.config.items()} == before
+    assert lab.domain.journal is not None
+    lab.run(**wish, timeout=60)
+    assert lab.domain.journal is None or pull
+
+
 def test_off_and_in_the_middle_of_a_chain(lab: Lab) -> None:
     lab.snapshot("s2")
     lab.domain.state = "shut off"
