@@ -50,6 +50,11 @@ class Deadline:
         """For how long the guest may be held back in all."""
         return self.throttle_timeout + (self.suspend_timeout if self.on_timeout == SUSPEND else 0)
 
+    @property
+    def seconds(self) -> int:
+        """How long the merge may take in all."""
+        return self.timeout + (self.brake_seconds if self.brakes else 0)
+
 
 class Brake(enum.Enum):
     """How hard the guest is held back at a moment."""

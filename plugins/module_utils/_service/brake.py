@@ -64,7 +64,7 @@ class GuestBrake:
     @property
     def is_over(self) -> bool:
         """Has the merge had all its time? For one that nothing can be held back for, as of a guest that is off."""
-        return self._clock.monotonic() - self._began >= self._deadline.timeout
+        return self._clock.monotonic() - self._began >= self._deadline.seconds
 
     def press(self, goals: Sequence[MergeGoal], view: DomainView) -> Brake:
         """Do what is due for the goals that are not reached. GIVE_UP is the caller's to do."""
