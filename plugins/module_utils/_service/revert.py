@@ -104,8 +104,8 @@ class Revert:
         if fresh and state_after(self._wish, record) == "shut off":
             raise VirtopsError(
                 "unsupported",
-                "libvirt does not take the domain back itself (%s), so UEFI variables can be reset only as it starts, and "
-                "it would be off." % why_not,
+                "libvirt does not take the domain back itself (%s), so UEFI variables can be reset only as it starts, "
+                "and it would be off." % why_not,
                 "Set run_state: running; or leave out reset_nvram, and later 'virsh start --reset-nvram'",
             )
         layers = manual.plan(view, journal, why_not)

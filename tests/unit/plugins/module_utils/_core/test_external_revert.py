@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.external_revert import why_not_by_libvirt
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
     Disk,
@@ -82,9 +83,7 @@ def odd(**more: Any) -> tuple[Disk, ...]:
         pytest.param(S, S, [THEN], view(*NOW, config_disks=(*NOW[:2], ISO)), {}, "hda", id="ISO at the next start"),
         pytest.param(S, S, [THEN], view(*NOW, disk("vdc", "/i/c")), {}, "vdc", id="new disk"),
         pytest.param(S, S, [(*THEN, disk("vdc", "/i/c"))], view(*NOW), {}, "vdc", id="disk that went"),
-        pytest.param(
-            S, S, [THEN], view(*NOW, Disk("vdc", source_type="network")), {}, "vdc", id="disk on the network"
-        ),
+        pytest.param(S, S, [THEN], view(*NOW, Disk("vdc", source_type="network")), {}, "vdc", id="disk on the network"),
         pytest.param(S, S, [(disk("vda", "/dev/x"), *THEN[1:])], view(*NOW), {}, "vda", id="block device as a file"),
         pytest.param(
             S, S, [(disk("vda", "/x", source_type="block"), *THEN[1:])], view(*NOW), {}, "vda", id="block device then"
