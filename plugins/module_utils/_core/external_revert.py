@@ -9,7 +9,7 @@ The snapshot's images are never written: each disk gets a new overlay on the ima
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .errors import VirtopsError
@@ -59,7 +59,7 @@ def why_not_by_libvirt(
     current: SnapshotRecord | None,
     saved: Sequence[Sequence[Disk]],
     view: DomainView,
-    users: Mapping[str, frozenset[str]],
+    users: Mapping[str, Container[str]],
     is_file: Callable[[str], bool],
 ) -> str | None:
     """Why a libvirt that goes back to external snapshots must not be asked to, as a clause; None where it may.
@@ -82,7 +82,7 @@ def why_not_by_libvirt(
     files = {disk.target: disk.file for disk in current.disks if disk.mode == "external"}
     if any(files != {disk.target: disk.active.path for disk in disks if disk.active is not None} for disks in now):
         return "libvirt would delete the files of the current snapshot %r, and the disks write to others" % current.name
-    needed_by = [(path, who) for who, paths in users.items() for path in sorted(paths.intersection(files.values()))]
+    needed_by = [(path, who) for who, paths in users.items() for path in files.values() if path in paths]
     return "libvirt would delete %s, which %s needs" % needed_by[0] if needed_by else None
 
 

@@ -3,9 +3,10 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Private to virtops.libvirt: the flow of image_convert.
 
-observe -> plan -> (check mode stops here) -> new images, written, compared and named -> journal, if the old ones are to
-go -> one write of the definition -> old images removed. Until that write nothing but files of ours has changed: the next
-run finds whole images again and uses them, and writes the others anew. After it only the journal knows the old ones.
+observe -> plan -> (check mode stops here) -> new images, written, compared and named -> journal, if the old ones are
+to go -> one write of the definition -> old images removed. Until that write nothing but files of ours has changed: the
+next run finds whole images again and uses them, and writes the others anew. After it only the journal knows the old
+ones.
 """
 
 from __future__ import annotations
@@ -182,19 +183,19 @@ class Convert:
 
 
 def finished(
-    operation: Operation, view: DomainView, others: frozenset[str], images: ImagePort
+    operation: Operation, view: DomainView, others: Container[str], images: ImagePort
 ) -> tuple[tuple[str, ...], Outcome]:
     """The raw images that an interrupted run was going to remove, and in words what comes of them and of its journal.
 
     Only where the disk stands on the new image: else the domain still has the raw one. `others` are the images of the
     host's other domains.
     """
-    used = others | {layer.path for disk in view.disks + view.config_disks for layer in disk.chain}
-    there = [disk for disk in operation.disks if is_in_chain(view, disk.target, disk.overlay) and images.exists(disk.base)]
+    own = {layer.path for disk in view.disks + view.config_disks for layer in disk.chain}
+    there = [disk for disk in operation.disks if is_in_chain(view, disk.target, disk.overlay)]
+    there = [disk for disk in there if images.exists(disk.base)]
+    unused = [disk for disk in there if disk.base not in own and disk.base not in others]
     gone = tuple(
-        disk.base
-        for disk in there
-        if disk.base not in used and images.identity(disk.base) == disk.identity and not images.holders(disk.base)
+        disk.base for disk in unused if images.identity(disk.base) == disk.identity and not images.holders(disk.base)
     )
     steps = ["remove %s, which an interrupted conversion left" % path for path in gone]
     steps.append("remove operation %s from the journal" % operation.name)

@@ -98,7 +98,7 @@ class Records:
     def _plan(self, texts: dict[str, str], current: str | None) -> _Plan:
         wish = self._wish
         name = self._name()
-        if wish.new_name not in (None, name):
+        if wish.new_name is not None and wish.new_name != name:
             return self._plan_copy(name, wish.new_name, texts, current)
         wanted = self._wanted(name, texts)
         self._check_place(wanted, texts)

@@ -10,7 +10,7 @@ in revert_manual.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from .._core import xml
@@ -178,9 +178,11 @@ class Revert:
             return "this libvirt cannot"
         if interrupted(record, journal) is not None:
             return "what an interrupted revert left is not libvirt's"
-        users = {"snapshot %r" % name: xml.snapshot_paths(text) for name, text in texts.items() if name != current}
-        users["the journal"] = frozenset(disk.base for op in journal.operations for disk in op.disks)
-        users["another domain"] = every_image(self._domain.other_images(), self._images)
+        users: dict[str, Container[str]] = {
+            **{"snapshot %r" % name: xml.snapshot_paths(text) for name, text in texts.items() if name != current},
+            "the journal": frozenset(disk.base for op in journal.operations for disk in op.disks),
+            "another domain": every_image(self._domain.other_images(), self._images),
+        }
         at = None if current is None else xml.parse_record(texts[current])
         saved = xml.snapshot_definitions(texts[record.name])
         return why_not_by_libvirt(record, at, saved, view, users, lambda path: self._images.kind(path) == "file")

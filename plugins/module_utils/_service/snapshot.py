@@ -400,8 +400,8 @@ def noted_created(operation: Operation, images: ImagePort) -> Operation:
 
 def _unrecorded(name: str) -> str:
     return (
-        "libvirt has no record of snapshot %r, which only the journal knows: it can be listed, merged and deleted by its "
-        "name, but nothing can go back to it. If you have the record's XML, write it again with "
+        "libvirt has no record of snapshot %r, which only the journal knows: it can be listed, merged and deleted by "
+        "its name, but nothing can go back to it. If you have the record's XML, write it again with "
         "virtops.libvirt.snapshot_metadata; else delete the snapshot and take a new one" % name
     )
 
