@@ -85,7 +85,7 @@ def test_hung_agent(run: Run) -> None:
     """A freeze that is required and cannot be had is a refusal, in bounded time."""
     assert error_codes(run.play, HUNG)[0] == "agent_unresponsive"
     assert "agent" in run.play.report()[HUNG]
-    assert run.seconds < 240
+    assert run.seconds < 90
 
 
 def test_foreign_job(run: Run, fleet: dict[str, Member]) -> None:
