@@ -179,12 +179,14 @@ def units(session: nox.Session) -> None:
             folders = [ensure(f"units-{v}", pythons.available()[v], "units") for v in others]
             junit = TREE / "tests" / "output" / "junit"
             shutil.rmtree(junit, ignore_errors=True)
+            problem = None
             for version in versions:
                 command = [bin_ / "ansible-test", "units", "--local", "--color", "no", "--python", version]
+                command += session.posargs
                 label = f"ansible-core {core} on Python {version}"
-                checks.run(label, [*command, *session.posargs], cwd=TREE, env=environment(*folders, bin_))
-            if not checks.add_junit(sorted(junit.glob("python*-units.xml"))):
-                checks.report(f"ansible-core {core}", "no test was run")
+                env = environment(*folders, bin_)
+                problem = checks.run(label, command, cwd=TREE, env=env, counts=False) or problem
+            checks.add_junit(f"ansible-core {core}", sorted(junit.glob("python*-units.xml")), problem)
 
 
 @nox.session
@@ -375,8 +377,7 @@ def faults(session: nox.Session) -> None:
             env=environment(BIN),
         )
         for generation in generations:
-            if not checks.add_junit(junit_files(f"faults-{generation}")):
-                checks.report(generation, outcomes[generation] or "no test was run")
+            checks.add_junit(generation, junit_files(f"faults-{generation}"), outcomes[generation])
 
 
 def faults_generations() -> tuple[str, str]:
@@ -395,9 +396,9 @@ def run_pytest(session: nox.Session, name: str, *arguments: str) -> None:
     sync()
     arguments = arguments or tuple(session.posargs) or (f"tests/{name}",)
     with Checks(name, session.error) as checks:
-        checks.run("pytest", [*pytest_command(name), *arguments], cwd=TREE, env=environment(BIN))
-        if not checks.add_junit(junit_files(name)):
-            checks.report("pytest", "no test was run")
+        command = [*pytest_command(name), *arguments]
+        problem = checks.run("pytest", command, cwd=TREE, env=environment(BIN), counts=False)
+        checks.add_junit("pytest", junit_files(name), problem)
 
 
 def pytest_command(name: str) -> list[str | Path]:

@@ -37,8 +37,12 @@ class Checks:
         cwd: Path,
         env: Mapping[str, str],
         verdict: Callable[[str], str | None] | None = None,
-    ) -> None:
-        """Run a command as one check. `verdict` reads what a successful one printed, and says what is wrong."""
+        counts: bool = True,
+    ) -> str | None:
+        """Run a command as one check, and return what was wrong.
+
+        `verdict` reads what a successful one printed, and says what is wrong. One that does not count is for add_junit.
+        """
         started = time.monotonic()
         print(f"--- {self.name}: {label}", flush=True)
         capture = subprocess.PIPE if verdict else None
@@ -54,8 +58,7 @@ class Checks:
                 errors="replace",
             )
         except OSError as error:  # an earlier check did not make the command
-            self.report(label, str(error))
-            return
+            return self.report(label, str(error), counts=counts)
         try:
             output = process.communicate()[0] or ""
         except KeyboardInterrupt:
@@ -66,7 +69,7 @@ class Checks:
         if verdict:
             print(output, end="", flush=True)
             problem = problem or verdict(output)
-        self.report(label, problem, time.monotonic() - started)
+        return self.report(label, problem, time.monotonic() - started, counts=counts)
 
     def side_by_side(
         self, commands: Mapping[str, Iterable[str | Path]], *, cwd: Path, env: Mapping[str, str]
@@ -100,23 +103,29 @@ class Checks:
             for label, process in processes.items()
         }
 
-    def report(self, label: str, problem: str | None, seconds: float = 0) -> None:
-        """Count one check that is done: a pass if there is no problem."""
+    def report(self, label: str, problem: str | None, seconds: float = 0, *, counts: bool = True) -> str | None:
+        """Tell and count one check that is done: a pass if there is no problem. Return the problem."""
         if problem:
-            self.failed += 1
-            self._failures.append(f"{label}: {problem}")
             print(f"--- {self.name}: {label}: FAILED ({problem}, {seconds:.0f} s)", flush=True)
         else:
-            self.passed += 1
             print(f"--- {self.name}: {label}: ok ({seconds:.0f} s)", flush=True)
+        if counts and problem:
+            self.failed += 1
+            self._failures.append(f"{label}: {problem}")
+        elif counts:
+            self.passed += 1
+        return problem
 
     def skip(self, label: str, why: str) -> None:
         """Count one check that cannot be made on this machine."""
         self.skipped += 1
         print(f"--- {self.name}: {label}: skipped ({why})", flush=True)
 
-    def add_junit(self, files: Iterable[Path]) -> int:
-        """Count the tests of JUnit files instead of the one check that ran them; return how many there were."""
+    def add_junit(self, label: str, files: Iterable[Path], problem: str | None) -> None:
+        """Count the tests of JUnit files instead of the command that ran them.
+
+        What was wrong with that command is a failure of its own where none of its tests tells of one.
+        """
         tests = failed = skipped = 0
         for file in files:
             for suite in ElementTree.parse(file).getroot().iter("testsuite"):
@@ -127,8 +136,9 @@ class Checks:
         self.failed += failed
         self.skipped += skipped
         if failed:
-            self._failures.append(f"{failed} tests")
-        return tests
+            self._failures.append(f"{label}: {failed} tests")
+        elif problem or not tests:
+            self.report(label, problem or "no test was run")
 
     def __enter__(self) -> Checks:
         """Forget the counts of an earlier run."""
