@@ -70,7 +70,7 @@ class Guest:
         if "org.qemu.guest_agent.0" in xml:
             wait_for(f"agent of {self.name}", self.agent_answers, timeout, every=0.2)
 
-    def shutdown(self, *, mode: str = "agent", timeout: float = 30) -> float:
+    def shutdown(self, *, mode: str = "agent", timeout: float = 90) -> float:
         """Ask it to shut down (`agent` or `acpi`); returns the seconds it took."""
         # On a loaded machine the guest may be off before its agent's answer has arrived, which virsh calls an error
         self.hypervisor.virsh("shutdown", self.name, "--mode", mode, check=False)
