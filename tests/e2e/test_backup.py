@@ -132,7 +132,7 @@ def test_skipped_disks(run: Run, member: Member) -> None:
 def test_backup_set(run: Run, member: Member) -> None:
     """The set is whole, it stands alone, its file systems are clean, and it lacks no durable record."""
     found = the_set(member)
-    found.check(run.before.marks[member.alias], member.targets)
+    found.check(member.targets, run.before.marks[member.alias])
     manifest = found.manifest
     assert manifest["domain"]["name"] == member.guest.name
     assert manifest["hypervisor"] == member.hypervisor.name

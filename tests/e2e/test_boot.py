@@ -98,7 +98,7 @@ def test_power_loss_in_the_middle_of_a_backup(host: Hypervisor, controller: Cont
     for name, member in members.items():
         assert member.leftovers() == []
         (found_set,) = member.sets()
-        found_set.check(marks[name], member.targets)
+        found_set.check(member.targets, marks[name])
         last = member.guest.mark()
         member.guest.shutdown(timeout=60)
         reports = member.guest.read_all()

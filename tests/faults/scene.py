@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from endstate import Before
-from fleet import Member, until
+from fleet import ELSEWHERE, Member, until
 from playbook import Controller, Play, RunningPlay
 from virtlab import BACKUP, IMAGES, Disk, Hypervisor, Lab, Mark, Volume
 
@@ -36,8 +36,6 @@ IMAGE_VOLUME, BACKUP_VOLUME = Volume(480), Volume(320)
 #: A disk with spaces, commas and letters beyond ASCII in its path, reached through a symlink.
 ODD_FOLDER = "größe, d 1"
 ODD_PATH = f"{IMAGES}/ein link/Platte ü,1.qcow2"
-#: Overlays there can be held up by freezing that file system, while the guest's images work on.
-ELSEWHERE = f"{BACKUP}/overlays"
 
 
 class Stage:
@@ -178,11 +176,26 @@ class Scene:
         self.plays.append(play)
         return play
 
-    def heal(self, *, sets: int | None = 1, rebooted: bool = False, marks: tuple[Mark, ...] = (), **role: Any) -> Play:
-        """The same play again: it succeeds, and everything is as it should be."""
+    def heal(
+        self,
+        *,
+        sets: int | None = 1,
+        rebooted: bool = False,
+        marks: tuple[Mark, ...] = (),
+        resumed: bool = False,
+        **role: Any,
+    ) -> Play:
+        """The same play again: it succeeds, and everything is as it should be.
+
+        Its set has what was durable when it began, but where it is that of the snapshot that it found (`resumed`).
+        """
+        # One that QEMU has paused says nothing
+        mark = self.member.guest.mark() if self.member.guest.state() == "running" else None
         play = self.run(**role)
         self.assert_succeeded(play)
-        self.before.assert_normal_end(sets=sets, rebooted=rebooted, marks=marks)
+        promised = [*marks, *([mark] if mark else [])]
+        newest = None if resumed else mark
+        self.before.assert_normal_end(sets=sets, rebooted=rebooted, marks=promised, newest=newest)
         return play
 
     def assert_succeeded(self, play: Play, member: Member | None = None) -> None:
@@ -198,6 +211,13 @@ class Scene:
         failed = [item.result for item in play.of(alias) if item.status == "failed"]
         assert failed[0].get("error_code") in codes, play.output
         return failed[0]
+
+    def assert_cut_off(self, play: Play) -> None:
+        """The play lost its hypervisor in the middle of a module, and says so."""
+        alias = self.member.alias
+        assert play.rc != 0, play.output
+        assert play.of(alias)[-1].status == "unreachable", play.output
+        assert "could not be reached to the end" in play.report()[alias]
 
     def close(self) -> None:
         """End what a test that failed left running."""
@@ -312,8 +332,8 @@ class Scene:
         return self.hypervisor.exec(["ps", "-eo", "args="]).stdout
 
     @contextmanager
-    def full(self, folder: str) -> Iterator[None]:
-        """No space on the file system of a folder of the hypervisor."""
+    def full(self, folder: str, spare_mib: int = 0) -> Iterator[None]:
+        """No space on the file system of a folder of the hypervisor, or no more than this."""
         ballast = self.hypervisor.outside(folder) / "ballast"
         size = 1 << 30
         with ballast.open("wb") as file:
@@ -324,6 +344,7 @@ class Scene:
                     at += size
                 except OSError:
                     size //= 2
+            file.truncate(max(0, at - (spare_mib << 20)))
         try:
             yield
         finally:

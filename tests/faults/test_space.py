@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fleet import until
+from fleet import ELSEWHERE, until
 from virtlab import BACKUP, IMAGES
 
-from .scene import ELSEWHERE, MERGE, SLOW_COPY, SLOW_MERGE, Scene
+from .scene import MERGE, SLOW_COPY, SLOW_MERGE, Scene
 
 
 def test_fault_11_no_space_for_the_overlay(scene: Scene) -> None:
@@ -24,6 +24,33 @@ def test_fault_11_no_space_for_the_overlay(scene: Scene) -> None:
         until("a guest paused by QEMU", lambda: guest.state() == "paused", 30)
         scene.record("paused")
         scene.assert_succeeded(scene.go(play))
+    scene.before.assert_normal_end()
+    scene.heal(sets=2)
+
+
+def test_fault_11_overlays_run_short_of_space(scene: Scene) -> None:
+    """With less free than is to be kept the guest is held back at once, so that QEMU never has to pause it."""
+    role: dict[str, Any] = {"on_timeout": "throttle", "throttle_timeout": 60, "bandwidth": SLOW_MERGE}
+    play = scene.start(MERGE, overlay_dir=ELSEWHERE, **role)
+    guest = scene.member.guest
+    scene.dirty(6)
+    # A twentieth of that small file system is kept, 16 MiB; unhindered, the guest soon writes what is left
+    with scene.full(BACKUP, spare_mib=12):
+        play.open_gate()
+        scene.until_merging()
+        guest.write(rate=0, bulk_kib=512, span_mib=20, disks=["vda"])
+        try:
+            states = set()
+            while play.process.poll() is None:
+                states.add(guest.state())
+            ended = play.end()
+        finally:
+            guest.write(rate=10)
+        assert states == {"running"}
+        scene.assert_succeeded(ended)
+        (result,) = [item.result for item in ended.of(scene.member.alias, "block_commit")]
+        assert result["held_seconds"] > 0
+        assert result["suspended_seconds"] == 0
     scene.before.assert_normal_end()
     scene.heal(sets=2)
 
@@ -42,7 +69,7 @@ def test_fault_12_no_space_for_the_base(scene: Scene) -> None:
         scene.record("failed")
         told = {disk["disk"]: disk for disk in failed["partial"]}
         assert told["vda"]["after"][1:] == scene.before.facts.live["vda"]
-    scene.heal(overlay_dir=ELSEWHERE)
+    scene.heal(resumed=True, overlay_dir=ELSEWHERE)
 
 
 @pytest.mark.parametrize("policy", ["fail", "throttle", "suspend"])
@@ -75,14 +102,17 @@ def test_fault_14_commit_never_ready(scene: Scene, policy: str) -> None:
     if policy != "fail":
         scene.before.assert_normal_end()
     # After a failure the role tries to merge once more: where that came to its end, the next run is a new backup
-    scene.heal(sets=None if policy == "fail" else 2)
+    scene.heal(sets=None if policy == "fail" else 2, resumed=policy == "fail")
 
 
 def test_fault_13_no_space_on_the_target_mid_copy(scene: Scene) -> None:
     """The partial set goes, the guest is merged all the same, and the sets that were there stay."""
+    scene.assert_succeeded(scene.run())
+    (older,) = scene.member.sets()
     play = scene.start(rate_limit=SLOW_COPY)
     scene.until_copied(4)
     with scene.full(BACKUP):
         scene.assert_failed(play.end(), "no_space")
-    assert (scene.member.sets(), scene.member.leftovers(), scene.overlays()) == ([], [], {})
-    scene.heal()
+    assert (scene.member.sets(), scene.member.leftovers(), scene.overlays()) == ([older], [], {})
+    older.check(scene.member.targets, scene.before.mark)
+    scene.heal(sets=2)

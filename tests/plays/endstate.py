@@ -35,14 +35,21 @@ class Before:
         facts = member.facts()
         assert (facts.snapshots, facts.journal, facts.jobs) == ([], False, [])
         sets = frozenset(found.folder for found in member.sets())
-        live, persistent = definitions(member)
+        live, persistent = map(comparable, facts.xml)
         return cls(member, member.guest.mark(), facts, live, persistent, images(member.hypervisor), sets)
 
-    def assert_normal_end(self, *, rebooted: bool = False, sets: int | None = 1, marks: Iterable[Mark] = ()) -> None:
+    def assert_normal_end(
+        self,
+        *,
+        rebooted: bool = False,
+        sets: int | None = 1,
+        marks: Iterable[Mark] = (),
+        newest: Mark | None = None,
+    ) -> None:
         """The guest as before and writing, `sets` new complete ones (None: at least one), and nothing else at all.
 
         `rebooted`: the fault ended the guest, so it has another boot ID. `marks`: later moments whose records it was
-        promised, too.
+        promised, too. `newest`: a moment that the last of the sets has to hold.
         """
         member = self.member
         self.assert_guest_as_before(rebooted=rebooted)
@@ -53,19 +60,19 @@ class Before:
         new = [found for found in member.sets() if found.folder not in self.sets]
         assert len(new) == sets if sets is not None else new
         for found in new:
-            found.check(self.mark, member.targets)
+            found.check(member.targets, self.mark, *([newest] if newest and found is new[-1] else []))
         self.assert_nothing_lost(marks)
 
     def assert_guest_as_before(self, *, rebooted: bool = False) -> None:
         """Chains, both definitions, no record, no journal, no job; and it runs, neither frozen nor throttled."""
         member = self.member
-        assert member.guest.state() == "running"
         facts = member.facts()
+        assert facts.state == "running"
         expected = replace(self.facts, boot_id=facts.boot_id, id=facts.id) if rebooted else self.facts
         # What the persistent XML says below the layer that the guest writes to, libvirt itself reads from the images
         assert replace(facts, persistent=tops(facts)) == replace(expected, persistent=tops(expected))
         assert [disk for disk, chain in facts.persistent.items() if chain != facts.live[disk][: len(chain)]] == []
-        live, persistent = definitions(member)
+        live, persistent = map(comparable, facts.xml)
         assert difference(self.persistent, persistent) == []
         if not rebooted:
             assert difference(self.live, live) == []
@@ -103,14 +110,8 @@ def sha256_of(hypervisor: Hypervisor, path: str) -> str:
     return sha256(hypervisor.outside(path))
 
 
-def definitions(member: Member) -> tuple[str, str]:
-    """Return the live and the persistent XML without what changes by itself: numbers, and layers, which `Facts` has."""
-    virsh, name = member.hypervisor.virsh, member.guest.name
-    return comparable(virsh("dumpxml", name)), comparable(virsh("dumpxml", "--inactive", name))
-
-
 def comparable(xml: str) -> str:
-    """Return a definition without the names that libvirt itself gives, and without what it notes below images."""
+    """Return a definition without what changes by itself: the names that libvirt gives, and layers, which Facts has."""
     domain = ElementTree.fromstring(xml)
     for device in domain.iterfind("devices/*"):
         for alias in device.findall("alias"):  # not all of them come back after a restart of libvirtd

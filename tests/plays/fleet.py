@@ -20,8 +20,12 @@ from xml.etree import ElementTree
 
 from virtlab import BACKUP, IMAGES, Disk, Guest, Hypervisor, ImageReport, Mark, lost
 
+#: A second folder for overlays, on the file system of the backups: it can be frozen or filled while images work on.
+ELSEWHERE = f"{BACKUP}/overlays"
 JOURNAL = "{https://virtops.github.io/xmlns/libvirt/journal/1}journal"
 STAMP = re.compile(r"\d{8}T\d{6}Z")
+#: What images of sets held, by format and digest: one that was read already is not read again
+READ: dict[tuple[str, str], ImageReport] = {}
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class Facts:
     snapshots: list[str]
     journal: bool
     jobs: list[str]
+    #: The state, and both definitions as they were told
+    state: str = field(compare=False)
+    xml: tuple[str, str] = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ class Set:
         """Return the permissions of each file in it."""
         return {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in os.scandir(self.path())}
 
-    def check(self, mark: Mark, targets: set[str]) -> None:
-        """It is whole, it stands alone, and it holds every record that was durable at the mark."""
+    def check(self, targets: set[str], *marks: Mark) -> None:
+        """It is whole, it stands alone, and it holds every record that was durable at each mark."""
         manifest = self.manifest
         assert {disk["target"] for disk in manifest["disks"]} == targets
         images = {disk["file"] for disk in manifest["disks"]}
@@ -75,9 +82,13 @@ class Set:
             assert "backing-filename" not in told
             if disk["format"] == "qcow2":
                 self._qemu_img("check", "-f", "qcow2", disk["file"])
-        reports = {disk["target"]: self.read(disk["file"]) for disk in manifest["disks"]}
+        for disk in manifest["disks"]:
+            if (disk["format"], disk["sha256"]) not in READ:
+                READ[disk["format"], disk["sha256"]] = self.read(disk["file"])
+        reports = {disk["target"]: READ[disk["format"], disk["sha256"]] for disk in manifest["disks"]}
         assert [(target, report.fsck) for target, report in reports.items() if not report.is_clean] == []
-        assert lost([report.journal for report in reports.values()], mark) == []
+        for mark in marks:
+            assert lost([report.journal for report in reports.values()], mark) == []
 
     def read(self, name: str) -> ImageReport:
         """Return the records of one image."""
@@ -119,26 +130,28 @@ class Member:
     def boot(self) -> None:
         """Start it, and wait for its first records."""
         self.guest.start()
-        until(f"records of {self.alias}", lambda: self.guest.mark().acked.keys() == self.targets, 30, every=0.2)
+        until(f"records of {self.alias}", lambda: self.guest.mark().acked.keys() == self.targets, 60, every=0.2)
 
     def facts(self) -> Facts:
         """Look at it."""
-        virsh, name = self.hypervisor.virsh, self.guest.name
-        live = ElementTree.fromstring(virsh("dumpxml", name))
-        config = ElementTree.fromstring(virsh("dumpxml", "--inactive", name))
-        running = self.guest.state() == "running"
+        name = self.guest.name
+        looks = (("dumpxml", name), ("dumpxml", "--inactive", name), ("domid", name), ("domstate", name))
+        told = self.hypervisor.virsh_each(*looks, ("snapshot-list", name, "--name"))
+        live, config = (ElementTree.fromstring(xml) for xml in told[:2])
+        state, disks = told[3].strip(), list(chains(live))
+        running = state == "running"
+        asked = [("blockjob", name, disk, "--raw") for disk in disks] if running else []
+        jobs = self.hypervisor.virsh_each(*asked, check=False) if asked else []
         return Facts(
             boot_id=self.guest.command("cat /proc/sys/kernel/random/boot_id").strip() if running else "",
-            id=virsh("domid", name).strip(),
+            id=told[2].strip(),
             live=chains(live),
             persistent=chains(config),
-            snapshots=virsh("snapshot-list", name, "--name").split(),
+            snapshots=told[4].split(),
             journal=any(tree.find(f"metadata/{JOURNAL}") is not None for tree in (live, config)),
-            jobs=[
-                disk
-                for disk in chains(live)
-                if running and "type=" in virsh("blockjob", name, disk, "--raw", check=False)
-            ],
+            jobs=[disk for disk, job in zip(disks, jobs, strict=False) if "type=" in job],
+            state=state,
+            xml=(told[0], told[1]),
         )
 
     def phase(self) -> str:
@@ -149,6 +162,12 @@ class Member:
         except (FileNotFoundError, ElementTree.ParseError):
             return ""
         return "" if found is None else str(found[0].get("phase"))
+
+    def noted(self) -> list[str]:
+        """Return the phases of the journal's operations in libvirt's file of the definition, which survives the host."""
+        config = self.hypervisor.outside(f"/etc/libvirt/qemu/{self.guest.name}.xml").read_text(encoding="utf-8")
+        journals = ElementTree.fromstring(config).iter(JOURNAL)
+        return [str(operation.get("phase")) for journal in journals for operation in journal]
 
     def sets(self) -> list[Set]:
         """Return its complete backup sets, the oldest first."""
@@ -184,8 +203,12 @@ def chains(domain: ElementTree.Element) -> dict[str, list[str]]:
 
 
 def images(hypervisor: Hypervisor) -> set[str]:
-    """Return all that lies in the folder for images, so that a stray overlay shows."""
-    root = hypervisor.outside(IMAGES)
+    """Return all that lies in the folder for images, and the paths of what lies ELSEWHERE: a stray overlay shows."""
+    return below(hypervisor.outside(IMAGES)) | {f"{ELSEWHERE}/{name}" for name in below(hypervisor.outside(ELSEWHERE))}
+
+
+def below(root: Path) -> set[str]:
+    """Return the files in and below a folder, none where there is no such folder."""
     return {
         os.path.relpath(os.path.join(folder, name), root) for folder, _unused, names in os.walk(root) for name in names
     }
