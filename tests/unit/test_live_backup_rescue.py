@@ -78,7 +78,7 @@ def test_what_is_told(tmp_path: Path, collections: Path, how: str) -> None:
     }
     (tmp_path / "given.yml").write_text(yaml.safe_dump(given), encoding="utf-8")
     env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(tmp_path), "ANSIBLE_LOCALHOST_WARNING": "false"}
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "web,", "-c", "local"]
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "web,", "-c", "local"]
     ran = subprocess.run(
         [*command, "-e", f"@{tmp_path}/given.yml", str(tmp_path / "play.yml")],
         cwd=tmp_path,
