@@ -182,7 +182,7 @@ guests:
         check:
           description:
             - V(journal), V(capabilities), V(disks), V(images), V(chain), V(jobs), V(agent), V(overlay_space),
-              V(base_growth), V(target), V(apparmor), V(definition), V(checkpoints) or V(shared).
+              V(base_growth), V(target), V(apparmor), V(definition), V(checkpoints), V(shared) or V(overlays).
           type: str
         status:
           description: V(ok), V(warning) or V(failed).

@@ -318,6 +318,9 @@ class ImagePort(Protocol):
 
     def is_directory(self, path: str) -> bool: ...
 
+    def names(self, directory: str) -> tuple[str, ...]:
+        """What is in it; nothing where it cannot be read."""
+
     def is_writable(self, path: str) -> bool: ...
 
     def free_bytes(self, directory: str) -> int:

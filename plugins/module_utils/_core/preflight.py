@@ -29,6 +29,7 @@ from .preflight_facts import (
     JOURNAL,
     OK,
     OVERLAY_SPACE,
+    OVERLAYS,
     SHARED,
     TARGET,
     WARNING,
@@ -82,6 +83,7 @@ def _all_of(guest: GuestFacts, host: Capabilities, limits: Limits, space: tuple[
         *_definition(guest),
         *_checkpoints(guest),
         *_shared(guest),
+        *_left(guest),
     ]
     unseen = any(refusal.check in (DISKS, IMAGES) for refusal in guest.refusals)
     told: list[Check] = []
@@ -107,9 +109,10 @@ _FINE = {
     DEFINITION: "The persistent definition names the same images",
     CHECKPOINTS: "It has no checkpoints",
     SHARED: "No other domain stands on its images",
+    OVERLAYS: "No overlay that it has left stands on its images",
 }
 #: What cannot be told of disks that could not be looked at.
-_OF_DISKS = frozenset({DISKS, IMAGES, CHAIN, OVERLAY_SPACE, BASE_GROWTH, TARGET, DEFINITION, SHARED})
+_OF_DISKS = frozenset({DISKS, IMAGES, CHAIN, OVERLAY_SPACE, BASE_GROWTH, TARGET, DEFINITION, SHARED, OVERLAYS})
 
 
 # Each thing that is looked at
@@ -284,3 +287,21 @@ def _shared(guest: GuestFacts) -> Iterator[Check]:
                 "Give each domain an overlay or a copy of its own",
                 disk.target,
             )
+
+
+def _left(guest: GuestFacts) -> Iterator[Check]:
+    """A transient domain takes its journal with it when it ends: then these files alone tell that it ended on its
+    overlays. Of another domain they are most often what a merge by hand left."""
+    for disk in guest.disks:
+        for path in disk.left:
+            check = failed(
+                OVERLAYS,
+                "overlay_in_use",
+                "The overlay %s holds data and stands on %s, which the guest writes to: if the guest ended while on "
+                "that overlay, and was started from an older definition, its newest data of that time are only there"
+                % (path, disk.base.path),
+                "Delete neither, and do not commit it: see 'An overlay that no chain knows' in the recovery guide for "
+                "how to find out which data are right. If all of it was merged, remove the file",
+                disk.target,
+            )
+            yield replace(check, status=WARNING if guest.view.persistent else FAILED)

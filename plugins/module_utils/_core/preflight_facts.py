@@ -29,7 +29,7 @@ JOURNAL, CAPABILITIES, DISKS, IMAGES, CHAIN, JOBS, AGENT = (
     "jobs",
     "agent",
 )
-OVERLAY_SPACE, BASE_GROWTH, TARGET, APPARMOR, DEFINITION, CHECKPOINTS, SHARED = (
+OVERLAY_SPACE, BASE_GROWTH, TARGET, APPARMOR, DEFINITION, CHECKPOINTS, SHARED, OVERLAYS = (
     "overlay_space",
     "base_growth",
     "target",
@@ -37,6 +37,7 @@ OVERLAY_SPACE, BASE_GROWTH, TARGET, APPARMOR, DEFINITION, CHECKPOINTS, SHARED = 
     "definition",
     "checkpoints",
     "shared",
+    "overlays",
 )
 
 
@@ -106,7 +107,8 @@ class Refusal:
 class DiskFacts:
     """A disk that would be snapshotted. `base_fs` is None for a block device, which cannot grow.
 
-    `shared_with` are other domains that have the base in a chain; `order` is None where it was refused.
+    `shared_with` are other domains that have the base in a chain; `order` is None where it was refused. `left` are
+    overlays, as snapshots of this disk make them, that stand on the base, are in no chain and hold data.
     """
 
     target: str
@@ -117,6 +119,7 @@ class DiskFacts:
     base_fs: FileSystem | None = None
     order: CopyOrder | None = None
     shared_with: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     @property
     def base(self) -> Layer:

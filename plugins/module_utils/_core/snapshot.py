@@ -174,6 +174,11 @@ def overlay_path(directory: str, domain: str, target: str, snapshot: str) -> str
     return os.path.join(directory, name)
 
 
+def is_overlay_name(name: str, domain: str, target: str) -> bool:
+    """May `overlay_path` have made this name for this disk, for whichever snapshot?"""
+    return name.startswith("%s.%s." % (domain, target)) and name.endswith(".qcow2")
+
+
 def snapshot_disks(plan: SnapshotPlan) -> tuple[SnapshotDisk, ...]:
     """Every disk, named: libvirt would snapshot those that the request omits."""
     made = [SnapshotDisk(disk.target, "external", disk.overlay, "qcow2", disk.block) for disk in plan.disks]

@@ -186,6 +186,13 @@ class Images:
         """stat(2)."""
         return os.path.isdir(path)
 
+    def names(self, directory: str) -> tuple[str, ...]:
+        """readdir(3)."""
+        try:
+            return tuple(sorted(os.listdir(directory)))
+        except OSError:
+            return ()
+
     def is_writable(self, path: str) -> bool:
         """access(2) with the effective IDs; it also knows of file systems mounted read-only."""
         return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)

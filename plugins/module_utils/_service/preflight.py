@@ -9,6 +9,8 @@ An error that is met while looking at one guest is one of its results, and hides
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -39,10 +41,10 @@ from .._core.preflight_facts import (
 )
 from .._core.preflight_space import usage, usage_as_dict
 from .._core.refusals import guest_paused
-from .._core.snapshot import PlannedDisk, SnapshotWish, plan_snapshot
+from .._core.snapshot import PlannedDisk, SnapshotWish, is_overlay_name, plan_snapshot
 from .backup import left_behind, order_of
 from .info import is_chosen, unmatched
-from .observe import observe_view
+from .observe import FileSet, observe_view
 from .overlays import require_place
 
 #: Errors of the host, and of no guest.
@@ -77,6 +79,7 @@ class Preflight:
         self._images = images
         self._store = store
         self._apparmor = apparmor
+        self._names = functools.cache(images.names)
 
     def run(self) -> Outcome:
         """Raises VirtopsError where the host itself cannot be looked at."""
@@ -121,7 +124,7 @@ class Preflight:
             facts = replace(facts, denied=denied_writes(self._apparmor(view.uuid)))
         if not self._is_wanted(view) or resumed(facts, self._wish.limits) is not None:
             return facts
-        look = _Look(self._wish, self._images, self._store, owners)
+        look = _Look(self._wish, self._images, self._store, owners, self._names)
         with look.noting(IMAGES):
             view = observe_view(view, self._images)
         facts = replace(facts, view=view)
@@ -193,11 +196,19 @@ _Owners = dict[tuple[int, int], dict[str, str]]
 class _Look:
     """Looking at the files of one guest; what goes wrong is kept in `refusals`."""
 
-    def __init__(self, wish: PreflightWish, images: ImagePort, store: StorePort, owners: _Owners) -> None:
+    def __init__(
+        self,
+        wish: PreflightWish,
+        images: ImagePort,
+        store: StorePort,
+        owners: _Owners,
+        names: Callable[[str], tuple[str, ...]],
+    ) -> None:
         self._wish = wish
         self._images = images
         self._store = store
         self._owners = owners
+        self._names = names
         self.refusals: list[Refusal] = []
 
     @contextmanager
@@ -239,6 +250,7 @@ class _Look:
             base_fs=self._file_system(base.path) if regular else None,
             order=self._order(planned),
             shared_with=self._shared_with(view, base.path),
+            left=self._left(view, planned),
         )
 
     def _order(self, planned: PlannedDisk) -> CopyOrder | None:
@@ -253,6 +265,25 @@ class _Look:
         key = _file(path, self._images)
         owners = {} if key is None else self._owners.get(key, {})
         return tuple(sorted(name for uuid, name in owners.items() if uuid != view.uuid))
+
+    def _left(self, view: DomainView, planned: PlannedDisk) -> tuple[str, ...]:
+        folders = {os.path.dirname(path) for path in (planned.base.path, planned.overlay)}
+        paths = [
+            os.path.join(folder, name)
+            for folder in sorted(folders)
+            for name in self._names(folder)
+            if is_overlay_name(name, view.name, planned.target)
+        ]
+        return tuple(path for path in paths if self._is_left(path, planned.base.path))
+
+    def _is_left(self, path: str, base: str) -> bool:
+        if _file(path, self._images) in self._owners:
+            return False
+        try:
+            below = self._images.info(path, "qcow2").backing_path
+            return below is not None and base in FileSet([below], self._images) and self._images.holds_data(path)
+        except VirtopsError:
+            return False  # no image, or not one of ours
 
     def target(self, view: DomainView) -> tuple[FileSystem, int]:
         wish = self._wish.backup

@@ -95,7 +95,7 @@ def test_a_guest_with_nothing_wrong_is_told_each_check_once() -> None:
     assert {check.status for check in told} == {OK}
     assert [check.check for check in told] == [
         *("journal", "capabilities", "disks", "images", "chain", "jobs", "agent", "overlay_space", "base_growth"),
-        *("target", "apparmor", "definition", "checkpoints", "shared"),
+        *("target", "apparmor", "definition", "checkpoints", "shared", "overlays"),
     ]
     assert {(check.remedy, check.error_code) for check in told} == {(None, None)}
 
@@ -120,6 +120,11 @@ def test_a_guest_with_nothing_wrong_is_told_each_check_once() -> None:
         (replace(GUEST, checkpoints=1), [("checkpoints", WARNING, "has_checkpoints")]),
         (replace(GUEST, checkpoints=1, incremental=False), [("checkpoints", FAILED, "has_checkpoints")]),
         (disk(shared_with=("db",)), [("shared", FAILED, "base_shared")]),
+        (disk(left=("/img/web.vda.s.qcow2",)), [("overlays", WARNING, "overlay_in_use")]),
+        (
+            replace(disk(left=("/img/web.vda.s.qcow2",)), view=replace(VIEW, persistent=False, config_disks=())),
+            [("definition", WARNING, "transient_domain"), ("overlays", FAILED, "overlay_in_use")],
+        ),
         (replace(GUEST, denied=frozenset({"/img/golden.qcow2"})), []),
         (replace(GUEST, denied=frozenset({BASE.path})), [("apparmor", FAILED, "apparmor_denied")]),
         (replace(GUEST, refusals=(Refusal("images", DEAF, "vda"),)), [("images", FAILED, "agent_unresponsive")]),

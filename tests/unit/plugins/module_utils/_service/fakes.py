@@ -165,6 +165,10 @@ class FakeImages:
     def is_directory(self, path: str) -> bool:
         return path in self.folders
 
+    def names(self, directory: str) -> tuple[str, ...]:
+        found = [path.rpartition("/") for path in sorted(self.backing)]
+        return tuple(name for folder, _slash, name in found if folder == directory)
+
     def is_writable(self, path: str) -> bool:
         return path not in self.read_only
 

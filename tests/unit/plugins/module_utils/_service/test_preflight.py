@@ -226,6 +226,42 @@ def test_an_image_that_another_domain_stands_on(lab: Lab, state: str) -> None:
     assert told.get("clone", []) == [], "it merges into its own overlay only"
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_an_overlay_that_a_guest_ended_on_and_was_started_below(lab: Lab, persistent: bool) -> None:
+    """A transient domain is gone with its journal, and then started from its old XML: only the file tells."""
+    guest = lab.host.add("web", persistent=persistent)
+    if not persistent:
+        lab.host.views[0] = replace(guest, config_disks=())
+    usual = lab.found()["web"]
+    made = {
+        "/img/web.vda.live-backup-1.qcow2": "/link/web.raw",  # the base by another name
+        "/img/web.vda.empty.qcow2": "/img/web.raw",
+        "/img/web.vda.branch.qcow2": "/img/other.raw",
+        "/img/web.vdb.s.qcow2": "/img/web.raw",
+        "/img/web2.vda.s.qcow2": "/img/web.raw",
+        "/img/web.vda.mine.raw": "/img/web.raw",
+    }
+    lab.images.backing.update({path: ("qcow2", below) for path, below in made.items()})
+    lab.images.backing["/link/web.raw"] = lab.images.backing["/img/other.raw"] = ("raw", None)
+    lab.images.links["/link/web.raw"] = "/img/web.raw"
+    lab.images.dirty = set(made) - {"/img/web.vda.empty.qcow2"}
+    told = lab.run()["guests"][0]
+    assert lab.found()["web"] == [*usual, ("overlays", "warning" if persistent else "failed", "overlay_in_use")]
+    (check,) = [check for check in told["checks"] if check["check"] == "overlays"]
+    assert (check["disk"], told["ready"]) == ("vda", persistent)
+    assert "/img/web.vda.live-backup-1.qcow2" in check["message"]
+
+
+def test_overlays_that_are_in_use_are_not_left(lab: Lab) -> None:
+    """Another guest may be called so, and a branch of snapshots is of its own."""
+    lab.host.add("web")
+    path = "/img/web.vda.clone.qcow2"
+    lab.images.backing[path] = ("qcow2", "/img/web.raw")
+    lab.images.dirty.add(path)
+    lab.host.add("clone", disks=(Disk("vda", chain=(Layer(path, "qcow2"), Layer("/img/web.raw", "raw"))),))
+    assert [row for row in lab.found()["web"] if row[0] == "overlays"] == []
+
+
 def test_another_domain_whose_chain_is_broken(lab: Lab) -> None:
     lab.host.add("web")
     lab.host.add("broken", "shut off")
