@@ -357,7 +357,7 @@ def campaign(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """Each fault for real, on two generations of libvirt and QEMU side by side.
+    """Each fault for real, on two generations of libvirt and QEMU side by side; with --long, `--mutate all` as well.
 
     With arguments one generation only: `./dev test faults -- -k fault_07 --generation debian13`, or `-- --mutate 7`.
     """
@@ -378,6 +378,10 @@ def faults(session: nox.Session) -> None:
         )
         for generation in generations:
             checks.add_junit(generation, junit_files(f"faults-{generation}"), outcomes[generation])
+        if os.environ.get("DEV_LONG"):
+            command = [*pytest_command("faults-mutations"), "tests/faults", "--mutate", "all"]
+            problem = checks.run("mutations", command, cwd=TREE, env=environment(BIN), counts=False)
+            checks.add_junit("mutations", junit_files("faults-mutations"), problem)
 
 
 def faults_generations() -> tuple[str, str]:

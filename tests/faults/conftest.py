@@ -19,7 +19,7 @@ pytest.register_assert_rewrite("endstate", "fleet", f"{__package__}.scene")
 from endstate import all_lost_nothing
 from virtlab import Lab
 
-from .mutations import MUTATIONS, mutated
+from .mutations import MUTATIONS, Mutation, mutated, of
 from .scene import Scene, Stage
 
 FAILED = pytest.StashKey[bool]()
@@ -45,47 +45,72 @@ def name_of(test: str) -> str:
     return re.sub(r"[^a-z0-9_]+", "_", test.removeprefix("test_").removeprefix("fault_")).strip("_")
 
 
-def chosen(config: pytest.Config) -> set[int]:
-    """Return the faults of --mutate."""
+def chosen(config: pytest.Config) -> list[Mutation]:
+    """Return what --mutate takes out, one after the other."""
     asked = config.getoption("--mutate")
-    return set(MUTATIONS) if asked == "all" else {int(number) for number in (asked or "").split(",") if number}
+    if asked == "all":
+        return list(MUTATIONS)
+    numbers = {int(number) for number in (asked or "").split(",") if number}
+    return [mutation for mutation in MUTATIONS if mutation.fault in numbers]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With --mutate: each test once for each mutation of its fault."""
+    if metafunc.config.getoption("--mutate") and "mutation" in metafunc.fixturenames:
+        found = of(number_of(metafunc.function.__name__))
+        metafunc.parametrize("mutation", found, indirect=True, ids=[f"without-{i}" for i, _unused in enumerate(found)])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --mutate: one test for each fault that something of ours guards."""
+    """With --mutate: one test for each mutation."""
     if not config.getoption("--record"):
         items[:] = [item for item in items if not item.name.startswith("test_moment_")]
     if not config.getoption("--mutate"):
         return
-    wanted = {number: MUTATIONS[number].case for number in chosen(config) if MUTATIONS[number].edits}
+    wanted = [mutation for mutation in chosen(config) if mutation.edits]
     kept = []
     for item in items:
-        number = number_of(item.name)
-        if number in wanted and wanted[number] in item.name:
+        mutation = mutation_of(item)
+        if mutation in wanted and mutation.case in item.name:
             kept.append(item)
-            del wanted[number]
+            wanted.remove(mutation)
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def mutation_of(item: pytest.Item) -> Mutation | None:
+    """Return what is taken out while this test runs."""
+    found = item.callspec.params.get("mutation") if hasattr(item, "callspec") else None
+    return found if isinstance(found, Mutation) else None
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Tell the fixtures of a failure; with --mutate, a failure is what must be."""
+    """Tell the fixtures of a failure; with --mutate, the failure that it is to see is what must be."""
     report = yield
     if report.when != "call":
         return report
     failed = item.stash[FAILED] = report.failed
-    if item.config.getoption("--mutate"):
-        why = str(call.excinfo.value).strip().splitlines()[:1] if call.excinfo else []
-        VERDICTS[number_of(item.name)] = f"fails, as it must ({''.join(why)[:90]})" if failed else "DOES NOT NOTICE"
-        report.outcome = "passed" if failed else "failed"
-        report.longrepr = None if failed else "the test does not notice that what it guards is gone"
+    mutation = mutation_of(item)
+    if mutation is None:
+        return report
+    text = str(call.excinfo.value) if call.excinfo else ""
+    found = re.search(mutation.sees, text)
+    if failed and found:
+        VERDICTS[mutation] = f"fails, as it must: {' '.join(found.group().split())[:90]}"
+        report.outcome, report.longrepr = "passed", None
+    elif failed:
+        VERDICTS[mutation] = f"FAILS WITH SOMETHING ELSE than {mutation.sees}"
+    else:
+        VERDICTS[mutation] = "DOES NOT NOTICE"
+        report.outcome = "failed"
+        report.longrepr = "the test does not notice that what it guards is gone"
     return report
 
 
-VERDICTS: dict[int, str] = {}
+VERDICTS: dict[Mutation, str] = {}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -93,10 +118,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not config.getoption("--mutate"):
         return
     terminalreporter.section("without what they guard, the tests")
-    for number in sorted(chosen(config)):
-        mutation = MUTATIONS[number]
-        verdict = VERDICTS.get(number, "not run") if mutation.edits else "nothing of ours alone"
-        terminalreporter.write_line(f"{number:2}  {verdict}  -- {mutation.mechanism}")
+    for mutation in chosen(config):
+        verdict = VERDICTS.get(mutation, "not run") if mutation.edits else "nothing of ours alone"
+        terminalreporter.write_line(f"{mutation.fault:2}  {verdict}  -- {mutation.mechanism}")
 
 
 @pytest.fixture(scope="session")
@@ -116,12 +140,13 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def mutation(request: pytest.FixtureRequest, stage: Stage, tmp_path: Path) -> Iterator[None]:
     """With --mutate: the collection without what this test guards."""
-    if not request.config.getoption("--mutate"):
+    taken_out: Mutation | None = getattr(request, "param", None)
+    if taken_out is None:
         yield
         return
     whole = stage.controller.collections
     stage.controller.patience = 90  # without its mechanism a play may never end
-    stage.controller.collections = mutated(whole, tmp_path / "collections", number_of(request.node.name))
+    stage.controller.collections = mutated(whole, tmp_path / "collections", taken_out)
     yield
     stage.controller.collections = whole
 

@@ -23,13 +23,16 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mutation:
-    """A mechanism in words, and the edits that take it out; none: nothing of ours guards this one alone.
+    """What guards the guest in a fault, in words, and the edits that take it out; none: nothing of ours alone does.
 
-    `case` chooses one test where a fault has several: it is a part of that test's name.
+    `sees` is a pattern that the test's failure has to match: any other failure proves nothing. `case` chooses one test
+    where a fault has several: it is a part of that test's name.
     """
 
+    fault: int
     mechanism: str
-    edits: tuple[Edit, ...]
+    edits: tuple[Edit, ...] = ()
+    sees: str = ""
     case: str = ""
 
 
@@ -43,9 +46,15 @@ TRUST_THE_JOB = Edit(
     "            item.done = True\n            return True\n",
 )
 ACTIVE_ONLY = Edit(f"{CORE}/merge.py", "return Phase.IDLE if view.active else Phase.OFFLINE", "return Phase.IDLE")
+KEEP_WHAT_WAS_MADE = Edit(
+    f"{SERVICE}/snapshot.py",
+    "            for disk in made if not self._wish.reuse else ():\n",
+    "            for disk in ():\n",
+)
 
-MUTATIONS: dict[int, Mutation] = {
-    1: Mutation(
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        1,
         "reading and cleaning up go on over a new connection when libvirtd comes back",
         (
             Edit(
@@ -54,9 +63,11 @@ MUTATIONS: dict[int, Mutation] = {
                 "None:\n                raise\n        self._connection.reopen()\n",
             ),
         ),
+        sees="error_code.: .connection_lost",
     ),
-    2: Mutation("each module opens a connection of its own, and libvirt itself keeps the journal over its restart", ()),
-    3: Mutation(
+    Mutation(2, "each module opens a connection of its own, and libvirt itself keeps the journal over its restart"),
+    Mutation(
+        3,
         "a thaw is tried again over a new connection, by the module and by its watchdog",
         (
             Edit(
@@ -68,15 +79,29 @@ MUTATIONS: dict[int, Mutation] = {
                 "            return True\n",
             ),
         ),
+        sees="a thawed guest: not within",
     ),
-    4: Mutation(
+    Mutation(
+        4,
         "an overlay that nothing was switched to is removed with its journal, after the failure or by the next run",
         (Edit(f"{SERVICE}/overlays.py", "    return not images.holds_data(path)", "    return False"),),
+        sees=r"Extra items in the left set:\s+'/srv/backup/overlays/web",
     ),
-    5: Mutation("a guest that is off is merged offline", (ACTIVE_ONLY,)),
-    6: Mutation("a job that is gone means nothing: the chain says whether it merged", (TRUST_THE_JOB,)),
-    7: Mutation("a guest that is off is merged offline", (ACTIVE_ONLY,), "shuts_down"),
-    8: Mutation(
+    Mutation(
+        5, "a guest that is off is merged offline", (ACTIVE_ONLY,), sees="Starting the commit .* domain is not running"
+    ),
+    Mutation(
+        6, "a job that is gone means nothing: the chain says whether it merged", (TRUST_THE_JOB,), sees="assert 0 != 0"
+    ),
+    Mutation(
+        7,
+        "a guest that is off is merged offline",
+        (ACTIVE_ONLY,),
+        sees="Starting the commit .* domain is not running",
+        case="shuts_down",
+    ),
+    Mutation(
+        8,
         "the journal is in the persistent definition as well, which survives the host",
         (
             Edit(
@@ -85,14 +110,18 @@ MUTATIONS: dict[int, Mutation] = {
                 "            flags |= 0\n",
             ),
         ),
-        "created",
+        sees=r"assert \[\] == \['created'\]",
+        case="created",
     ),
-    9: Mutation(
+    Mutation(
+        9,
         "the role first finishes the operation that it finds open",
         (Edit("roles/live_backup/tasks/main.yml", "== 'operation_open')", "== 'none')"),),
-        "between_snapshot_and_copy",
+        sees="error_code.: .operation_open",
+        case="between_snapshot_and_copy",
     ),
-    10: Mutation(
+    Mutation(
+        10,
         "a watchdog thaws the guest when the module dies",
         (
             Edit(
@@ -101,9 +130,11 @@ MUTATIONS: dict[int, Mutation] = {
                 "    if dismissed(float(seconds)) or True:\n        return 0\n",
             ),
         ),
-        "module_killed",
+        sees="a thawed guest: not within",
+        case="module_killed",
     ),
-    11: Mutation(
+    Mutation(
+        11,
         "a guest that QEMU paused for want of space is resumed once it stands on its base",
         (
             Edit(
@@ -112,9 +143,27 @@ MUTATIONS: dict[int, Mutation] = {
                 "        if False:\n",
             ),
         ),
+        sees="assert 'paused' == 'running'",
+        case="no_space",
     ),
-    12: Mutation("a job that is gone means nothing: the chain says whether it merged", (TRUST_THE_JOB,)),
-    13: Mutation(
+    Mutation(
+        11,
+        "a guest whose overlays run short of space is held back before QEMU has to pause it",
+        (
+            Edit(
+                f"{SERVICE}/brake.py",
+                "        if deadline.brakes and self._short_since is None and self._is_short(goals):\n",
+                "        if False:\n",
+            ),
+        ),
+        sees="'paused'",
+        case="run_short",
+    ),
+    Mutation(
+        12, "a job that is gone means nothing: the chain says whether it merged", (TRUST_THE_JOB,), sees="assert 0 != 0"
+    ),
+    Mutation(
+        13,
         "a partial set is removed after a failure",
         (
             Edit(
@@ -123,13 +172,17 @@ MUTATIONS: dict[int, Mutation] = {
                 "            raise\n",
             ),
         ),
+        sees=r"\.partial'",
     ),
-    14: Mutation(
+    Mutation(
+        14,
         "a guest that outruns its merge is held back",
         (Edit(f"{CORE}/convergence.py", "        return self.on_timeout != FAIL\n", "        return False\n"),),
-        "throttle",
+        sees="error_code.: .(timeout|job_ending)",
+        case="throttle",
     ),
-    15: Mutation(
+    Mutation(
+        15,
         "only a mirror that is ready, with cur == end, is pivoted",
         (
             Edit(
@@ -138,8 +191,10 @@ MUTATIONS: dict[int, Mutation] = {
                 "return Phase.READY",
             ),
         ),
+        sees="not( yet)? ready|not_ready",
     ),
-    16: Mutation(
+    Mutation(
+        16,
         "a job is ready when the XML says so, whoever began it and whether or not an event told of it",
         (
             Edit(
@@ -148,23 +203,30 @@ MUTATIONS: dict[int, Mutation] = {
                 "            if step is Next.PIVOT and item.started:\n",
             ),
         ),
+        sees=r"jobs=\['vda'\]",
     ),
-    17: Mutation(
+    Mutation(
+        17,
         "a disk's failure is kept beside the others' ends, and told per disk",
         (Edit(f"{SERVICE}/merge.py", "            item.error = error\n", "            raise\n"),),
+        sees="^'partial'$",
     ),
-    18: Mutation(
+    Mutation(
+        18,
         "a creation that failed takes back what it had made",
-        (
-            Edit(
-                f"{SERVICE}/snapshot.py",
-                "            for disk in made if not self._wish.reuse else ():\n",
-                "            for disk in ():\n",
-            ),
-        ),
-        "no_space",
+        (KEEP_WHAT_WAS_MADE,),
+        sees=r"Extra items in the left set:\s+'web/web\.vda\.live-backup",
+        case="no_space",
     ),
-    19: Mutation(
+    Mutation(
+        18,
+        "so does one that failed inside libvirt",
+        (KEEP_WHAT_WAS_MADE,),
+        sees=r"Extra items in the left set:\s+'web/web\.vda\.live-backup",
+        case="inside_libvirt",
+    ),
+    Mutation(
+        19,
         "the overlays of an interrupted snapshot make room for the new ones",
         (
             Edit(
@@ -173,9 +235,11 @@ MUTATIONS: dict[int, Mutation] = {
                 "PREPARED, (), ours.memory)",
             ),
         ),
-        "stale_overlay",
+        sees="error_code.: .overlay_exists",
+        case="stale_overlay",
     ),
-    20: Mutation(
+    Mutation(
+        20,
         "no call of the agent waits for ever",
         (
             Edit(
@@ -184,8 +248,10 @@ MUTATIONS: dict[int, Mutation] = {
                 "        domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)\n",
             ),
         ),
+        sees="timed out after",
     ),
-    21: Mutation(
+    Mutation(
+        21,
         "a guest that somebody else froze is told from one that answers, and never thawed",
         (
             Edit(
@@ -194,12 +260,16 @@ MUTATIONS: dict[int, Mutation] = {
                 "        return\n",
             ),
         ),
+        sees="already_frozen|backed up to",
     ),
-    22: Mutation(
+    Mutation(
+        22,
         "the agent of a guest that is paused is not asked",
         (Edit(f"{SERVICE}/snapshot.py", '            if view.state != "running":\n', "            if False:\n"),),
+        sees="guest_paused|agent_unresponsive",
     ),
-    23: Mutation(
+    Mutation(
+        23,
         "no snapshot is begun beside a block job",
         (
             Edit(
@@ -208,9 +278,11 @@ MUTATIONS: dict[int, Mutation] = {
                 "    for disk in view.disks:\n        if False:\n",
             ),
         ),
-        "foreign_block_job",
+        sees="block copy still active",
+        case="foreign_block_job",
     ),
-    24: Mutation(
+    Mutation(
+        24,
         "a disk that is gone with its overlay stops the merge",
         (
             Edit(
@@ -219,13 +291,17 @@ MUTATIONS: dict[int, Mutation] = {
                 "            if disk is None:\n                continue\n            if False:\n",
             ),
         ),
-        "disk_detached",
+        sees="assert 0 != 0",
+        case="disk_detached",
     ),
-    25: Mutation(
+    Mutation(
+        25,
         "disks that cannot be snapshotted are listed as left out",
         (Edit(f"{CORE}/snapshot.py", "    if disk.shareable:\n", "    if False:\n"),),
+        sees="vdd",
     ),
-    26: Mutation(
+    Mutation(
+        26,
         "only the layer that the snapshot added is merged, into the one right below it",
         (
             Edit(
@@ -234,8 +310,10 @@ MUTATIONS: dict[int, Mutation] = {
                 "    return MergeGoal(disk.target, disk.chain[-1], disk.chain[depth:-1], ",
             ),
         ),
+        sees=r"assert \d == 4|Facts",
     ),
-    27: Mutation(
+    Mutation(
+        27,
         "no path stands in an option list of qemu-img, where commas count",
         (
             Edit(
@@ -246,8 +324,10 @@ MUTATIONS: dict[int, Mutation] = {
                 '            run(["qemu-img", "create"',
             ),
         ),
+        sees="qemu-img",
     ),
-    28: Mutation(
+    Mutation(
+        28,
         "a base is not copied once a commit into it was begun (journal), or when it is another file (identity)",
         (
             Edit(f"{CORE}/backup.py", "        _require_never_committed(source, journal)\n", ""),
@@ -257,31 +337,55 @@ MUTATIONS: dict[int, Mutation] = {
                 "    if False:\n",
             ),
         ),
+        sees="was confirmed; the image ends at",
     ),
-    29: Mutation(
+    Mutation(
+        29,
+        "a folder that no overlay can be made in is found before anything is done",
+        (Edit(f"{SERVICE}/overlays.py", "    if not images.is_writable(folder):\n", "    if False:\n"),),
+        sees=r"assert 'permission_denied' in \('not_writable',\)",
+        case="on_overlay_creation",
+    ),
+    Mutation(
+        29,
         "what one disk's merge failed with reaches the user",
         (Edit(f"{SERVICE}/merge.py", "            item.error = error\n", "            item.done = True\n"),),
-        "on_commit",
+        sees="assert 0 != 0",
+        case="on_commit",
     ),
-    30: Mutation(
+    Mutation(
+        30,
         "a copy is compared with its source, byte for byte",
         (Edit(f"{HOST}/transfer.py", "                    if mine != theirs:\n", "                    if False:\n"),),
-        "bit_flipped",
+        sees="assert 0 != 0",
+        case="bit_flipped",
     ),
-}
+)
 
 
-def mutated(collections: Path, target: Path, number: int) -> Path:
-    """Copy the collection from one ansible_collections to another, without what test `number` guards."""
+def of(fault: int) -> tuple[Mutation, ...]:
+    """Return what can be taken out of a fault's guards."""
+    return tuple(mutation for mutation in MUTATIONS if mutation.fault == fault and mutation.edits)
+
+
+def mutated(collections: Path, target: Path, mutation: Mutation) -> Path:
+    """Copy the collection from one ansible_collections to another, without what the mutation's test guards."""
     tree = Path("ansible_collections/virtops/libvirt")
     for name in ("galaxy.yml", "meta", "playbooks", "plugins", "roles"):
         source, copy = collections / tree / name, target / tree / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, copy) if source.is_dir() else shutil.copyfile(source, copy)
-    for edit in MUTATIONS[number].edits:
+    for edit in mutation.edits:
         path = target / tree / edit.file
-        text = path.read_text(encoding="utf-8")
-        if text.count(edit.old) != 1:
-            raise AssertionError(f"{edit.file} has {text.count(edit.old)} times: {edit.old}")
-        path.write_text(text.replace(edit.old, edit.new), encoding="utf-8")
+        path.write_text(applied(edit, path.read_text(encoding="utf-8")), encoding="utf-8")
     return target
+
+
+def applied(edit: Edit, text: str) -> str:
+    """Return the file's text after the edit, which leaves a file that can be read: that alone must fail no test."""
+    if text.count(edit.old) != 1:
+        raise ValueError(f"{edit.file} has {text.count(edit.old)} times: {edit.old}")
+    text = text.replace(edit.old, edit.new)
+    if edit.file.endswith(".py"):
+        compile(text, edit.file, "exec")
+    return text
