@@ -164,7 +164,7 @@ class Member:
         return "" if found is None else str(found[0].get("phase"))
 
     def noted(self) -> list[str]:
-        """Return the phases of the journal's operations in libvirt's file of the definition, which survives the host."""
+        """Return the phases of the journal in libvirt's file of the definition, which survives the host."""
         config = self.hypervisor.outside(f"/etc/libvirt/qemu/{self.guest.name}.xml").read_text(encoding="utf-8")
         journals = ElementTree.fromstring(config).iter(JOURNAL)
         return [str(operation.get("phase")) for journal in journals for operation in journal]
