@@ -23,7 +23,7 @@ from .._core.model import DomainView, FileIdentity, Layer, Outcome
 from .._core.ports import Clock, ConvertImagePort, ConvertPort, ImagePort
 from .._core.refusals import refuse_open
 from .._core.snapshot import is_in_chain
-from .observe import chains, every_image, observe
+from .observe import FileSet, chains, every_image, observe
 from .overlays import require_folder
 
 
@@ -190,7 +190,7 @@ def finished(
     Only where the disk stands on the new image: else the domain still has the raw one. `others` are the images of the
     host's other domains.
     """
-    own = {layer.path for disk in view.disks + view.config_disks for layer in disk.chain}
+    own = FileSet((layer.path for disk in view.disks + view.config_disks for layer in disk.chain), images)
     there = [disk for disk in operation.disks if is_in_chain(view, disk.target, disk.overlay)]
     there = [disk for disk in there if images.exists(disk.base)]
     unused = [disk for disk in there if disk.base not in own and disk.base not in others]
