@@ -84,7 +84,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         4,
         "an overlay that nothing was switched to is removed with its journal, after the failure or by the next run",
-        (Edit(f"{SERVICE}/overlays.py", "    return not images.holds_data(path)", "    return False"),),
+        (Edit(f"{SERVICE}/overlays.py", " and not images.holds_data(path)\n", " and False\n"),),
         sees=r"Extra items in the left set:\s+'/srv/backup/overlays/web",
     ),
     Mutation(
