@@ -87,7 +87,7 @@ def test_enough_was_hit(tally: Tally, request: pytest.FixtureRequest) -> None:
 
 def start(controller: Controller) -> RunningPlay:
     """Start the play; its modules outlive their controller."""
-    return controller.start(gate="", playbook=LIVE_BACKUP, **ROLE)
+    return controller.start(pipelining=True, gate="", playbook=LIVE_BACKUP, **ROLE)
 
 
 def check(before: Before, hit: Hit, again: Play, was_running: bool, tally: Tally) -> None:

@@ -102,7 +102,7 @@ class Scene:
         play = {"name": module, "hosts": self.host.name, "gather_facts": False, "tasks": [task]}
         path = self.controller.folder / f"{module}.yml"
         path.write_text(yaml.safe_dump([play]), encoding="utf-8")
-        return self.controller.start(playbook=str(path)).end().results[-1].result
+        return self.controller.start(pipelining=True, playbook=str(path)).end().results[-1].result
 
     def backing_of(self, name: str) -> str:
         """Return what an image of the guest says that it stands on, in its own words."""
@@ -415,7 +415,7 @@ def run(scene: Scene, name: str, plays: list[dict[str, Any]]) -> Play:
     """Run it as a playbook."""
     path = scene.controller.folder / f"{name}.yml"
     path.write_text(yaml.safe_dump(plays, allow_unicode=True, width=1000), encoding="utf-8")
-    done = scene.controller.start(playbook=str(path)).end()
+    done = scene.controller.start(pipelining=True, playbook=str(path)).end()
     assert done.rc == 0, done.output
     return done
 

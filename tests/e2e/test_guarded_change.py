@@ -100,7 +100,7 @@ class Guarded:
     member: Member
     controller: Controller
 
-    def play(self, *arguments: str, gate: str = "", **variables: Any) -> Any:
+    def play(self, *arguments: str, gate: str = "", pipelining: bool = False, **variables: Any) -> Any:
         """Start it; the values of `tasks` and `checks` are what these files hold."""
         host, folder = self.member.hypervisor.name, self.controller.folder
         for name in ("tasks", "checks"):
@@ -113,11 +113,12 @@ class Guarded:
         nowhere = {"ansible_host": "127.0.0.1", "ansible_port": 1}
         guest = {"name": f"{NAME}@{host}", "groups": ["guests"], **role, **nowhere}
         given = {"target": host, "guest": guest, "guarded_change_connect_timeout": 0, **variables}
-        return self.controller.start(*arguments, gate=gate, playbook=str(folder / "guarded.yml"), **given)
+        playbook = str(folder / "guarded.yml")
+        return self.controller.start(*arguments, pipelining=pipelining, gate=gate, playbook=playbook, **given)
 
     def run(self, *arguments: str, **variables: Any) -> Play:
         """Run it to its end."""
-        found: Play = self.play(*arguments, **variables).end()
+        found: Play = self.play(*arguments, pipelining=True, **variables).end()
         return found
 
     def fill(self, text: str) -> str:

@@ -137,14 +137,14 @@ class Controller:
     def start(
         self,
         *arguments: str,
-        pipelining: bool = True,
+        pipelining: bool = False,
         gate: str = "",
         playbook: str = LIVE_BACKUP,
         **variables: Any,
     ) -> RunningPlay:
         """Start the playbook; with `gate`, it waits before the first task of that name (see recorder.py).
 
-        Pipelining is what the README recommends.
+        With pipelining, as the README recommends it, a module may outlive the controller that is killed.
 
         --kill-child: what kills unshare kills the namespace, and so everything.
         """
@@ -171,7 +171,7 @@ class Controller:
         play = {"name": module, "hosts": host, "gather_facts": False, "tasks": [task]}
         path = self.folder / f"{self.runs + 1}.yml"
         path.write_text(yaml.safe_dump([play]), encoding="utf-8")
-        return self.start(playbook=str(path))
+        return self.start(pipelining=True, playbook=str(path))
 
     def module(self, host: str, module: str, /, **options: object) -> dict[str, Any]:
         """Run one module and return its result, failed or not."""
