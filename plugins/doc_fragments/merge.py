@@ -36,6 +36,7 @@ options:
     description:
       - Whether overlays are deleted once they are merged. One is deleted only if it is in the journal, no chain of any
         domain of this hypervisor has it, and no process has it open. Otherwise it is kept, and a warning says why.
+        While a process has it open the operation stays open, and the next run deletes it.
     type: bool
     default: false
 """

@@ -28,7 +28,7 @@ from .interrupted import awake, undo, unswitched
 from .jobs import cancel_jobs
 from .merge_plan import NOTHING, MergePlan, MergePlanner, MergeWish, journalled, moved_layers
 from .observe import chains, observe
-from .overlays import remove_layer, unsure_words
+from .overlays import held_layers, remove_layer, unsure_words
 
 #: Seconds between two looks while no event comes: libvirtd's restart loses events.
 POLL = 0.25
@@ -315,13 +315,14 @@ class Merge:
                 moved = moved_layers(plan.goals, plan.operation)
                 rewrite_records(self._domain, moved, frozenset({self._wish.snapshot}))
         others = self._planner.images_of_others
-        kept = [remove_layer(path, view, others, self._images, self._clock) for path in plan.deletions]
-        warnings = tuple("The merged overlay %s" % why for why in kept if why is not None)
+        found = [remove_layer(path, view, others, self._images, self._clock) for path in plan.deletions]
+        kept = [layer for layer in found if layer is not None]
+        warnings = tuple("The merged overlay %s" % layer.why for layer in kept)
         for path in plan.memory:
             self._images.remove(path)
         if plan.record is not None and self._domain.snapshot(plan.record.name) is not None:
             self._domain.delete_snapshot_record(plan.record.name)
-        self._close(plan)
+        self._close(plan, held_layers(kept))
         return warnings + tuple(unsure_words(path) for path in sorted(plan.unsure))
 
     def _stale_records(self, plan: MergePlan) -> tuple[str, ...]:
@@ -336,8 +337,9 @@ class Merge:
             if any(disk.file in merged for disk in record.disks)
         )
 
-    def _close(self, plan: MergePlan) -> None:
-        """Remove our operation, and bring the snapshots that are kept above the merge up to date."""
+    def _close(self, plan: MergePlan, held: frozenset[str]) -> None:
+        """Remove our operation, or leave it what is `held`; and bring the snapshots that are kept above the merge up to
+        date."""
         journal = xml.parse_journal(self._domain.view().journal_xml)
         merged = {disk.overlay: disk for disk in plan.operation.disks} if plan.operation else {}
         operations = []
@@ -346,6 +348,9 @@ class Merge:
             left = tuple(disk for disk in disks if disk is not None)
             if left and (plan.operation is None or op.id != plan.operation.id):
                 operations.append(replace(op, disks=left))
+        if plan.operation is not None and held:
+            rest = tuple(disk for disk in plan.operation.disks if disk.overlay in held)
+            operations.append(replace(plan.operation, disks=rest, hold=None))
         self._domain.write_journal(xml.build_journal(Journal(tuple(operations))))
 
     def _after_merge(self, disk: JournalDisk, merged: dict[str, JournalDisk]) -> JournalDisk | None:

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
 
 from .._core.errors import VirtopsError
 from .._core.journal import Operation
@@ -152,22 +153,39 @@ def is_unused(path: str, view: DomainView, images: ImagePort) -> bool:
     return path not in _own(view, images) and not images.holds_data(path)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A layer that was not deleted, and why. `for_now`: the next run may, so the journal has to know it until then."""
+
+    path: str
+    why: str
+    for_now: bool = False
+
+
 def remove_layer(
     path: str, view: DomainView, others: Callable[[], Container[str]], images: ImagePort, clock: Clock
-) -> str | None:
+) -> Kept | None:
     """Delete a journalled layer where no chain of any domain has it and nobody holds it open; else say what keeps it.
 
     `others` are the images of the host's other domains.
     """
     if path in _own(view, images):
-        return "%s was kept: it is still in a chain of this domain." % path
+        return Kept(path, "%s was kept: it is still in a chain of this domain." % path)
     if path in others():
-        return "%s was kept: another domain of this host stands on it." % path
+        return Kept(path, "%s was kept: another domain of this host stands on it." % path)
     held = _lasting_holders(path, images, clock)
     if held:
-        return "%s was kept: a process has it open (PID %s)." % (path, ", ".join(str(pid) for pid in held))
+        words = (
+            "%s was kept: a process has it open (PID %s). Once that has ended, run the task again, which deletes it."
+        )
+        return Kept(path, words % (path, ", ".join(str(pid) for pid in held)), for_now=True)
     images.remove(path)
     return None
+
+
+def held_layers(kept: Iterable[Kept]) -> frozenset[str]:
+    """Those that the next run is to delete."""
+    return frozenset(layer.path for layer in kept if layer.for_now)
 
 
 def _own(view: DomainView, images: ImagePort) -> FileSet:

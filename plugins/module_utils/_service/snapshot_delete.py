@@ -58,7 +58,7 @@ from .jobs import cancel_jobs
 from .merge import Merge
 from .merge_plan import MergeWish
 from .observe import chains, every_image, observe
-from .overlays import remove_layer, unsure_words
+from .overlays import Kept, held_layers, remove_layer, unsure_words
 
 
 @dataclass(frozen=True)
@@ -264,24 +264,27 @@ class SnapshotDeletion:
         keep_times(plan.moved.items(), view, self._images)
         if plan.writes:
             rewrite_records(self._domain, plan.moved, plan.gone)
-        warnings += self._remove(plan, view, unsure)
+        kept = self._remove(plan, view, unsure)
+        warnings += tuple(layer.why for layer in kept)
         for name in plan.records:
             self._domain.delete_snapshot_record(name)
-        self._close(plan)
+        self._close(plan, held_layers(kept))
         return warnings + tuple(unsure_words(path) for path in (*plan.images.kept, *sorted(unsure)))
 
-    def _remove(self, plan: _Plan, view: DomainView, unsure: frozenset[str]) -> tuple[str, ...]:
+    def _remove(self, plan: _Plan, view: DomainView, unsure: frozenset[str]) -> tuple[Kept, ...]:
         """Each was journalled, is in no chain here and open to nobody; else it stays, and a warning tells why."""
         others = functools.cache(lambda: every_image(self._domain.other_images(), self._images))
         paths = [path for path in (*plan.removals, *plan.memory) if path not in unsure]
         kept = [remove_layer(path, view, others, self._images, self._clock) for path in paths]
-        return tuple(why for why in kept if why is not None)
+        return tuple(layer for layer in kept if layer is not None)
 
-    def _close(self, plan: _Plan) -> None:
+    def _close(self, plan: _Plan, held: frozenset[str] = frozenset()) -> None:
+        """With what is `held` the operation stays open: the next run goes on by it."""
         journal = xml.parse_journal(self._domain.view().journal_xml)
         bases = {layer.path for layer in plan.moved.values() if self._images.exists(layer.path)}
         identities = {path: self._images.identity(path) for path in bases}
-        self._write(settled(journal, plan.operation, plan.gone, identities), journal)
+        after = settled(journal, plan.operation, plan.gone, identities)
+        self._write(after.put(plan.operation) if held else after, journal)
 
     def _by_libvirt(self, plan: _Plan, view: DomainView, journal: Journal) -> tuple[str, ...]:
         """libvirt keeps images and records in step.

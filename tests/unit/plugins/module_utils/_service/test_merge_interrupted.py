@@ -169,3 +169,19 @@ def test_what_a_new_commit_copied_is_no_pivot(lab: Lab) -> None:
     lab.run(**WISH)
     assert "commit %s /img/a.raw" % OVERLAY in lab.images.calls
     assert lab.whole()
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_an_overlay_that_somebody_reads_is_deleted_by_the_next_run(lab: Lab, by_path: bool) -> None:
+    lab.snapshot("s1")
+    wish = {"disks": ("vda",), "base": "/img/a.raw", "delete_merged": True} if by_path else WISH
+    lab.images.open_by[OVERLAY] = (4711,)
+    outcome = lab.run(**wish)
+    assert "a process has it open (PID 4711)" in outcome.warnings[0]
+    assert lab.chains["vda"] == ["/img/a.raw"]
+    lab.images.open_by.clear()
+    foreseen = lab.run(True, **wish)
+    assert foreseen.steps == lab.run(**wish).steps
+    assert not lab.images.exists(OVERLAY)
+    assert not lab.run(**wish).changed
+    assert by_path or lab.whole()

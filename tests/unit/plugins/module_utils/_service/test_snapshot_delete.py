@@ -363,13 +363,17 @@ def test_another_operation_is_open() -> None:
     assert error.value.code == "operation_open"
 
 
-def test_an_image_that_is_in_use_stays() -> None:
+def test_an_image_that_is_in_use_is_deleted_by_the_next_run() -> None:
     lab = Lab()
     lab.images.open_by[overlay("b")] = (42,)
     outcome = lab.delete("b")
     assert [text for text in outcome.warnings if overlay("b") in text and "42" in text]
     assert overlay("b") in lab.images.backing
     assert "b" not in lab.domain.records
+    lab.images.open_by.clear()
+    assert lab.delete("b").changed
+    assert overlay("b") not in lab.images.backing
+    assert not lab.delete("b").changed
 
 
 def test_data_that_nobody_merged_are_kept() -> None:
