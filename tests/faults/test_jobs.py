@@ -23,7 +23,7 @@ def snapshot_of(scene: Scene) -> str:
 def test_fault_15_pivot_asked_for_before_ready(scene: Scene) -> None:
     """libvirt refuses it; our module waits until it can be done."""
     play = scene.start(MERGE)
-    scene.dirty(20)  # on a busy machine the module comes late, and a job that is ready by then proves nothing
+    scene.dirty()
     scene.module("block_commit", snapshot=snapshot_of(scene), disks=["vda"], bandwidth=SLOW_MERGE, wait=False)
     name = scene.member.guest.name
     with pytest.raises(LabError, match=r"not (yet )?ready|not yet"):
