@@ -45,7 +45,8 @@ def test_fault_11_overlays_run_short_of_space(scene: Scene) -> None:
                 states.add(guest.state())
             ended = play.end()
         finally:
-            guest.write(rate=10)
+            if guest.state() == "running":
+                guest.write(rate=10)
         assert states == {"running"}
         scene.assert_succeeded(ended)
         (result,) = [item.result for item in ended.of(scene.member.alias, "block_commit")]
