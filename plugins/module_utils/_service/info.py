@@ -14,7 +14,7 @@ from typing import Any
 from .._core import xml
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, CREATED, KEPT, PULL, Journal, JournalDisk, Operation
+from .._core.journal import CREATED, KEPT, RESERVED, Journal, JournalDisk, Operation
 from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome
 from .._core.ports import BlockInfoPort, Clock, DeletePort, ImagePort, Watchdog
 from .._core.snapshot import is_in_chain
@@ -154,7 +154,7 @@ def _recovery(domain: DeletePort, images: ImagePort, clock: Clock, watchdog: Wat
 
 def _play(operation: Operation) -> str:
     """A module alone has no dest to finish a backup to."""
-    if operation.kind in (KEPT, COMMIT, PULL) or operation.phase != CREATED:
+    if operation.kind in (KEPT, *RESERVED) or operation.phase != CREATED:
         return ""
     return "The play that began it (%s) finishes its backup first, if its bases are unchanged." % operation.kind
 

@@ -281,6 +281,13 @@ def test_its_recovery_is_what_recover_then_does() -> None:
     assert info.journal(domain, images, clock, FakeWatchdog()).values == {"operations": []}
 
 
+def test_a_revert_has_no_backup_to_finish() -> None:
+    domain, images, clock = snapshotted()
+    (operation,) = xml.parse_journal(domain.journal).operations
+    domain.journal = xml.build_journal(Journal((replace(operation, kind="revert"),)))
+    assert "backup" not in operation_of(domain, images, clock)["recovery"]
+
+
 def test_a_run_that_died_before_the_switch() -> None:
     domain, images, clock = snapshotted(die_after="write_journal")
     told = operation_of(domain, images, clock)
