@@ -242,19 +242,34 @@ class ExternalSnapshot:
         began = self._clock.monotonic()
         frozen, warnings = self._freeze(limit)
         thawed, halted = 0, False
+        failed: VirtopsError | None = None
         try:
             self._create(plan)
             halted = self._wish.halt
+        except VirtopsError as error:
+            failed = error
+            raise
         finally:
             if frozen and not halted:
-                thawed = self._thaw(limit)
+                thawed = self._thaw_after(failed, limit)
             freeze_ms = int((self._clock.monotonic() - began) * 1000)
-            self._watchdog.disarm()  # only after a thaw that succeeded: it thaws where we could not
+            if halted or not self._frozen:
+                self._watchdog.disarm()  # only after a thaw that succeeded: it thaws where we could not
         if not frozen:
             return _Taken("crash", 0, warnings)
         if not thawed and not halted:
             return _Taken("crash", freeze_ms, ("something else thawed the guest within %d ms" % freeze_ms,))
         return _Taken("filesystem", freeze_ms)
+
+    def _thaw_after(self, failed: VirtopsError | None, seconds: int) -> int:
+        """Where the snapshot failed, that is what the user has to know, as when its QEMU died."""
+        try:
+            return self._thaw(seconds)
+        except VirtopsError as error:
+            if failed is None:
+                raise
+            failed.cause = "%s. Thawing the guest failed too: %s" % (failed.cause.rstrip("."), error.cause)
+            return 0
 
     def _freeze(self, seconds: int) -> tuple[int, tuple[str, ...]]:
         """The number of file systems frozen; 0 and the reason where `preferred` goes on without."""
