@@ -192,6 +192,7 @@ def test_fault_26_chain_of_four_layers(odd: OddRun) -> None:
 def test_fault_27_odd_path_through_a_symlink(odd: OddRun) -> None:
     """Spaces, commas, letters beyond ASCII, and a link on the way."""
     assert odd.scene.before.facts.live["vdb"] == [ODD_PATH]
+    odd.scene.assert_succeeded(odd.first)
     odd.scene.before.assert_normal_end(sets=2)
     for found in odd.scene.member.sets():
         sources = {disk["target"]: disk["source"] for disk in found.manifest["disks"]}
