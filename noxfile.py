@@ -152,12 +152,18 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def sanity(session: nox.Session) -> None:
-    """ansible-test sanity on each ansible-core; import and compile tests on each Python."""
+    """ansible-test sanity on each ansible-core; import and compile tests on each Python with the newest core.
+
+    With --long, with each.
+    """
     sync()
     with Checks("sanity", session.error) as checks:
-        for core, bin_ in each_core(checks):
+        cores = list(each_core(checks))
+        for core, bin_ in cores:
             folders = [path.parent for path in pythons.available().values()]
             command = [bin_ / "ansible-test", "sanity", "--local", "--color", "no", *session.posargs]
+            if core != cores[-1][0] and not os.environ.get("DEV_LONG"):
+                command += ["--python", pythons.controller_for(core) or ""]
             checks.run(f"ansible-core {core}", command, cwd=TREE, env=environment(bin_, *folders))
 
 
