@@ -218,7 +218,7 @@ MUTATIONS: tuple[Mutation, ...] = (
                 "            if step is Next.PIVOT and item.started:\n",
             ),
         ),
-        sees=r"jobs=\['vda'\]",
+        sees="'live', 'persistent', 'jobs'",
     ),
     Mutation(
         17,
