@@ -63,7 +63,7 @@ MUTATIONS: tuple[Mutation, ...] = (
                 "None:\n                raise\n        self._connection.reopen()\n",
             ),
         ),
-        sees="error_code.: .connection_lost",
+        sees="error_code.: .connection_lost|timed out after",
     ),
     Mutation(2, "each module opens a connection of its own, and libvirt itself keeps the journal over its restart"),
     Mutation(
