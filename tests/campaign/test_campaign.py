@@ -31,7 +31,7 @@ ROLE: dict[str, Any] = {
 def test_run(run: int, stage: Stage, tally: Tally) -> None:
     """Kill, and run again."""
     strike = chosen(tally.seed, run)
-    hit = Hit("")
+    hit, said = Hit(""), ""
     tally.runs += 1
     try:
         member = stage.ready()
@@ -42,10 +42,11 @@ def test_run(run: int, stage: Stage, tally: Tally) -> None:
             play.end(PLAY_SECONDS)
         again_on_running = member.guest.state() == "running"
         again = start(stage.controller).end(PLAY_SECONDS)
-        if strike.kind == "libvirtd" and (is_forgotten(member) or "shows a pivot of disk" in again.output):
+        said = again.output
+        if strike.kind == "libvirtd" and (is_forgotten(member) or "shows a pivot of disk" in said):
             # Not ours to heal: libvirt itself cannot tell what QEMU did. It is refused, and nothing is lost
             tally.forgotten += 1
-            assert "libvirt has lost" in again.output
+            assert "libvirt has lost" in said
             assert lost_records(member, [before.mark, *([hit.mark] if hit.mark else [])]) == []
             stage.down()
             return
@@ -54,7 +55,8 @@ def test_run(run: int, stage: Stage, tally: Tally) -> None:
     except BaseException as error:
         error.add_note(
             f"seed {tally.seed}, run {run}: {strike}; hit: {hit.phase or 'nothing, the play was over'}\n"
-            f"again: ./dev test campaign -- --seed {tally.seed} --run {run}"
+            f"again: ./dev test campaign -- --seed {tally.seed} --run {run}\n"
+            f"the second play said: {said}"
         )
         tally.failed += 1
         stage.give_up()

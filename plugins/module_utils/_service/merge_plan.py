@@ -31,9 +31,10 @@ from .brake import held_words
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of
 from .observe import FileSet, every_image
 
-#: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain: until the pivot QEMU
-#: copies each write of the overlay into the base a moment later.
+#: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain, besides those for each
+#: byte of the overlay: until the pivot QEMU copies its writes into the base a little later, at 1 MiB/s at the slowest.
 PIVOT_DOUBT_NS = 10 * 10**9
+LAG_NS_PER_BYTE = 10**9 / 1024**2
 
 
 @dataclass(frozen=True)
@@ -316,19 +317,20 @@ class MergePlanner:
 
         The persistent XML then names the overlay, while the base has all that the overlay has, and what the guest wrote
         after the pivot: to commit the overlay would undo that. Until the pivot each write reaches the overlay first.
+        Where the guest wrote nothing after it, both have the same, and a commit undoes nothing.
         """
         noted = operation.disk(goal.target) if operation is not None else None
         asked = noted is not None and noted.pivoting and noted.overlay == goal.top.path
         if not asked or phase_of(goal, view) is not Phase.OFFLINE:
             return False
         base, overlay = self._images.identity(goal.into.path), self._images.identity(goal.top.path)
-        if base.size:  # a block device's times tell nothing
+        if base.size and overlay.size:  # a block device's times tell nothing
             if overlay.mtime_ns > base.mtime_ns:
                 return False
-            if base.mtime_ns - overlay.mtime_ns > PIVOT_DOUBT_NS:
+            if base.mtime_ns - overlay.mtime_ns > PIVOT_DOUBT_NS + overlay.size * LAG_NS_PER_BYTE:
                 return True
         if self._images.same_content(goal.top, goal.into):
-            return True
+            return False
         raise VirtopsError(
             "pivot_lost",
             "Domain %s ended while disk %s was pivoted, and nothing tells whether its newest data are in %s or in %s."

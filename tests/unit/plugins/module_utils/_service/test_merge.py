@@ -618,14 +618,15 @@ def test_a_pivot_that_qemu_did_not_make_is_merged_offline(lab: Lab) -> None:
     assert lab.whole()
 
 
+@pytest.mark.parametrize("seconds", [0, 1, 10.9])  # the overlay of 1 MiB may have been copied for a second
 @pytest.mark.parametrize("same", [True, False])
-def test_in_doubt_the_images_are_compared_and_a_human_is_asked(lab: Lab, same: bool) -> None:
+def test_in_doubt_the_images_are_compared_and_a_human_is_asked(lab: Lab, same: bool, seconds: float) -> None:
     ends_at_the_pivot(lab, done_by_qemu=True)
-    lab.images.times["/img/a.raw"] = lab.images.times["/img/vm.vda.s1.qcow2"] + 10**9
+    lab.images.times["/img/a.raw"] = lab.images.times["/img/vm.vda.s1.qcow2"] + int(seconds * 10**9)
     lab.images.same = same
-    if same:
+    if same:  # whoever wrote last, a commit undoes nothing, and the overlay has nothing that the base has not
         lab.run(snapshot="s1", delete_merged=True)
-        assert not any(call.startswith("commit /img/vm.vda") for call in lab.images.calls)
+        assert lab.whole()
         return
     with pytest.raises(VirtopsError) as caught:
         lab.run(snapshot="s1", delete_merged=True)
