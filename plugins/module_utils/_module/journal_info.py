@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from .._core.model import Outcome
-from .._service import info
+from .._service.journal_info import journal
 from .entry import DomainContext, run_domain_module
 
 
@@ -16,4 +16,4 @@ def main() -> None:
 
 
 def _flow(context: DomainContext) -> Outcome:
-    return info.journal(context.domain, context.images, context.clock, context.watchdog)
+    return journal(context.domain, context.images, context.clock, context.watchdog)

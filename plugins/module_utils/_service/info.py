@@ -7,19 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
 from .._core import xml
-from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
-from .._core.journal import CREATED, KEPT, RESERVED, Journal, JournalDisk, Operation
+from .._core.journal import Journal, Operation
 from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome
-from .._core.ports import BlockInfoPort, Clock, DeletePort, ImagePort, Watchdog
-from .._core.snapshot import is_in_chain
+from .._core.ports import BlockInfoPort, ImagePort
 from .observe import observe
-from .recover import RecoverWish, Recovery
 
 # guests_info
 
@@ -62,7 +58,7 @@ def _guest(view: DomainView) -> dict[str, Any]:
         "autostart": view.autostart,
         "agent": view.agent,
         "disks": [_disk(disk) for disk in view.disks],
-        "journal": [_operation(operation) for operation in journal.operations],
+        "journal": [told_operation(operation) for operation in journal.operations],
         "journal_error": unreadable,
     }
 
@@ -82,7 +78,8 @@ def _disk(disk: Disk) -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation) -> dict[str, Any]:
+def told_operation(operation: Operation) -> dict[str, Any]:
+    """What the journal says of it."""
     return {
         "id": operation.id,
         "kind": operation.kind,
@@ -96,67 +93,6 @@ def _operation(operation: Operation) -> dict[str, Any]:
             for disk in operation.disks
         ],
     }
-
-
-# journal_info
-
-
-def journal(domain: DeletePort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> Outcome:
-    """The operations as guests_info tells them, where their disks really stand, and how the open ones end."""
-    view = observe(domain, images)
-    operations = xml.parse_journal(view.journal_xml).operations
-    recovery = _recovery(domain, images, clock, watchdog) if any(operation.open for operation in operations) else ""
-    told = [
-        {
-            **_operation(operation),
-            "memory": operation.memory,
-            "disks": [
-                {**disk, **_standing(noted, view, images)}
-                for disk, noted in zip(_operation(operation)["disks"], operation.disks)
-            ],
-            "recovery": " ".join((recovery, _play(operation))).strip() if operation.open else None,
-        }
-        for operation in operations
-    ]
-    return Outcome(values={"operations": told})
-
-
-def _standing(noted: JournalDisk, view: DomainView, images: ImagePort) -> dict[str, Any]:
-    """What the chain, the job and the files say. `base_unchanged` is None where nobody wrote down what it was."""
-    disk = view.disk(noted.target)
-    job = None if disk is None else disk.job
-    return {
-        "identity": None if noted.identity is None else asdict(noted.identity),
-        "in_chain": is_in_chain(view, noted.target, noted.overlay),
-        "overlay_exists": images.exists(noted.overlay),
-        "base_unchanged": _unchanged(noted, images),
-        "job": None if job is None else _job(job),
-    }
-
-
-def _unchanged(noted: JournalDisk, images: ImagePort) -> bool | None:
-    if noted.identity is None:
-        return None
-    return images.exists(noted.base) and images.identity(noted.base) == noted.identity
-
-
-def _recovery(domain: DeletePort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> str:
-    """What virtops.libvirt.recover would do: its own plan, so that the words cannot differ from the deed."""
-    wish = RecoverWish(deadline=Deadline(timeout=0))  # who only looks waits for no job of libvirt's
-    try:
-        steps = Recovery(wish, domain, images, clock, watchdog).run(check=True).steps
-    except VirtopsError as error:
-        if error.code in ("connection_lost", "no_such_domain"):
-            raise
-        return "virtops.libvirt.recover would refuse: %s" % error
-    return "virtops.libvirt.recover would: %s." % "; ".join(steps)
-
-
-def _play(operation: Operation) -> str:
-    """A module alone has no dest to finish a backup to."""
-    if operation.kind in (KEPT, *RESERVED) or operation.phase != CREATED:
-        return ""
-    return "The play that began it (%s) finishes its backup first, if its bases are unchanged." % operation.kind
 
 
 # block_info
@@ -179,7 +115,7 @@ def block(domain: BlockInfoPort, images: ImagePort, targets: Sequence[str]) -> O
             **_disk(disk),
             **_sizes(domain.sizes(disk.target)),
             "chain": [_layer(depth, layer, images, warnings) for depth, layer in enumerate(disk.chain)],
-            "job": None if disk.job is None else _job(disk.job),
+            "job": None if disk.job is None else told_job(disk.job),
         }
         for disk in wanted
     ]
@@ -224,7 +160,8 @@ def _layer(depth: int, layer: Layer, images: ImagePort, warnings: list[str]) -> 
     return {**told, "size": info.virtual_size, "allocation": info.allocation, "internal_snapshots": internal}
 
 
-def _job(job: BlockJob) -> dict[str, Any]:
+def told_job(job: BlockJob) -> dict[str, Any]:
+    """A job as read-only modules tell it: bytes, bytes/s."""
     return {
         "type": job.kind,
         "cur": job.cur,

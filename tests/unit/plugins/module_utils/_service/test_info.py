@@ -21,7 +21,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     Layer,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._service import info
+from ansible_collections.virtops.libvirt.plugins.module_utils._service import info, journal_info
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
@@ -246,7 +246,7 @@ def snapshotted(kind: str = "live_backup", die_after: str | None = None) -> tupl
 
 
 def operation_of(domain: FakeDomain, images: FakeImages, clock: FakeClock) -> dict[str, Any]:
-    (operation,) = info.journal(domain, images, clock, FakeWatchdog()).values["operations"]  # type: ignore[misc,attr-defined]
+    (operation,) = journal_info.journal(domain, images, clock, FakeWatchdog()).values["operations"]  # type: ignore[misc,attr-defined]
     told: dict[str, Any] = operation
     return told
 
@@ -278,7 +278,7 @@ def test_its_recovery_is_what_recover_then_does() -> None:
     assert "The play that began it (live_backup) finishes its backup first" in words
     done = Recovery(RecoverWish(), domain, images, clock, FakeWatchdog()).run(check=False)
     assert words.startswith("virtops.libvirt.recover would: %s." % "; ".join(done.steps))
-    assert info.journal(domain, images, clock, FakeWatchdog()).values == {"operations": []}
+    assert journal_info.journal(domain, images, clock, FakeWatchdog()).values == {"operations": []}
 
 
 def test_a_revert_has_no_backup_to_finish() -> None:
@@ -327,5 +327,5 @@ def test_a_journal_that_cannot_be_read_is_a_failure() -> None:
     domain, images, clock = snapshotted()
     domain.journal = "<journal schema='99'/>"
     with pytest.raises(VirtopsError) as caught:
-        info.journal(domain, images, clock, FakeWatchdog())
+        journal_info.journal(domain, images, clock, FakeWatchdog())
     assert caught.value.code == "journal_unreadable"
