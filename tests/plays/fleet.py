@@ -101,12 +101,16 @@ class Set:
 
 @dataclass(frozen=True)
 class Member:
-    """One guest. `skipped` are the disks that no snapshot can hold, and a word of the reason."""
+    """One guest. `skipped` are the disks that no snapshot can hold, and a word of the reason.
+
+    `rate`: durable records a second, of each disk.
+    """
 
     guest: Guest
     disks: tuple[Disk, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     agent: bool = True
+    rate: int = 10
 
     @property
     def alias(self) -> str:
@@ -125,7 +129,7 @@ class Member:
 
     def define(self) -> None:
         """Make its disks and its definition. One guest after another: golden images are made by the first."""
-        self.guest.define(self.disks, agent=self.agent)
+        self.guest.define(self.disks, agent=self.agent, rate=self.rate)
 
     def boot(self) -> None:
         """Start it, and wait for its first records."""
