@@ -8,6 +8,7 @@ from __future__ import annotations
 import stat
 
 import pytest
+from endstate import processes
 from fleet import ELSEWHERE, until
 from virtlab import LabError
 
@@ -23,6 +24,22 @@ def test_fault_01_libvirtd_killed_mid_commit(scene: Scene) -> None:
     scene.assert_succeeded(play.end())
     scene.before.assert_normal_end()
     scene.heal(sets=2)
+
+
+def test_libvirtd_hangs_mid_commit(scene: Scene) -> None:
+    """A daemon that is there and never answers: the run ends all the same, and says so."""
+    play = scene.start_merging()
+    libvirtd = scene.hypervisor.libvirtd_pid()
+    assert libvirtd is not None
+    scene.kill(libvirtd, "STOP")
+    try:
+        ended = play.end()
+        left = processes(scene.hypervisor)
+    finally:
+        scene.kill(libvirtd, "CONT")
+    scene.assert_failed(ended, "libvirt_hangs")
+    assert left == []
+    scene.heal(resumed=True)
 
 
 def test_fault_02_libvirtd_restarted_between_snapshot_and_copy(scene: Scene) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,17 +18,18 @@ from .errors import LIBVIRT_IMPORT_ERROR, is_number
 if LIBVIRT_IMPORT_ERROR is None:
     import libvirt
 
-#: Seconds between keepalive messages of the connection for events, and how many may stay unanswered.
-_KEEPALIVE = (5, 3)
-#: How long a daemon that went away may take to come back.
+#: Seconds between keepalive messages, and how many may stay unanswered: as virsh has them.
+_KEEPALIVE = (5, 6)
+#: Seconds that a daemon may take to let us in.
+OPEN_SECONDS = 30
+#: How many seconds a daemon that went away may take to come back.
 _RESTART_SECONDS = 30
 
 
 class Connection:
     """One connection (virConnectOpen, virConnectOpenReadOnly). Close it, or use it as a context manager.
 
-    It is opened without libvirt's event loop: libvirtd would send keepalive messages to a client that has
-    one, and drop us during a long copy, when nothing runs it. Events come over a connection of their own.
+    With keepalive (virConnectSetKeepAlive): calls to a daemon that hangs end as those to one that went away.
     """
 
     def __init__(self, uri: str, readonly: bool = False) -> None:
@@ -38,19 +40,22 @@ class Connection:
         self._open()
 
     def reopen(self, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Connect anew after libvirtd went away; a restart gets `_RESTART_SECONDS`."""
+        """Connect anew after libvirtd went away; a restart gets `_RESTART_SECONDS`, a daemon that hangs no more."""
         self.close()
         for _attempt in range(_RESTART_SECONDS):
-            with suppress(LibvirtFailure):
+            try:
                 return self._open()
+            except LibvirtFailure as failure:
+                if failure.code == "libvirt_hangs":
+                    raise
             sleep(1)
         return self._open()
 
     def _open(self) -> None:
-        try:
-            self.handle = libvirt.openReadOnly(self.uri) if self.readonly else libvirt.open(self.uri)
-        except libvirt.libvirtError as problem:
-            raise _unreachable(self.uri, problem) from problem
+        _run_event_loop()
+        self.handle = _opened(self.uri, self.readonly)
+        with suppress(libvirt.libvirtError):  # drivers without a daemon have none
+            self.handle.setKeepAlive(*_KEEPALIVE)
 
     def close(self) -> None:
         if self.handle is not None:
@@ -74,69 +79,85 @@ class Connection:
 
 
 class EventWait:
-    """Waits for the next event of one domain: BLOCK_JOB_2 and LIFECYCLE. No threads: the caller runs the loop.
+    """Waits for the next event of one domain: BLOCK_JOB_2 and LIFECYCLE.
 
     Events only shorten a wait. Where they cannot be had (an old daemon, a lost connection) it is a sleep.
     """
 
-    def __init__(self, uri: str, uuid: str) -> None:
-        self._uri = uri
+    def __init__(self, connection: Connection, uuid: str) -> None:
+        self._connection = connection
         self._uuid = uuid
-        self._connection: Any = None
-        self._woken = False
+        self._handle: Any = None
+        self._callbacks: list[int] = []
+        self._woken = threading.Event()
 
     def start(self) -> None:
-        """Listen from now on; an event before the first `wait` ends that wait at once."""
-        if self._connection is not None:
+        """Listen from now on, over the connection as it is now; an event before the first `wait` ends that at once."""
+        if self._handle is self._connection.handle:
             return
-        _register_event_loop()
-        try:
-            connection = libvirt.openReadOnly(self._uri)
-        except libvirt.libvirtError:
-            return
-        self._connection = connection
+        self._handle, self._callbacks = self._connection.handle, []
         with suppress(libvirt.libvirtError):
-            connection.setKeepAlive(*_KEEPALIVE)
-        with suppress(libvirt.libvirtError):
-            domain = connection.lookupByUUIDString(self._uuid)
+            domain = self._handle.lookupByUUIDString(self._uuid)
             for event in (libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE):
-                connection.domainEventRegisterAny(domain, event, self._wake, None)
+                self._callbacks.append(self._handle.domainEventRegisterAny(domain, event, self._wake, None))
 
     def wait(self, seconds: float) -> None:
-        self._drop_dead_connection()
         self.start()
-        timer = libvirt.virEventAddTimeout(max(1, int(seconds * 1000)), self._wake, None)
-        try:
-            while not self._woken:
-                libvirt.virEventRunDefaultImpl()
-        finally:
-            libvirt.virEventRemoveTimeout(timer)
-            self._woken = False
+        self._woken.wait(seconds)
+        self._woken.clear()
 
     def close(self) -> None:
-        if self._connection is not None:
+        """What listens keeps its connection open."""
+        for callback in self._callbacks:
             with suppress(libvirt.libvirtError):
-                self._connection.close()
-            self._connection = None
+                self._handle.domainEventDeregisterAny(callback)
+        self._handle, self._callbacks = None, []
 
     def _wake(self, *_: object) -> None:
-        self._woken = True
-
-    def _drop_dead_connection(self) -> None:
-        with suppress(libvirt.libvirtError):
-            if self._connection is not None and not self._connection.isAlive():
-                self.close()
+        self._woken.set()
 
 
-_event_loop_registered = False
+_event_loop: threading.Thread | None = None
 
 
-def _register_event_loop() -> None:
-    """virEventRegisterDefaultImpl, once per process and before the connection that needs it."""
-    global _event_loop_registered
-    if not _event_loop_registered:
+def _run_event_loop() -> None:
+    """virEventRegisterDefaultImpl, once per process and before the first connection, which needs it: libvirtd drops a
+    client with an event loop that does not answer, during a long copy, too. So it runs beside everything else."""
+    global _event_loop
+    if _event_loop is None:
         libvirt.virEventRegisterDefaultImpl()
-        _event_loop_registered = True
+        _event_loop = threading.Thread(target=_answer_events, name="libvirt events", daemon=True)
+        _event_loop.start()
+
+
+def _answer_events() -> None:
+    while True:
+        with suppress(libvirt.libvirtError):
+            libvirt.virEventRunDefaultImpl()
+
+
+def _opened(uri: str, readonly: bool) -> Any:
+    """A new connection. Keepalive comes only with it, so a thread opens it, which a daemon that hangs may keep."""
+    ended: list[Any] = []
+
+    def open_it() -> None:
+        try:
+            ended.append(libvirt.openReadOnly(uri) if readonly else libvirt.open(uri))
+        except libvirt.libvirtError as problem:
+            ended.append(_unreachable(uri, problem))
+
+    opener = threading.Thread(target=open_it, name="libvirt open", daemon=True)
+    opener.start()
+    opener.join(OPEN_SECONDS)
+    if not ended:
+        raise LibvirtFailure(
+            "libvirt_hangs",
+            f"libvirt's daemon at {uri} did not answer for {OPEN_SECONDS} seconds",
+            "See on the hypervisor what libvirtd (or virtqemud) waits for, restart it, then run the same task again",
+        )
+    if isinstance(ended[0], LibvirtFailure):
+        raise ended[0]
+    return ended[0]
 
 
 def silence() -> None:

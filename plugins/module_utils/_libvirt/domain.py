@@ -47,7 +47,7 @@ class Domain:
         self._domain = _lookup(connection, name)
         self.name: str = self._domain.name()
         self.uuid: str = self._domain.UUIDString()
-        self._events = EventWait(connection.uri, self.uuid)
+        self._events = EventWait(connection, self.uuid)
 
     def close(self) -> None:
         self._events.close()
