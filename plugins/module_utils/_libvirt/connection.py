@@ -20,6 +20,8 @@ if LIBVIRT_IMPORT_ERROR is None:
 
 #: Seconds between keepalive messages, and how many may stay unanswered: as virsh has them.
 _KEEPALIVE = (5, 6)
+#: Seconds for which the first message may wait: libvirtd waits for half a minute.
+_QUIET_SECONDS = 5
 #: Seconds that a daemon may take to let us in.
 OPEN_SECONDS = 30
 #: How many seconds a daemon that went away may take to come back.
@@ -95,6 +97,7 @@ class EventWait:
         """Listen from now on, over the connection as it is now; an event before the first `wait` ends that at once."""
         if self._handle is self._connection.handle:
             return
+        _events_wanted.set()
         self._handle, self._callbacks = self._connection.handle, []
         with suppress(libvirt.libvirtError):
             domain = self._handle.lookupByUUIDString(self._uuid)
@@ -118,11 +121,15 @@ class EventWait:
 
 
 _event_loop: threading.Thread | None = None
+_events_wanted = threading.Event()
 
 
 def _run_event_loop() -> None:
-    """virEventRegisterDefaultImpl, once per process and before the first connection, which needs it: libvirtd drops a
-    client with an event loop that does not answer, during a long copy, too. So it runs beside everything else."""
+    """virEventRegisterDefaultImpl, once per process and before the first connection, which needs it.
+
+    It runs beside everything else, for keepalive in both directions: libvirtd drops a client that has an event loop and
+    does not answer, be it in the middle of a long copy.
+    """
     global _event_loop
     if _event_loop is None:
         libvirt.virEventRegisterDefaultImpl()
@@ -131,9 +138,13 @@ def _run_event_loop() -> None:
 
 
 def _answer_events() -> None:
+    """Meanwhile each call takes longer, so it begins when somebody waits for an event, or has been at it for long."""
+    _events_wanted.wait(_QUIET_SECONDS)
     while True:
-        with suppress(libvirt.libvirtError):
+        try:
             libvirt.virEventRunDefaultImpl()
+        except libvirt.libvirtError:
+            time.sleep(1)  # what fails at once may do so again
 
 
 def _opened(uri: str, readonly: bool) -> Any:

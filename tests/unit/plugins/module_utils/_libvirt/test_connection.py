@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt import connection as module
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection
 
 from .conftest import URI
@@ -49,6 +51,24 @@ def test_a_daemon_gets_time_to_come_back(tmp_path: Path) -> None:
         connection.uri = nowhere(tmp_path)
         connection.reopen(sleep=comes_back)
         assert connection.handle.isAlive()
+
+
+def test_a_daemon_that_never_answers_is_told_and_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OPEN_SECONDS", 0.2)
+    with socket.socket(socket.AF_UNIX) as hanging, Connection(URI) as connection:
+        hanging.bind(f"{tmp_path}/none")
+        hanging.listen(2)
+        with pytest.raises(VirtopsError) as caught:
+            Connection(nowhere(tmp_path))
+        assert caught.value.code == "libvirt_hangs"
+        assert nowhere(tmp_path) in caught.value.cause
+        naps: list[float] = []
+        connection.uri = nowhere(tmp_path)
+        with pytest.raises(VirtopsError) as caught:
+            connection.reopen(sleep=naps.append)
+        assert (caught.value.code, naps) == ("libvirt_hangs", [])
 
 
 def test_the_path_of_a_volume() -> None:
