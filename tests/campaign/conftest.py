@@ -50,8 +50,8 @@ class Tally:
         phases = ", ".join(f"{phase} {self.phases[phase]}" for phase in PHASES)
         kills = sum(self.kinds.values())
         missed = f", {self.missed} runs over before their kill" if self.missed else ""
-        # Not ours to heal: libvirt's status file could not be read again, see the guide on guest_lost
-        missed += f", {self.forgotten} guests that libvirt forgot, and that were refused" if self.forgotten else ""
+        # Not ours to heal: nobody can tell which images the guest uses, see the guide on guest_lost and pivot_lost
+        missed += f", {self.forgotten} guests of unknown images, and refused" if self.forgotten else ""
         return (
             f"campaign: seed {self.seed}, {self.runs} runs, {kills} kills ({kinds}; {phases}){missed}, "
             f"{self.failed} runs that failed, {self.lost} lost records, {self.leftovers} leftovers"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ ROLE: dict[str, Any] = {
     "live_backup_lock_timeout": 60,
     "live_backup_freeze_timeout": 5,
 }
+#: What is refused where a guest ended at its pivot.
+EITHER = re.compile(r"newest data are in (\S+) or in (\S+)[.] ")
 
 
 def test_run(run: int, stage: Stage, tally: Tally) -> None:
@@ -48,6 +51,13 @@ def test_run(run: int, stage: Stage, tally: Tally) -> None:
             tally.forgotten += 1
             assert "libvirt has lost" in said
             assert lost_records(member, [before.mark, *([hit.mark] if hit.mark else [])]) == []
+            stage.down()
+            return
+        either = EITHER.search(said)
+        if strike.kind == "QEMU" and either:
+            # Nor can anybody tell whether QEMU pivoted before it died: a human is asked, who has both images
+            tally.forgotten += 1
+            assert [path for path in either.groups() if not member.hypervisor.outside(path).is_file()] == []
             stage.down()
             return
         check(before, hit, again, again_on_running, tally)

@@ -336,7 +336,7 @@ class MergePlanner:
             "Domain %s ended while disk %s was pivoted, and nothing tells whether its newest data are in %s or in %s."
             % (view.name, goal.target, goal.top.path, goal.into.path),
             "Keep copies of both images, and look at each with the other out of the way (guestfish, or a scratch "
-            "domain); name the right one in 'virsh edit', then run virtops.libvirt.recover",
+            "domain); name the right one in 'virsh edit', start the domain, then run virtops.libvirt.recover",
         )
 
     def _unsure(self, view: DomainView, operation: Operation | None) -> frozenset[str]:
