@@ -67,8 +67,17 @@ class Guest:
         xml = self.hypervisor.virsh("dumpxml", self.name)
         if self._control_path in xml:
             wait_for(f"boot of {self.name}", self._is_booted, timeout, every=0.2)
-        if "org.qemu.guest_agent.0" in xml:
+        if "org.qemu.guest_agent.0" not in xml:
+            return
+        try:
             wait_for(f"agent of {self.name}", self.agent_answers, timeout, every=0.2)
+        except LabError as error:
+            if self._control_path in xml:
+                said = self.command(
+                    "ps; cat /run/qga.log /proc/mounts; ls -l /dev/virtio-ports; dmesg | tail", check=False
+                )
+                error.add_note(f"in the guest:\n{said}")
+            raise
 
     def shutdown(self, *, mode: str = "agent", timeout: float = 90) -> float:
         """Ask it to shut down (`agent` or `acpi`); returns the seconds it took."""
