@@ -95,7 +95,7 @@ class EventWait:
 
     def start(self) -> None:
         """Listen from now on, over the connection as it is now; an event before the first `wait` ends that at once."""
-        if self._handle is self._connection.handle:
+        if self._connection.handle in (None, self._handle):  # none while the daemon is away
             return
         _events_wanted.set()
         self._handle, self._callbacks = self._connection.handle, []

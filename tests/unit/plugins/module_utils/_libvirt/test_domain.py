@@ -407,6 +407,16 @@ def test_an_event_ends_the_wait(connection: Connection, define: Define) -> None:
     domain.close()
 
 
+def test_without_a_connection_the_wait_ends_too(connection: Connection, define: Define) -> None:
+    define("left")
+    domain = Domain(connection, "left")
+    domain.wait_event(0.01)
+    connection.close()
+    domain.wait_event(0.01)
+    connection.reopen()
+    domain.close()
+
+
 def test_without_an_event_the_wait_ends_too(connection: Connection, define: Define) -> None:
     define("sleeps")
     domain = Domain(connection, "sleeps")
