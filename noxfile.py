@@ -35,6 +35,8 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)
 SETS = ("lint", "sanity", "units", "galaxy", "docs", "generations", "lab", "integration", "e2e", "faults", "campaign")
 #: The generations of libvirt and QEMU that everything has to work on, by the Debian release that has them
 GENERATIONS = ("debian11", "debian12", "debian13", "forky")
+#: Those that `generations` runs: the oldest and the newest. The faults have two others; --long adds what is between
+EDGES = (GENERATIONS[0], GENERATIONS[-1])
 #: How the integration targets are named whose outcome depends on that
 DEPENDING = ("block_commit", "block_job", "block_pull", "image_backup", "snapshot_")
 
@@ -89,13 +91,25 @@ def provide_pip_bootstrap(core_bin: Path) -> None:
             shutil.copyfile(ROOT / "tests" / "tools" / "get_pip.py", script)
 
 
+def is_long() -> bool:
+    """Whether `./dev test` was called with --long."""
+    return bool(os.environ.get("DEV_LONG"))
+
+
+def edges(items: Sequence[str]) -> tuple[str, ...]:
+    """Return the first and the last of some versions, all of them with --long: what is between rarely differs."""
+    return tuple(items) if is_long() else tuple(dict.fromkeys([*items[:1], *items[-1:]]))
+
+
 def each_core(checks: Checks, *, newest_only: bool = False) -> Iterator[tuple[str, Path]]:
-    """Yield each ansible-core that this machine has a Python for, and its bin folder; say what it has not."""
+    """Yield the oldest and the newest ansible-core that this machine has a Python for, with --long each.
+
+    With their bin folders; say what the machine has not.
+    """
     print("Pythons:", ", ".join(f"{v} ({path})" for v, path in pythons.available().items()))
     print("not available:", ", ".join(v for v in pythons.ALL if v not in pythons.available()) or "none")
-    cores = pythons.CORES
-    if newest_only:
-        cores = tuple(core for core in cores if pythons.controller_for(core))[-1:]
+    usable = tuple(core for core in pythons.CORES if pythons.controller_for(core))
+    cores = usable[-1:] if newest_only else tuple(c for c in pythons.CORES if c in edges(usable) or c not in usable)
     for core in cores:
         python = pythons.controller_for(core)
         if python:
@@ -152,33 +166,40 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def sanity(session: nox.Session) -> None:
-    """ansible-test sanity on each ansible-core; import and compile tests on each Python with the newest core.
+    """ansible-test sanity on the oldest and the newest ansible-core, with the newest on more than one Python.
 
-    With --long, with each.
+    What is made once for each Python, import and compile, on the oldest and the newest of them. With --long, all of it
+    on each ansible-core and each Python.
     """
     sync()
     with Checks("sanity", session.error) as checks:
         cores = list(each_core(checks))
         for core, bin_ in cores:
-            folders = [path.parent for path in pythons.available().values()]
+            env = environment(bin_, *(path.parent for path in pythons.available().values()))
             command = [bin_ / "ansible-test", "sanity", "--local", "--color", "no", *session.posargs]
-            if core != cores[-1][0] and not os.environ.get("DEV_LONG"):
-                command += ["--python", pythons.controller_for(core) or ""]
-            checks.run(f"ansible-core {core}", command, cwd=TREE, env=environment(bin_, *folders))
+            if is_long():
+                checks.run(f"ansible-core {core}", command, cwd=TREE, env=env)
+                continue
+            own = pythons.controller_for(core) or ""
+            checks.run(f"ansible-core {core}", [*command, "--python", own], cwd=TREE, env=env)
+            for python in edges(pythons.for_core(core)) if core == cores[-1][0] and not session.posargs else ():
+                if python != own:
+                    each = [*command, "--test", "import", "--test", "compile", "--python", python]
+                    checks.run(f"ansible-core {core} on Python {python}", each, cwd=TREE, env=env)
 
 
 @nox.session
 def units(session: nox.Session) -> None:
-    """ansible-test units on the newest ansible-core with each Python, on the others with the oldest.
+    """ansible-test units on the newest ansible-core with the oldest and the newest Python, on the oldest with one.
 
-    With --long, each with each.
+    With --long, on each with each.
     """
     sync()
     with Checks("units", session.error) as checks:
         cores = list(each_core(checks))
         for core, bin_ in cores:
-            versions = pythons.for_core(core)
-            if core != cores[-1][0] and not os.environ.get("DEV_LONG"):
+            versions = edges(pythons.for_core(core))
+            if core != cores[-1][0] and not is_long():
                 versions = versions[:1]
             # ansible-test runs the Python of its own version from its own environment, and finds the others on PATH.
             others = [v for v in versions if v != pythons.controller_for(core)]
@@ -259,21 +280,23 @@ def integration(session: nox.Session) -> None:
     """
     sync()
     with Checks("integration", session.error) as checks:
-        cores = list(each_core(checks, newest_only=not os.environ.get("DEV_LONG")))
+        cores = list(each_core(checks, newest_only=not is_long()))
         run_targets(checks, "integration", "host", cores, session.posargs)
 
 
 @nox.session
 def generations(session: nox.Session) -> None:
-    """Snapshots, merges, copies and a live backup on those generations of libvirt that `integration` has not.
+    """Snapshots, merges, copies and a live backup on the oldest and the newest libvirt, but for the machine's own.
 
-    With arguments one of them, and on it the targets that are named: `./dev test generations -- debian11 block_commit`.
+    With --long also on that between. With arguments one of them, and on it the targets that are named:
+    `./dev test generations -- debian11 block_commit`.
     """
     sync()
     chosen, *targets = session.posargs or [""]
     with Checks("generations", session.error) as checks:
         cores = list(each_core(checks, newest_only=True))
-        for generation in [chosen] if chosen else [found for found in GENERATIONS if found != own_generation()]:
+        others = [found for found in GENERATIONS if found != own_generation() and (is_long() or found in EDGES)]
+        for generation in [chosen] if chosen else others:
             run_targets(checks, f"on-{generation}", generation, cores, targets)
             if not targets and generation not in faults_generations():  # there it runs beside the faults
                 live_backup = ["tests/faults/test_no_fault.py", "--generation", generation]
@@ -365,6 +388,7 @@ def campaign(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """Each fault for real, on two generations of libvirt and QEMU side by side; with --long, `--mutate all` as well.
 
+    On the second without the tests that are marked `once`, but with --long.
     With arguments one generation only: `./dev test faults -- -k fault_07 --generation debian13`, or `-- --mutate 7`.
     """
     if session.posargs:
@@ -376,7 +400,10 @@ def faults(session: nox.Session) -> None:
         generations = faults_generations()
         outcomes = checks.side_by_side(
             {
-                generation: [*pytest_command(f"faults-{generation}"), "tests/faults", "--generation", generation]
+                generation: [
+                    *pytest_command(f"faults-{generation}", depending=generation != generations[0]),
+                    *("tests/faults", "--generation", generation),
+                ]
                 for generation in generations
             },
             cwd=TREE,
@@ -384,7 +411,7 @@ def faults(session: nox.Session) -> None:
         )
         for generation in generations:
             checks.add_junit(generation, junit_files(f"faults-{generation}"), outcomes[generation])
-        if os.environ.get("DEV_LONG"):
+        if is_long():
             command = [*pytest_command("faults-mutations"), "tests/faults", "--mutate", "all"]
             problem = checks.run("mutations", command, cwd=TREE, env=environment(BIN), counts=False)
             checks.add_junit("mutations", junit_files("faults-mutations"), problem)
@@ -411,13 +438,17 @@ def run_pytest(session: nox.Session, name: str, *arguments: str) -> None:
         checks.add_junit("pytest", junit_files(name), problem)
 
 
-def pytest_command(name: str) -> list[str | Path]:
-    """Return the command that leaves its counts to `junit_files`; with --long it runs also the tests marked `long`."""
+def pytest_command(name: str, *, depending: bool = False) -> list[str | Path]:
+    """Return the command that leaves its counts to `junit_files`; with --long it runs also the tests marked `long`.
+
+    `depending`: without --long only those whose outcome depends on the generation of libvirt and QEMU.
+    """
     junit = STATE / "results" / f"{name}.xml"
     junit.unlink(missing_ok=True)
-    marks = [] if os.environ.get("DEV_LONG") else ["-m", "not long"]
+    left_out = [] if is_long() else ["not long", *(["not once"] if depending else [])]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.tools.interruptible"]
-    return [*command, "--junitxml", junit, *marks]
+    command += ["--durations", "15", "--durations-min", "5", "--junitxml", junit]
+    return [*command, *(["-m", " and ".join(left_out)] if left_out else [])]
 
 
 def junit_files(name: str) -> list[Path]:

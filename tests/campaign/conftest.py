@@ -26,7 +26,8 @@ from virtlab import Disk, Lab
 from .strike import KINDS, PHASES
 
 NAME = "campaign"
-RUNS, LONG_RUNS = 20, 200
+#: Eight: each kind twice, and at each aim twice
+RUNS, LONG_RUNS = 8, 200
 TALLY = pytest.StashKey["Tally"]()
 
 

@@ -49,11 +49,14 @@ class Hit:
 
 
 def chosen(seed: int, run: int) -> Strike:
-    """Return the strike of a run. Of sixteen runs each hits another kind at another aim."""
-    pairs = [(kind, aim) for kind in KINDS for aim in AIMS]
-    block, place = divmod(run, len(pairs))
-    random.Random(f"{seed}/{block}").shuffle(pairs)
-    kind, aim = pairs[place]
+    """Return the strike of a run. Of four runs each hits another kind and another aim, of sixteen another pair."""
+    block, place = divmod(run, len(KINDS) * len(AIMS))
+    chance = random.Random(f"{seed}/{block}")
+    kinds, aims, shifts = list(KINDS), list(AIMS), list(range(len(AIMS)))
+    for choices in (kinds, aims, shifts):
+        chance.shuffle(choices)
+    row, column = divmod(place, len(KINDS))
+    kind, aim = kinds[column], aims[(column + shifts[row]) % len(aims)]
     return Strike(kind, aim, random.Random(f"{seed}/{block}/{place}").uniform(0, AIMS[aim]))
 
 

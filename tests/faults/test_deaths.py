@@ -26,6 +26,7 @@ def test_fault_01_libvirtd_killed_mid_commit(scene: Scene) -> None:
     scene.heal(sets=2)
 
 
+@pytest.mark.once
 def test_libvirtd_hangs_mid_commit(scene: Scene) -> None:
     """A daemon that is there and never answers: the run ends all the same, and says so."""
     play = scene.start_merging()
@@ -81,6 +82,7 @@ def test_fault_04_qemu_killed_during_snapshot_creation(scene: Scene) -> None:
     scene.heal(rebooted=True)
 
 
+@pytest.mark.once
 def test_fault_05_guest_destroyed_mid_copy(scene: Scene) -> None:
     """The bases stand still all the same: the copy ends, and the merge is done offline."""
     play = scene.start(rate_limit=SLOW_COPY)
@@ -118,7 +120,7 @@ def is_up(scene: Scene) -> bool:
     return True
 
 
-@pytest.mark.parametrize("what", ["reboots", "shuts_down"])
+@pytest.mark.parametrize("what", ["reboots", pytest.param("shuts_down", marks=pytest.mark.once)])
 def test_fault_07_guest_ends_between_snapshot_and_merge(scene: Scene, what: str) -> None:
     """A reboot is nothing to a block job, and one that is off is merged offline."""
     play = scene.start(MERGE)
@@ -137,7 +139,10 @@ def test_fault_07_guest_ends_between_snapshot_and_merge(scene: Scene, what: str)
     scene.heal(rebooted=True, sets=2)
 
 
-@pytest.mark.parametrize("phase", ["prepared", "created", "committing"])
+@pytest.mark.parametrize(
+    "phase",
+    [*(pytest.param(phase, marks=pytest.mark.once) for phase in ("prepared", "created")), "committing"],
+)
 def test_fault_08_power_loss(scene: Scene, phase: str) -> None:
     """All of the host dies at once. Afterwards the journal says what was intended, the images how far it came."""
     member = scene.member
@@ -182,6 +187,7 @@ def assert_private(scene: Scene) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in (*folder.iterdir(), *overlays)} == {0o600}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("pipelining", [False, True], ids=["", "pipelining"])
 def test_fault_09_controller_killed_during_the_copy(scene: Scene, pipelining: bool) -> None:
     """The module does not notice: the next run waits for it, and finishes the backup of the same moment."""
@@ -196,6 +202,7 @@ def test_fault_09_controller_killed_during_the_copy(scene: Scene, pipelining: bo
     assert [f".{found.folder.rpartition('/')[2]}.partial" for found in scene.member.sets()] == [partial.name]
 
 
+@pytest.mark.once
 def test_fault_09_controller_killed_between_snapshot_and_copy(scene: Scene) -> None:
     """The guest is on its overlays, and no copy was begun: the next run finishes that backup."""
     play = scene.start(COPY)
@@ -214,6 +221,7 @@ def test_fault_09_controller_killed_during_the_merge(scene: Scene) -> None:
     assert [found.path().stat().st_ino for found in scene.member.sets()] == [made]
 
 
+@pytest.mark.once
 def test_fault_09_ssh_dropped_mid_module(scene: Scene) -> None:
     """Of the guest's run the controller knows nothing any more; the next run does."""
     play = scene.start(rate_limit=SLOW_COPY)
@@ -237,6 +245,7 @@ def test_fault_10_module_killed_while_the_guest_is_frozen(scene: Scene) -> None:
     scene.heal(resumed=True)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("again", ["the_task", "the_play"])
 def test_fault_10_module_and_watchdog_killed_while_the_guest_is_frozen(scene: Scene, again: str) -> None:
     """Nobody thaws the guest before the next run, which does so first."""

@@ -67,6 +67,7 @@ def test_fault_17_first_disk_pivoted_second_fails(scene: Scene) -> None:
     scene.heal(resumed=True)
 
 
+@pytest.mark.once
 def test_fault_23_two_runs_at_once(scene: Scene) -> None:
     """They do not meet: one waits, and what the other has not finished it finishes."""
     first = scene.start(rate_limit=SLOW_COPY)

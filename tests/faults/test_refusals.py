@@ -26,6 +26,7 @@ def assert_nothing_done(scene: Scene) -> None:
     scene.before.assert_normal_end(sets=0)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("why", ["no_directory", "no_space"])
 def test_fault_18_creation_fails_on_the_second_disk(scene: Scene, why: str) -> None:
     """The first disk is not switched either, and its overlay goes."""
@@ -52,6 +53,7 @@ def test_fault_18_creation_fails_inside_libvirt(scene: Scene) -> None:
     scene.heal()
 
 
+@pytest.mark.once
 def test_fault_19_overlay_path_exists(scene: Scene) -> None:
     """Somebody's file is not touched."""
     path = f"{IMAGES}/web/web.vdb.live-backup-19.qcow2"
@@ -64,6 +66,7 @@ def test_fault_19_overlay_path_exists(scene: Scene) -> None:
     scene.heal(snapshot="live-backup-19")
 
 
+@pytest.mark.once
 def test_fault_19_stale_overlay_of_an_earlier_run(scene: Scene) -> None:
     """Our own, which nothing was written to, makes room for the new one."""
     role: dict[str, Any] = {"snapshot": "live-backup-19", "overlay_dir": ELSEWHERE, "quiesce": "required"}
@@ -110,6 +113,7 @@ def test_fault_20_agent_absent_dead_or_hanging(scene: Scene, stage: Stage) -> No
         scene.hypervisor.exec(["rm", "-rf", found.folder])
 
 
+@pytest.mark.once
 def test_fault_21_frozen_by_somebody_else(scene: Scene) -> None:
     """Whoever froze it thaws it, not we."""
     virsh, name = scene.hypervisor.virsh, scene.member.guest.name
@@ -199,6 +203,7 @@ def test_fault_27_odd_path_through_a_symlink(odd: OddRun) -> None:
         assert sources["vdb"] == ODD_PATH
 
 
+@pytest.mark.once
 def test_fault_29_permission_denied_on_overlay_creation(scene: Scene) -> None:
     """Not even root may make a file there: refused before anything is done."""
     with scene.immutable(f"{IMAGES}/web"):
@@ -235,6 +240,7 @@ def truncate(image: Path) -> None:
     os.truncate(image, size)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("damage", [flip, truncate], ids=["bit_flipped", "truncated"])
 def test_fault_30_damaged_backup(scene: Scene, damage: object) -> None:
     """Verification fails; the sets that are there stay, and the damaged one does not become one."""

@@ -28,6 +28,7 @@ def test_fault_11_no_space_for_the_overlay(scene: Scene) -> None:
     scene.heal(sets=2)
 
 
+@pytest.mark.once
 def test_fault_11_overlays_run_short_of_space(scene: Scene) -> None:
     """With less free than is to be kept the guest is held back at once, so that QEMU never has to pause it."""
     role: dict[str, Any] = {"on_timeout": "throttle", "throttle_timeout": 60, "bandwidth": SLOW_MERGE}
@@ -73,7 +74,9 @@ def test_fault_12_no_space_for_the_base(scene: Scene) -> None:
     scene.heal(resumed=True, overlay_dir=ELSEWHERE)
 
 
-@pytest.mark.parametrize("policy", ["fail", "throttle", "suspend"])
+@pytest.mark.parametrize(
+    "policy", [*(pytest.param(policy, marks=pytest.mark.once) for policy in ("fail", "throttle")), "suspend"]
+)
 def test_fault_14_commit_never_ready(scene: Scene, policy: str) -> None:
     """The guest writes faster than its merge copies: at the deadline the run does what it was told to."""
     # A suspended guest may only stand still if that ends the merge: what is left must be little then
@@ -106,6 +109,7 @@ def test_fault_14_commit_never_ready(scene: Scene, policy: str) -> None:
     scene.heal(sets=None if policy == "fail" else 2, resumed=policy == "fail")
 
 
+@pytest.mark.once
 def test_fault_13_no_space_on_the_target_mid_copy(scene: Scene) -> None:
     """The partial set goes, the guest is merged all the same, and the sets that were there stay."""
     scene.assert_succeeded(scene.run())
