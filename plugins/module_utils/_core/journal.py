@@ -156,5 +156,10 @@ class Journal:
         """An operation under way that is not the one named."""
         return next((op for op in self.operations if op.open and op.name != name), None)
 
+    def made_at(self, overlay: str) -> int | None:
+        """Seconds since 1970 when the operation began that made this overlay; None where none here did."""
+        making = (op for op in self.operations if op.kind not in RESERVED)
+        return next((epoch(op.started) for op in making for disk in op.disks if disk.overlay == overlay), None)
+
     def overlays(self) -> frozenset[str]:
         return frozenset(disk.overlay for op in self.operations for disk in op.disks)

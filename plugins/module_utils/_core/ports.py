@@ -275,6 +275,10 @@ class ImagePort(Protocol):
     def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:
         """`qemu-img info -U --backing-chain`, active layer first, absolute paths."""
 
+    def below(self, image: Layer) -> Layer | None:
+        """What the header of another domain's image names as its backing file, without opening that; None where it
+        names none, and where the image is not of its format."""
+
     def create_overlay(self, path: str, base: Layer, virtual_size: int) -> None:
         """`qemu-img create -f qcow2` on `base`, mode 0600; fails where `path` exists."""
 

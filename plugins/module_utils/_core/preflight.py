@@ -287,6 +287,14 @@ def _shared(guest: GuestFacts) -> Iterator[Check]:
                 "Give each domain an overlay or a copy of its own",
                 disk.target,
             )
+    for name, why in guest.unseen:
+        yield warning(
+            SHARED,
+            "neighbour_unseen",
+            "Nobody can tell which images the domain %s stands on: %s. The overlays are merged, and then kept, as it "
+            "may stand on them" % (name, why),
+            "Mend or undefine that domain; delete such overlays only then",
+        )
 
 
 def _left(guest: GuestFacts) -> Iterator[Check]:

@@ -132,7 +132,8 @@ class GuestFacts:
 
     `job` is virDomainGetJobStats' operation, `checkpoints` their number (None: unknown), `incremental` whether block
     jobs keep them, `reclaimed` the bytes on the target that unfinished sets of this guest hold, `denied` the images
-    that AppArmor lets it not write to. `agent` is None where it answered, or was not asked.
+    that AppArmor lets it not write to. `agent` is None where it answered, or was not asked. `unseen` are other domains
+    whose chains nobody can tell, and why.
     """
 
     view: DomainView
@@ -147,6 +148,7 @@ class GuestFacts:
     target: FileSystem | None = None
     reclaimed: int = 0
     denied: frozenset[str] = frozenset()
+    unseen: tuple[tuple[str, str], ...] = ()
 
 
 class HostPort(Protocol):

@@ -23,6 +23,7 @@ from .._core.errors import VirtopsError
 from .._core.model import FileIdentity, ImageInfo, Layer
 from .command import os_failure, run
 from .procs import file_key, holders
+from .qcow2 import backing_layer
 
 _PRIVATE = 0o600
 #: The least that a header of qcow2 has.
@@ -41,6 +42,18 @@ class Images:
         entries = self._info(path, image_format, chain=True)
         paths = [path] + [_backing_path(entry, entry["filename"]) or "" for entry in entries[:-1]]
         return tuple(Layer(name, str(entry["format"])) for name, entry in zip(paths, entries))
+
+    def below(self, image: Layer) -> Layer | None:
+        """A raw image stands on nothing; of formats other than qcow2 qemu-img tells it."""
+        if image.format == "raw":
+            return None
+        if image.format == "qcow2":
+            try:
+                return backing_layer(image.path)
+            except OSError as error:
+                raise os_failure("Reading the image %s" % image.path, error) from error
+        info = self.info(image.path, image.format)
+        return None if info.backing_path is None else Layer(info.backing_path, info.backing_format or "raw")
 
     def create_overlay(self, path: str, base: Layer, virtual_size: int) -> None:
         """`qemu-img create` truncates what is there, so the name is taken first, exclusively."""

@@ -410,7 +410,7 @@ def definitions(domain: Any) -> tuple[str, str | None]:
     return live, config
 
 
-def read_view(connection: Connection, domain: Any) -> DomainView:
+def read_view(connection: Connection, domain: Any, jobs: bool = True) -> DomainView:
     """Read a domain; libvirt errors are the caller's to map."""
     live, config = definitions(domain)
     parsed = xml.parse_domain(live, config, connection.volume_path)
@@ -437,6 +437,8 @@ def read_view(connection: Connection, domain: Any) -> DomainView:
     )
     if not view.active:
         return replace(view, disks=view.config_disks or view.disks)
+    if not jobs:
+        return view
     return replace(view, disks=tuple(_with_job(domain, disk) for disk in view.disks))
 
 

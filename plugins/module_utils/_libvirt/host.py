@@ -17,7 +17,7 @@ from .._core.preflight_facts import Capabilities
 from . import agent
 from .connection import Connection
 from .domain import read_view
-from .errors import LIBVIRT_IMPORT_ERROR, is_number, mapped
+from .errors import LIBVIRT_IMPORT_ERROR, is_connection_lost, is_number, mapped
 
 if LIBVIRT_IMPORT_ERROR is None:
     import libvirt
@@ -44,11 +44,20 @@ class Host:
         with mapped("Listing the domains"):
             for domain in self._connection.handle.listAllDomains():
                 try:
-                    views.append(read_view(self._connection, domain))
+                    views.append(self._view(domain))
                 except libvirt.libvirtError as problem:
                     if not is_number(problem, "VIR_ERR_NO_DOMAIN"):
                         raise
         return tuple(sorted(views, key=lambda view: view.name))
+
+    def _view(self, domain: Any) -> DomainView:
+        """Without its jobs where its QEMU does not tell them: one that hangs must not hide the other domains."""
+        try:
+            return read_view(self._connection, domain)
+        except libvirt.libvirtError as problem:
+            if is_number(problem, "VIR_ERR_NO_DOMAIN") or is_connection_lost(problem):
+                raise
+            return read_view(self._connection, domain, jobs=False)
 
     # preflight.HostPort
 

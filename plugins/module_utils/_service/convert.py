@@ -23,7 +23,7 @@ from .._core.model import DomainView, FileIdentity, Layer, Outcome
 from .._core.ports import Clock, ConvertImagePort, ConvertPort, ImagePort
 from .._core.refusals import refuse_open
 from .._core.snapshot import is_in_chain
-from .observe import FileSet, chains, every_image, observe
+from .observe import FileSet, OtherFiles, chains, every_image, observe
 from .overlays import require_folder
 
 
@@ -59,6 +59,9 @@ class Convert:
         if plan:
             steps.append("define %s on the new images" % view.name)
         sources = self._doomed(known) if self._wish.delete_source else {}
+        claims = {path: others.claims(path) for path in sources}
+        sources = {path: identity for path, identity in sources.items() if claims[path] is None}
+        kept = tuple("%s was kept: %s." % (path, claim) for path, claim in claims.items() if claim is not None)
         steps += ["remove %s" % path for path in sources]
         if not check:
             if left is not None:
@@ -73,7 +76,7 @@ class Convert:
             values={
                 "disks": [{"disk": one.target, "source": one.source.path, "image": one.path} for one in plan],
             },
-            warnings=finish.warnings,
+            warnings=finish.warnings + kept,
         )
 
     def _doomed(self, known: dict[str, FileIdentity]) -> dict[str, FileIdentity]:
@@ -183,7 +186,7 @@ class Convert:
 
 
 def finished(
-    operation: Operation, view: DomainView, others: Container[str], images: ImagePort
+    operation: Operation, view: DomainView, others: OtherFiles, images: ImagePort
 ) -> tuple[tuple[str, ...], Outcome]:
     """The raw images that an interrupted run was going to remove, and in words what comes of them and of its journal.
 
@@ -193,7 +196,7 @@ def finished(
     own = FileSet((layer.path for disk in view.disks + view.config_disks for layer in disk.chain), images)
     there = [disk for disk in operation.disks if is_in_chain(view, disk.target, disk.overlay)]
     there = [disk for disk in there if images.exists(disk.base)]
-    unused = [disk for disk in there if disk.base not in own and disk.base not in others]
+    unused = [disk for disk in there if disk.base not in own and others.claims(disk.base) is None]
     gone = tuple(
         disk.base for disk in unused if images.identity(disk.base) == disk.identity and not images.holders(disk.base)
     )

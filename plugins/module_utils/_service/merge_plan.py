@@ -29,7 +29,7 @@ from .._core.refusals import image_shared, operation_open, require_disk
 from .._core.snapshot import is_in_chain
 from .brake import held_words
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of
-from .observe import FileSet, every_image
+from .observe import OtherFiles, every_image
 
 #: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain, besides those for each
 #: byte of the overlay: until the pivot QEMU copies its writes into the base a little later, at 1 MiB/s at the slowest.
@@ -264,7 +264,7 @@ class MergePlanner:
         current = current_of(self._domain, texts)
         return record_writes(texts, moved_layers(goals, operation), frozenset({self._wish.snapshot}), current)
 
-    def images_of_others(self) -> FileSet:
+    def images_of_others(self) -> OtherFiles:
         return every_image(self._domain.other_images(), self._images)
 
     def _is_left(self, goal: MergeGoal, view: DomainView) -> bool:

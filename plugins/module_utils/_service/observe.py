@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .._core.model import Disk, DomainView, OtherImages, is_local
+from .._core.errors import VirtopsError
+from .._core.model import Disk, DomainView, Layer, OtherImages, is_local
 from .._core.ports import ImagePort, ViewPort
 
 
@@ -58,13 +59,76 @@ class FileSet(Container[str]):
         return self._images.file_key(path) if is_local(path) else None
 
 
-def every_image(others: OtherImages, images: ImagePort) -> FileSet:
+@dataclass(frozen=True)
+class Unseen:
+    """Why nobody can tell what the chain of another domain has below its image `path`.
+
+    `changed_ns`: when the images that can be seen of it were last written, in nanoseconds since 1970; None: unknown.
+    """
+
+    path: str
+    why: str
+    changed_ns: int | None
+
+    def may_stand_on(self, made: int | None) -> bool:
+        """On an image that was made then (seconds since 1970)? What is older than it cannot name it."""
+        return made is None or self.changed_ns is None or self.changed_ns >= made * 10**9
+
+
+class OtherFiles(FileSet):
+    """The images of the host's other domains, as far as those can be seen: a neighbour's fault is not ours."""
+
+    def __init__(self, paths: Iterable[str], unseen: Iterable[Unseen], images: ImagePort) -> None:
+        super().__init__(paths, images)
+        self.unseen = tuple(unseen)
+
+    def claims(self, path: str, made: int | None = None) -> str | None:
+        """What speaks against deleting this image, which was made then: another domain has it, or may have it."""
+        if path in self:
+            return "another domain of this host stands on it"
+        found = next((one for one in self.unseen if one.may_stand_on(made)), None)
+        if found is None:
+            return None
+        return "another domain of this host may stand on it, and nobody can tell: %s" % found.why
+
+
+def every_image(others: OtherImages, images: ImagePort) -> OtherFiles:
     """Every image in a chain of another domain; of those that are off, the images know the chain."""
-    found = set(others.known)
+    found, unseen = set(others.known), []
     for tip in others.tips:
-        if images.exists(tip.path):
-            found.update(layer.path for layer in images.chain(tip.path, tip.format))
-    return FileSet(found, images)
+        paths, end = chain_of_another(tip, images)
+        found.update(paths)
+        unseen += [] if end is None else [end]
+    return OtherFiles(found, unseen, images)
+
+
+def chain_of_another(tip: Layer, images: ImagePort) -> tuple[tuple[str, ...], Unseen | None]:
+    """The images that a domain which is off stands on, and what hides the rest of them.
+
+    Each image is read by itself, and trusted with nothing but the name of the next. One that is missing, is not of its
+    format, or stands on itself is that domain's fault, which only keeps that one from starting.
+    """
+    paths: list[str] = []
+    changed: list[int | None] = []
+    layer: Layer | None = tip
+    while layer is not None and is_local(layer.path) and layer.path not in paths:
+        path = layer.path
+        paths.append(path)
+        try:
+            kind = images.kind(path)
+            if kind == "missing":
+                why = "%s is missing, which %s stands on" % (path, paths[-2]) if len(paths) > 1 else None
+                return tuple(paths), None if why is None else Unseen(path, why, _newest(changed))
+            changed.append(images.identity(path).mtime_ns if kind == "file" else None)
+            layer = images.below(layer)
+        except VirtopsError as error:
+            return tuple(paths), Unseen(path, error.cause.rstrip("."), _newest(changed))
+    return tuple(paths), None
+
+
+def _newest(times: list[int | None]) -> int | None:
+    known = [time for time in times if time is not None]
+    return max(known) if known and len(known) == len(times) else None
 
 
 def chains(view: DomainView) -> dict[str, list[str]]:

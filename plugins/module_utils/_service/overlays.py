@@ -7,15 +7,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import Operation
 from .._core.model import DomainView, ImageInfo, OtherImages
 from .._core.ports import Clock, ImagePort
 from .._core.snapshot import PlannedDisk
-from .observe import FileSet, every_image
+from .observe import FileSet, OtherFiles, every_image
 
 #: Seconds that a process is given to close a layer. libvirt shows the new chain a moment before QEMU is told to drop
 #: the layers that were merged.
@@ -163,7 +164,7 @@ class Kept:
 
 
 def remove_layer(
-    path: str, view: DomainView, others: Callable[[], Container[str]], images: ImagePort, clock: Clock
+    path: str, view: DomainView, others: Callable[[], OtherFiles], images: ImagePort, clock: Clock
 ) -> Kept | None:
     """Delete a journalled layer where no chain of any domain has it and nobody holds it open; else say what keeps it.
 
@@ -171,8 +172,9 @@ def remove_layer(
     """
     if path in _own(view, images):
         return Kept(path, "%s was kept: it is still in a chain of this domain." % path)
-    if path in others():
-        return Kept(path, "%s was kept: another domain of this host stands on it." % path)
+    claim = others().claims(path, made_at(path, view))
+    if claim is not None:
+        return Kept(path, "%s was kept: %s." % (path, claim))
     held = _lasting_holders(path, images, clock)
     if held:
         words = (
@@ -181,6 +183,11 @@ def remove_layer(
         return Kept(path, words % (path, ", ".join(str(pid) for pid in held)), for_now=True)
     images.remove(path)
     return None
+
+
+def made_at(path: str, view: DomainView) -> int | None:
+    """When an overlay was made, in seconds since 1970, where a snapshot in the journal made it."""
+    return xml.parse_journal(view.journal_xml).made_at(path)
 
 
 def held_layers(kept: Iterable[Kept]) -> frozenset[str]:
@@ -215,7 +222,8 @@ def removable(operation: Operation, view: DomainView, others: OtherImages, image
     """The layers that a revert was going to remove: those that are still there, and that nobody took into use since."""
     used, own = every_image(others, images), _own(view, images)
     paths = [disk.overlay for disk in operation.disks if disk.overlay not in own]
-    return [path for path in paths if path not in used and images.exists(path) and not images.holders(path)]
+    paths = [path for path in paths if used.claims(path, made_at(path, view)) is None]
+    return [path for path in paths if images.exists(path) and not images.holders(path)]
 
 
 def refuse_data(path: str, view: DomainView) -> VirtopsError:

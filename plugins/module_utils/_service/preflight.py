@@ -44,7 +44,7 @@ from .._core.refusals import guest_paused
 from .._core.snapshot import PlannedDisk, SnapshotWish, is_overlay_name, plan_snapshot
 from .backup import left_behind, order_of
 from .info import is_chosen, unmatched
-from .observe import FileSet, observe_view
+from .observe import FileSet, chain_of_another, observe_view
 from .overlays import require_place
 
 #: Errors of the host, and of no guest.
@@ -80,6 +80,8 @@ class Preflight:
         self._store = store
         self._apparmor = apparmor
         self._names = functools.cache(images.names)
+        #: Of other domains whose chains nobody can tell: the name, and why
+        self._unseen: dict[str, tuple[str, str]] = {}
 
     def run(self) -> Outcome:
         """Raises VirtopsError where the host itself cannot be looked at."""
@@ -127,7 +129,8 @@ class Preflight:
         look = _Look(self._wish, self._images, self._store, owners, self._names)
         with look.noting(IMAGES):
             view = observe_view(view, self._images)
-        facts = replace(facts, view=view)
+        unseen = tuple(found for uuid, found in self._unseen.items() if uuid != view.uuid)
+        facts = replace(facts, view=view, unseen=unseen)
         with look.noting(DISKS):
             # Jobs and operations are told by themselves: they must not hide what else is wrong.
             bare = view.with_disks(tuple(replace(disk, job=None) for disk in view.disks))
@@ -176,17 +179,23 @@ class Preflight:
         """Which domains have a file in a chain, by the file itself: it may have several names."""
         owners: _Owners = {}
         for view in views:
-            try:
-                seen = observe_view(view, self._images)
-            except VirtopsError:
-                seen = view  # its definition still names the first layers
-            for disk in seen.disks + seen.config_disks:
-                mirror = () if disk.job is None or disk.job.target is None else (disk.job.target,)
-                for path in (*(layer.path for layer in disk.chain), *mirror):
-                    key = _file(path, self._images)
-                    if key is not None:
-                        owners.setdefault(key, {})[view.uuid] = view.name
+            for path in self._images_of(view):
+                key = _file(path, self._images)
+                if key is not None:
+                    owners.setdefault(key, {})[view.uuid] = view.name
         return owners
+
+    def _images_of(self, view: DomainView) -> Iterator[str]:
+        for disk in view.disks + view.config_disks:
+            if disk.job is not None and disk.job.target is not None:
+                yield disk.job.target
+            yield from (layer.path for layer in disk.chain)
+            if disk.active is None or view.active:
+                continue
+            paths, end = chain_of_another(disk.active, self._images)
+            yield from paths
+            if end is not None and end.changed_ns is None:
+                self._unseen.setdefault(view.uuid, (view.name, end.why))
 
 
 #: A file, by what all its names have in common -> UUID and name of each domain that has it.

@@ -181,9 +181,11 @@ class Revert:
         users: dict[str, Container[str]] = {
             **{"snapshot %r" % name: xml.snapshot_paths(text) for name, text in texts.items() if name != current},
             "the journal": frozenset(disk.base for op in journal.operations for disk in op.disks),
-            "another domain": every_image(self._domain.other_images(), self._images),
         }
         at = None if current is None else xml.parse_record(texts[current])
+        others = every_image(self._domain.other_images(), self._images)
+        files = [disk.file for disk in (() if at is None else at.disks) if disk.file is not None]
+        users["another domain"] = [path for path in files if others.claims(path, journal.made_at(path)) is not None]
         saved = xml.snapshot_definitions(texts[record.name])
         return why_not_by_libvirt(record, at, saved, view, users, lambda path: self._images.kind(path) == "file")
 

@@ -190,7 +190,7 @@ class ManualRevert:
             path
             for path in candidates
             if path is not None
-            and path not in others
+            and others.claims(path, journal.made_at(path)) is None
             and not needed(path, self._record.name, records, journal)
             and self._images.exists(path)
         ]

@@ -48,6 +48,48 @@ def test_an_odd_name_is_only_a_name(tmp_path: Path, images: Images, name: str) -
     assert sorted(os.listdir(folder)) == sorted([name + ".raw", name + ".qcow2"])
 
 
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("how", ["absolute", "relative", "json", "no format"])
+def test_what_a_header_names_is_not_opened(tmp_path: Path, images: Images, name: str, how: str) -> None:
+    base, overlay = tmp_path / name, make(tmp_path / "overlay.qcow2")
+    told = {"driver": "qcow2", "file": {"driver": "file", "filename": str(base)}}
+    named = {"json": "json:" + json.dumps(told), "relative": "./" + name}.get(how, str(base))
+    # qemu-img create would open it
+    argv = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", named, overlay.path]
+    subprocess.run(argv, check=True)
+    if how == "no format":  # which qemu-img makes no longer
+        image = Path(overlay.path)
+        image.write_bytes(image.read_bytes().replace(b"\xe2\x79\x2a\xca", b"\x11\x11\x11\x11"))
+    assert images.below(overlay) == Layer(str(base), "raw" if how == "no format" else "qcow2")
+
+
+@pytest.mark.parametrize("version", ["0.10", "1.1"])
+def test_a_header_of_either_version_names_the_format(tmp_path: Path, images: Images, version: str) -> None:
+    base, overlay = make(tmp_path / "base.vmdk", "vmdk"), str(tmp_path / "overlay")
+    backing = ["-F", "vmdk", "-b", base.path]
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=" + version, *backing, overlay], check=True
+    )
+    assert images.below(Layer(overlay, "qcow2")) == base
+    assert images.below(base) is None
+
+
+@pytest.mark.parametrize("size", [0, 3, 72, 104, MIB])
+def test_a_header_that_is_none_names_nothing(tmp_path: Path, images: Images, size: int) -> None:
+    path = tmp_path / "image"
+    for start in (b"", b"QFI\xfb", b"QFI\xfb" + b"\xff" * 200):
+        path.write_bytes((start + b"\0" * size)[:size])
+        assert images.below(Layer(str(path), "qcow2")) is None
+    assert images.below(Layer(str(path), "raw")) is None
+
+
+def test_a_network_name_in_a_header_stays_as_it_is(tmp_path: Path, images: Images) -> None:
+    overlay = make(tmp_path / "overlay.qcow2")
+    argv = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "nbd://10.0.0.1/x", overlay.path]
+    subprocess.run(argv, check=True)
+    assert images.below(overlay) == Layer("nbd://10.0.0.1/x", "raw")
+
+
 def test_whether_an_overlay_holds_data_while_a_guest_writes_into_its_base(tmp_path: Path, images: Images) -> None:
     """As after a death between the making of the overlay and the switch to it."""
     base, overlay = make(tmp_path / "base"), str(tmp_path / "overlay")

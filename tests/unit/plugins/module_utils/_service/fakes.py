@@ -79,6 +79,7 @@ class FakeImages:
         self.backing = dict(backing)
         self.folders = {"/img"}
         self.read_only: set[str] = set()
+        self.unreadable: set[str] = set()
         self.dirty: set[str] = set()
         self.open_by: dict[str, tuple[int, ...]] = {}
         self.fail: dict[str, VirtopsError] = {}
@@ -104,8 +105,18 @@ class FakeImages:
         return ImageInfo(path, image, 1 << 30, 1 << 20, backing, self.backing.get(backing or "", (None,))[0])
 
     def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:
+        self._may_be_read(path)
         image, backing = self.backing[path]
         return (Layer(path, image),) + (self.chain(backing) if backing else ())
+
+    def below(self, image: Layer) -> Layer | None:
+        self._may_be_read(image.path)
+        backing = self.backing[image.path][1]
+        return None if backing is None else Layer(backing, self.backing.get(backing, ("raw",))[0])
+
+    def _may_be_read(self, path: str) -> None:
+        if path in self.unreadable:
+            raise VirtopsError("image_failed", "Reading the image %s failed" % path, "Mend it.")
 
     def create_overlay(self, path: str, base: Layer, virtual_size: int) -> None:
         self._call("create_overlay", path)

@@ -268,6 +268,51 @@ def test_a_base_that_another_domain_stands_on_is_refused(lab: Lab) -> None:
     assert lab.domain.calls == []
 
 
+STARTED = 1795176000 * 10**9  # what FakeClock says, in nanoseconds since 1970
+
+
+@pytest.mark.parametrize(
+    ("why", "changed", "kept"),
+    [
+        ("no base", 0, False),
+        ("no base", STARTED, True),
+        ("unreadable", 0, False),
+        ("unreadable", STARTED, True),
+        ("device", 0, True),
+        ("loop", STARTED, False),
+        ("no tip", STARTED, False),
+    ],
+)
+def test_what_is_wrong_with_another_domain_stops_nothing(lab: Lab, why: str, changed: int, kept: bool) -> None:
+    """The overlay goes as well, unless that domain may have come to stand on it: what is older cannot name it."""
+    tip, below, overlay = "/img/other.qcow2", "/img/gone.qcow2", "/img/vm.vda.s1.qcow2"
+    lab.images.times[tip] = changed
+    lab.images.backing[tip] = ("qcow2", below)
+    if why == "loop":
+        lab.images.backing[below] = ("qcow2", tip)
+    elif why == "device":
+        lab.images.kinds[tip] = "block"
+    elif why == "unreadable":
+        lab.images.unreadable.add(tip)
+    elif why == "no tip":
+        del lab.images.backing[tip]
+    lab.domain.others = OtherImages(frozenset({tip}), (Layer(tip, "qcow2"),))
+    outcome = lab.run(snapshot="s1", delete_merged=True)
+    assert lab.chains["vda"] == ["/img/a.raw"]
+    assert lab.domain.journal is None
+    assert lab.images.exists(overlay) is kept
+    assert [tip in text or below in text for text in outcome.warnings if overlay in text] == [True] * kept
+
+
+def test_what_can_be_seen_above_a_fault_of_another_domain_counts(lab: Lab) -> None:
+    lab.images.backing["/img/other.qcow2"] = ("qcow2", "/img/a.raw")
+    lab.images.backing["/img/a.raw"] = ("raw", "/img/gone")
+    lab.domain.others = OtherImages(frozenset(), (Layer("/img/other.qcow2", "qcow2"),))
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1")
+    assert caught.value.code == "base_shared"
+
+
 def test_by_path_the_golden_image_of_others_is_refused(lab: Lab) -> None:
     lab.domain.others = OtherImages(frozenset({"/img/golden.raw"}))
     with pytest.raises(VirtopsError) as caught:
