@@ -19,8 +19,9 @@ description:
   - The result is a set, the directory C(DEST/DOMAIN NAME/UTC TIME), where the time is the snapshot's. It holds one
     image for each disk, named C(TARGET.FORMAT), the domain's definition as it was without the snapshot
     (C(domain.xml), with its secrets), the NVRAM where the domain has one, and C(manifest.json).
-  - Until it is complete and on the disk, a set is named C(.TIME.partial). A failure removes it, and so does the next
-    run after a death, as nothing in it was ever checked. Complete sets are never touched.
+  - Until it is complete and on the disk, a set is named C(.TIME.partial). A failure removes it. After a death the next
+    run on the same host does so, as nothing in it was ever checked; a run on another host only when nothing was
+    written to it for an hour. Complete sets are never touched.
   - A complete set of the same snapshot is found again, and nothing is changed. It is not read again for that; only
     its manifest and the lengths of its files are looked at.
   - Directories get the mode 0700 and files 0600.
@@ -46,7 +47,11 @@ options:
     description:
       - The directory for the sets. It has to exist, and be writable, and no part of the path may be a symlink or
         C(..), as whoever may change a symlink could send the images elsewhere.
-      - Hypervisors that share it may not have domains of the same name. Give each one a directory of its own.
+      - Hypervisors may share it. A set belongs to the domain's UUID, wherever the domain runs. Two domains of the same
+        name need a directory each; the second one is refused.
+      - It may belong to any user. The domain's directory in it has to belong to the user that the module runs as, and
+        nobody else may write to it. Where a server decides who that user is (NFS, CIFS, Ceph, 9p), the owner of O(dest)
+        and the user 65534 count as well.
     type: path
     required: true
   snapshot:
@@ -204,6 +209,10 @@ backup:
       description: The host's name.
       type: str
       sample: hv1
+    machine:
+      description: What tells the host from others, a hash of its machine ID and its name.
+      type: str
+      sample: 3f0b2d6f6a4f4f0d9c0a51d3c1a4a8b7
     times:
       description: The UTC times of the snapshot, and of the backup's start and end.
       type: dict

@@ -134,11 +134,16 @@ class SetPaths:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A set under way that somebody left behind. `owner` is the UUID of its domain, None: it does not say."""
+    """A set under way, or one that a death left. `owner` is the UUID of its domain, None: it does not say.
+
+    `ours`: this host began it. `age`: seconds since something in it was changed, or its lease renewed.
+    """
 
     path: str
     owner: str | None
     allocated: int
+    ours: bool = True
+    age: float = 0
 
 
 class CopyPort(Protocol):
@@ -164,11 +169,18 @@ class StorePort(Protocol):
 
     def hostname(self) -> str: ...
 
+    def machine(self) -> str:
+        """What tells this host from all others that may write to the same directory: hexadecimal digits."""
+
     def is_regular(self, path: str) -> bool:
         """stat(2): a regular file, and no block device."""
 
     def manifest(self, directory: str) -> dict[str, Any] | None:
-        """manifest.json of a complete set; None where there is no such set. `set_damaged` where it is unreadable."""
+        """manifest.json of a complete set; None where there is no such set. `set_damaged` where it cannot be read, or
+        has not the form of one."""
+
+    def owners(self, parent: str) -> dict[str, str]:
+        """The complete sets in it: the path of each, and the UUID of its domain."""
 
     def file_sizes(self, directory: str) -> dict[str, int]:
         """The bytes of each file in it."""
@@ -176,8 +188,12 @@ class StorePort(Protocol):
     def unfinished(self, parent: str) -> tuple[Unfinished, ...]:
         """The partial sets in it."""
 
-    def begin(self, paths: SetPaths) -> None:
-        """Make the partial set's directory, mode 0700, and what is missing above it."""
+    def begin(self, paths: SetPaths, manifest: str) -> str:
+        """Make the partial set with its manifest, mode 0700, and what is missing above it; `set_under_way` where
+        somebody else has made it. Returns the directory to write it by, which no rename leads elsewhere."""
+
+    def renew(self, paths: SetPaths) -> None:
+        """Show others that the partial set is being written; fails where it is gone."""
 
     def write(self, directory: str, name: str, text: str) -> None:
         """Write a file, mode 0600, and sync it."""
@@ -188,8 +204,9 @@ class StorePort(Protocol):
     def finish(self, paths: SetPaths) -> None:
         """Sync the directory and give the set its final name."""
 
-    def remove(self, directory: str) -> None:
-        """Remove a partial set."""
+    def remove(self, directory: str, lease: float = 0) -> None:
+        """Remove a partial set; with `lease`, only one that nobody changed for so many seconds, by the clock of the
+        file system that it lies on."""
 
 
 # Which bases

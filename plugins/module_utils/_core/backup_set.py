@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .backup import DOMAIN_XML, SAME, BackupWish, Copied, CopyOrder, PlainFile, Selection, SetPaths
+from .backup import DOMAIN_XML, SAME, BackupWish, Copied, CopyOrder, PlainFile, Selection, SetPaths, Unfinished
 from .errors import VirtopsError
 from .journal import epoch
 from .model import DomainView
+
+#: Seconds after which a partial set that nobody changed belongs to no living run. Its writer renews it each minute.
+LEASE = 3600
+RENEWAL = 60
 
 #: Of manifest.json. Raised when a reader of the old one would misunderstand a new one.
 SCHEMA_VERSION = 1
@@ -32,17 +37,58 @@ def set_paths(dest: str, view: DomainView, started: str) -> SetPaths:
     return SetPaths(parent, os.path.join(parent, started), os.path.join(parent, ".%s.partial" % started))
 
 
+def removable(unfinished: tuple[Unfinished, ...], uuid: str) -> tuple[Unfinished, ...]:
+    """The partial sets that a backup of this domain removes: its own, and those that nobody writes any more."""
+    return tuple(partial for partial in unfinished if is_own(partial, uuid) or partial.age >= LEASE)
+
+
+def is_own(partial: Unfinished, uuid: str) -> bool:
+    """The domain's lock is ours, so no run of this host writes it. One that names no domain died at its birth."""
+    return partial.ours and partial.owner in (None, uuid)
+
+
+def require_own_sets(sets: Mapping[str, str], unfinished: tuple[Unfinished, ...], view: DomainView) -> None:
+    """Refuse a folder that another domain of the same name has its sets in: nobody could tell them apart."""
+    under_way = {partial.path: partial.owner for partial in unfinished if partial.owner and partial.age < LEASE}
+    for path, owner in sorted({**under_way, **sets}.items()):
+        if owner != view.uuid:
+            raise VirtopsError(
+                "set_foreign",
+                "The backup %s is another domain's, which has the UUID %s; that of domain %s is %s"
+                % (path, owner, view.name, view.uuid),
+                "Give each hypervisor a dest of its own, or rename one of the domains (virsh domrename); if the other "
+                "domain is gone for good, move its sets to another directory",
+            )
+
+
+def require_nobody_writes(unfinished: tuple[Unfinished, ...], view: DomainView, paths: SetPaths) -> None:
+    """Refuse the very set that another host is writing."""
+    for partial in unfinished:
+        if partial.path == paths.partial and partial not in removable((partial,), view.uuid):
+            raise under_way(paths.partial, "It was last written to %d s ago" % partial.age)
+
+
+def under_way(path: str, told: str) -> VirtopsError:
+    """The error for a partial set that is not ours to touch."""
+    return VirtopsError(
+        "set_under_way",
+        "Another host is writing the backup %s. %s" % (path, told),
+        "Wait for its end. If that host is gone, run this again %d minutes after the last write, or take a new snapshot"
+        % (LEASE // 60),
+    )
+
+
 def require_same_set(
-    found: dict[str, Any], sizes: dict[str, int], selection: Selection, wish: BackupWish, path: str
+    found: dict[str, Any], sizes: dict[str, int], selection: Selection, wish: BackupWish, path: str, uuid: str
 ) -> None:
     """A complete set that is there must be the one that is asked for, and whole."""
-    if found.get("operation") != selection.operation:
+    if found["operation"] != selection.operation or found["domain"]["uuid"] != uuid:
         raise VirtopsError(
             "set_exists",
             "The backup %s is there already, and holds something else" % path,
             "Choose another dest, or move that set away",
         )
-    disks = {disk["target"]: disk for disk in found.get("disks", ())}
+    disks = {disk["target"]: disk for disk in found["disks"]}
     wanted = {source.target for source in selection.sources}
     if set(disks) != wanted or any(wish.format not in (SAME, disk["format"]) for disk in disks.values()):
         raise VirtopsError(
@@ -50,7 +96,7 @@ def require_same_set(
             "The backup %s of this snapshot is there already, with other disks or in another format" % path,
             "Move that set away, or ask for what it holds",
         )
-    damaged = [disk["file"] for disk in disks.values() if sizes.get(disk["file"]) != disk["bytes"]]
+    damaged = [disk["file"] for disk in disks.values() if sizes.get(disk["file"], -1) != disk["bytes"]]
     if damaged:
         raise VirtopsError(
             "set_damaged",
@@ -83,6 +129,7 @@ class Manifest:
     domain: str
     uuid: str
     hypervisor: str
+    machine: str
     orders: tuple[CopyOrder, ...]
     copied: dict[str, Copied]
     nvram: PlainFile | None = None
@@ -96,6 +143,7 @@ class Manifest:
             "snapshot": self.selection.snapshot,
             "domain": {"name": self.domain, "uuid": self.uuid},
             "hypervisor": self.hypervisor,
+            "machine": self.machine,
             "times": {
                 "snapshot": iso8601(self.selection.started),
                 "started": iso8601(self.begun),

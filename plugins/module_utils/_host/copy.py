@@ -21,6 +21,7 @@ from .._core.errors import VirtopsError
 from .._core.ports import Clock
 from .clock import SystemClock
 from .command import os_failure, run
+from .folders import shown
 from .image_lock import ImageLock
 from .images import Images
 from .locks import CopySlots, never_stop
@@ -87,12 +88,21 @@ class _Copy:
 
     def __init__(self, order: CopyOrder, directory: str, clock: Clock, stop: _Stop) -> None:
         self._order = order
+        self._directory = directory
         self._path = os.path.join(directory, order.file)
         self._clock = clock
         self._check: Check = stop.check
         self._subject = "The copy of %s to %s" % (order.source.path, self._path)
 
     def run(self, slots: CopySlots) -> Copied:
+        """Errors name the directory by its own path, and not by that of a descriptor."""
+        try:
+            return self._run(slots)
+        except VirtopsError as error:
+            told = shown(self._directory)
+            raise VirtopsError(error.code, error.cause.replace(self._directory, told), error.remedy) from error
+
+    def _run(self, slots: CopySlots) -> Copied:
         try:
             with slots.take(self._check):
                 fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -6,29 +6,54 @@
 
 Directories are 0700 and files 0600: an image holds all that the guest knows. A set has its final name only when all
 in it is on the disk, so what has that name survives a power loss as a whole.
+
+`dest` may belong to anybody. What lies below it counts only where it is ours and nobody else may write to it, and is
+reached by descriptors (folders.py): a name can be made to mean something else at any moment.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
+import hashlib
 import os
+import re
 import shutil
 import socket
 import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from .._core.backup import MANIFEST, SetPaths, Unfinished
+from .._core.backup_set import under_way
 from .._core.errors import VirtopsError
+from .._core.manifest import MANIFEST_LIMIT, parse_manifest
 from .command import os_failure
-from .images import sync_directory
+from .folders import held, is_at, make_own, not_private, reach, reach_own, shown, way_to
 from .transfer import sha256
 
 _PARTIAL = ".partial"
+#: The name of a complete set.
+_STAMP = re.compile(r"\d{8}T\d{6}Z")
+_MACHINE_ID = "/etc/machine-id"
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A set that we are writing: descriptors of `dest`, of the domain's folder and of the partial set."""
+
+    dest: int
+    parent: int
+    partial: int
 
 
 class BackupStore:
     """Implements `_core.backup.StorePort`."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, _Held] = {}
 
     def check_destination(self, dest: str) -> None:
         """A symlink is refused anywhere in the path: whoever may change it could send the images elsewhere."""
@@ -38,8 +63,7 @@ class BackupStore:
                 "The dest %r is not an absolute path, or goes through '..'" % dest,
                 "Give the directory's own path from the root on",
             )
-        for path in _prefixes(dest):
-            _require_directory(path)
+        os.close(reach(dest))
         if not os.access(dest, os.W_OK | os.X_OK):
             raise VirtopsError(
                 "dest_not_writable",
@@ -51,6 +75,17 @@ class BackupStore:
         """gethostname(2)."""
         return socket.gethostname()
 
+    def machine(self) -> str:
+        """machine-id(5) is not to be told to others as it is, and hosts made from one image may share it: it is hashed
+        with the host's name."""
+        try:
+            with open(_MACHINE_ID, encoding="ascii", errors="replace") as file:
+                machine_id = file.read().strip()
+        except OSError:
+            machine_id = ""
+        words = "\0".join(("virtops.libvirt", machine_id, self.hostname()))
+        return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
     def is_regular(self, path: str) -> bool:
         """stat(2)."""
         try:
@@ -60,45 +95,121 @@ class BackupStore:
 
     def manifest(self, directory: str) -> dict[str, Any] | None:
         """A directory of that name that is no set is somebody's, and is not touched."""
-        if not os.path.lexists(directory):
-            return None
-        _require_directory(directory)
-        found = _read_manifest(directory)
-        if found is None:
-            raise VirtopsError(
-                "set_damaged",
-                "%s is there, but has no readable %s" % (directory, MANIFEST),
-                "Move it away, then try again",
-            )
+        with _opened_parent(os.path.dirname(directory)) as parent:
+            if parent is None:
+                return None
+            try:
+                folder = reach_own(parent, os.path.basename(directory), directory)
+            except FileNotFoundError:
+                return None
+            with held(folder) as fd:
+                try:
+                    return _read_manifest(fd)
+                except (OSError, ValueError) as error:
+                    raise VirtopsError(
+                        "set_damaged",
+                        "%s is there, but has no %s that could be used (%s)" % (directory, MANIFEST, error),
+                        "Move it away, then try again",
+                    ) from error
+
+    def owners(self, parent: str) -> dict[str, str]:
+        """Directories that are no sets are somebody's."""
+        found = {}
+        with _opened_parent(parent) as folder:
+            if folder is None:
+                return {}
+            for name in sorted(filter(_STAMP.fullmatch, os.listdir(folder))):
+                path = os.path.join(parent, name)
+                with contextlib.suppress(OSError, ValueError, VirtopsError), held(reach_own(folder, name, path)) as fd:
+                    found[path] = str(_read_manifest(fd)["domain"]["uuid"])
         return found
 
     def file_sizes(self, directory: str) -> dict[str, int]:
         """lstat(2)."""
-        with os.scandir(directory) as entries:
-            return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries}
+        with _opened_parent(os.path.dirname(directory)) as parent:
+            if parent is None:
+                return {}
+            with held(reach_own(parent, os.path.basename(directory), directory)) as fd:
+                return {name: found.st_size for name, found in _entries(fd) if stat.S_ISREG(found.st_mode)}
 
     def unfinished(self, parent: str) -> tuple[Unfinished, ...]:
-        """Directories .<time>.partial; a manifest that is not readable yet names no owner."""
-        if not os.path.lexists(parent):
-            return ()
-        _require_directory(parent)
-        names = [name for name in os.listdir(parent) if name.startswith(".") and name.endswith(_PARTIAL)]
-        paths = [os.path.join(parent, name) for name in sorted(names)]
-        return tuple(
-            Unfinished(path, _owner(path), _allocated(path))
-            for path in paths
-            if os.path.isdir(path) and not os.path.islink(path)
+        """Directories .<time>.partial, and .<time>.<machine>.partial, which has its manifest not yet. Those that are
+        not ours alone are somebody's."""
+        found = []
+        with _opened_parent(parent) as folder:
+            if folder is None:
+                return ()
+            for name in sorted(os.listdir(folder)):
+                if name.startswith(".") and name.endswith(_PARTIAL):
+                    path = os.path.join(parent, name)
+                    with contextlib.suppress(OSError, VirtopsError), held(reach_own(folder, name, path)) as fd:
+                        found.append(self._look_at(fd, path))
+        return tuple(found)
+
+    def _look_at(self, fd: int, path: str) -> Unfinished:
+        try:
+            manifest = _read_manifest(fd)
+        except (OSError, ValueError):
+            manifest = {}
+        machine, host = manifest.get("machine"), manifest.get("hypervisor")
+        # Earlier releases wrote the host's name only
+        is_this = host == self.hostname() if machine is None else machine == self.machine()
+        entries = _entries(fd)
+        return Unfinished(
+            path,
+            manifest["domain"]["uuid"] if manifest else None,
+            sum(found.st_blocks * 512 for _name, found in entries),
+            is_this or path.endswith(self._birth_suffix()),
+            max(0.0, time.time() - _newest(fd, entries)),
         )
 
-    def begin(self, paths: SetPaths) -> None:
-        """mkdir(2); fails where the partial set is there."""
+    def _birth_suffix(self) -> str:
+        return ".%s%s" % (self.machine(), _PARTIAL)
+
+    def begin(self, paths: SetPaths, manifest: str) -> str:
+        """The set gets its name with the manifest in it, by rename(2), which replaces no directory that has anything
+        in it: so whoever finds one knows whose it is, and of two that begin one, one fails."""
+        name = os.path.basename(paths.partial)
+        birth = name[: -len(_PARTIAL)] + self._birth_suffix()
+        folder = os.path.basename(paths.parent)
+        dest = reach(os.path.dirname(paths.parent))
+        fds = [dest]
         try:
             with contextlib.suppress(FileExistsError):
-                _make_directory(paths.parent)
-            _require_directory(paths.parent)
-            _make_directory(paths.partial)
-        except OSError as error:
-            raise os_failure("Making the backup's directory", error, "copy_failed") from error
+                make_own(dest, folder)
+            fds.append(reach_own(dest, folder, paths.parent))
+            make_own(fds[1], birth)
+            try:
+                fds.append(reach_own(fds[1], birth, paths.partial))
+                self.write(way_to(fds[2]), MANIFEST, manifest)
+                os.fsync(fds[2])
+                os.rename(birth, name, src_dir_fd=fds[1], dst_dir_fd=fds[1])
+                os.fsync(fds[1])
+            except BaseException:
+                _remove(fds[1], birth)
+                raise
+        except BaseException as error:
+            for fd in fds:
+                os.close(fd)
+            if not isinstance(error, OSError):
+                raise
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise under_way(paths.partial, "It was begun just now") from error
+            raise os_failure("Making the backup's directory %s" % paths.partial, error, "copy_failed") from error
+        self._held[paths.partial] = _Held(*fds)
+        return way_to(fds[2])
+
+    def renew(self, paths: SetPaths) -> None:
+        """utimensat(2) with the time of the file system's server."""
+        ours = self._held[paths.partial]
+        if not is_at(ours.parent, os.path.basename(paths.partial), ours.partial):
+            raise VirtopsError(
+                "copy_failed",
+                "The unfinished set %s was moved or removed while it was written" % paths.partial,
+                "Find out who does that, then try again",
+            )
+        with contextlib.suppress(OSError):
+            os.utime(ours.partial)
 
     def write(self, directory: str, name: str, text: str) -> None:
         """Replaces what is there. The directory is synced by `finish`."""
@@ -110,7 +221,7 @@ class BackupStore:
                 file.flush()
                 os.fsync(fd)
         except OSError as error:
-            raise os_failure("Writing %s" % path, error, "copy_failed") from error
+            raise os_failure("Writing %s/%s" % (shown(directory), name), _bare(error), "copy_failed") from error
 
     def copy_plain(self, source: str, directory: str, name: str) -> tuple[int, str]:
         """Of a few MiB at most: read at once."""
@@ -124,71 +235,97 @@ class BackupStore:
                     os.fsync(fd)
             return os.path.getsize(path), sha256(path, lambda: None)
         except OSError as error:
-            raise os_failure("The copy of %s" % source, error, "copy_failed") from error
+            raise os_failure(
+                "The copy of %s to %s" % (source, shown(directory)), _bare(error), "copy_failed"
+            ) from error
 
     def finish(self, paths: SetPaths) -> None:
         """rename(2) replaces nothing but an empty directory."""
+        self.renew(paths)
+        ours = self._held[paths.partial]
+        if not is_at(ours.dest, os.path.basename(paths.parent), ours.parent):
+            raise not_private(paths.parent, "was moved away while the set in it was written")
         try:
-            sync_directory(paths.partial)
-            os.rename(paths.partial, paths.final)
-            sync_directory(paths.parent)
-            sync_directory(os.path.dirname(paths.parent))
+            os.fsync(ours.partial)
+            names = os.path.basename(paths.partial), os.path.basename(paths.final)
+            os.rename(*names, src_dir_fd=ours.parent, dst_dir_fd=ours.parent)
+            os.fsync(ours.parent)
+            os.fsync(ours.dest)
         except OSError as error:
             raise os_failure("Naming the set %s" % paths.final, error, "copy_failed") from error
+        self._let_go(paths.partial)
 
-    def remove(self, directory: str) -> None:
+    def remove(self, directory: str, lease: float = 0) -> None:
         """One that is gone is fine."""
+        name = os.path.basename(directory)
         try:
-            shutil.rmtree(directory)
-            sync_directory(os.path.dirname(directory))
-        except FileNotFoundError:
-            return
+            if directory in self._held:
+                _remove(self._held[directory].parent, name)
+                self._let_go(directory)
+                return
+            with _opened_parent(os.path.dirname(directory)) as parent:
+                if parent is None or (lease and _is_renewed(parent, name, lease)):
+                    return
+                _remove(parent, name)
         except OSError as error:
             raise os_failure("Removing %s" % directory, error, "copy_failed") from error
 
-
-def _make_directory(path: str) -> None:
-    os.mkdir(path, 0o700)
-    sync_directory(os.path.dirname(path))
-
-
-def _prefixes(path: str) -> list[str]:
-    """/a/b as /a, /a/b."""
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    return ["/" + "/".join(parts[: count + 1]) for count in range(len(parts))]
+    def _let_go(self, partial: str) -> None:
+        ours = self._held.pop(partial)
+        for fd in (ours.partial, ours.parent, ours.dest):
+            os.close(fd)
 
 
-def _require_directory(path: str) -> None:
+@contextlib.contextmanager
+def _opened_parent(parent: str) -> Iterator[int | None]:
+    """The folder of a domain's sets; None where there is none."""
+    with held(reach(os.path.dirname(parent))) as dest:
+        try:
+            fd = reach_own(dest, os.path.basename(parent), parent)
+        except FileNotFoundError:
+            yield None
+            return
+        with held(fd):
+            yield fd
+
+
+def _read_manifest(folder: int) -> dict[str, Any]:
+    """O_NONBLOCK: a FIFO in its place would never open."""
+    fd = os.open(MANIFEST, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is no regular file")
+        return parse_manifest(file.read(MANIFEST_LIMIT + 1))
+
+
+def _entries(folder: int) -> list[tuple[str, os.stat_result]]:
+    with os.scandir(folder) as entries:
+        return [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+
+
+def _newest(folder: int, entries: list[tuple[str, os.stat_result]]) -> float:
+    return max(os.fstat(folder).st_mtime, *(found.st_mtime for _name, found in entries), 0.0)
+
+
+def _is_renewed(parent: int, name: str, lease: float) -> bool:
+    """By the clock of the file system's server: this host's may be wrong by days."""
+    with held(reach_own(parent, name, name)) as fd:
+        newest = _newest(fd, _entries(fd))
+    probe = ".%s.clock" % os.getpid()
+    fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
     try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        raise VirtopsError(
-            "dest_missing", "The directory %s for the backup does not exist" % path, "Create it, or mount its storage"
-        ) from None
-    except OSError as error:
-        raise os_failure("Looking at %s" % path, error, "dest_unsafe") from error
-    if stat.S_ISLNK(mode):
-        raise VirtopsError(
-            "dest_symlink", "%s, in the backup's path, is a symlink" % path, "Give the path that it points to"
-        )
-    if not stat.S_ISDIR(mode):
-        raise VirtopsError("dest_no_directory", "%s, in the backup's path, is no directory" % path, "Choose another")
+        return os.fstat(fd).st_mtime - newest < lease
+    finally:
+        os.close(fd)
+        os.unlink(probe, dir_fd=parent)
 
 
-def _read_manifest(directory: str) -> dict[str, Any] | None:
-    try:
-        with open(os.path.join(directory, MANIFEST), encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+def _remove(parent: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(os.path.join(way_to(parent), name))
+        os.fsync(parent)
 
 
-def _owner(directory: str) -> str | None:
-    domain = (_read_manifest(directory) or {}).get("domain")
-    return domain.get("uuid") if isinstance(domain, dict) else None
-
-
-def _allocated(directory: str) -> int:
-    with os.scandir(directory) as entries:
-        return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
+def _bare(error: OSError) -> OSError:
+    """Without its path, which would be that of a descriptor."""
+    return OSError(error.errno, error.strerror)

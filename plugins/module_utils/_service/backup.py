@@ -6,7 +6,8 @@
 
 observe -> select -> a complete set is there: done -> refuse -> plan -> (check mode stops here) -> partial set
 -> copies under QEMU's image lock -> bases unchanged? -> manifest -> final name. A failure removes the partial set; a
-death leaves it, and the next run removes it: what is in it was never checked, and copying again is quick.
+death leaves it, and the next run of the same host removes it: what is in it was never checked, and copying again is
+quick. Another host's is left alone until nobody has written to it for long.
 """
 
 from __future__ import annotations
@@ -37,8 +38,19 @@ from .._core.backup import (
     select,
 )
 from .._core.backup_copy import plan_copy
-from .._core.backup_set import Manifest, mib, require_same_set, require_space, set_paths
-from .._core.errors import VirtopsError
+from .._core.backup_set import (
+    LEASE,
+    RENEWAL,
+    Manifest,
+    is_own,
+    mib,
+    removable,
+    require_nobody_writes,
+    require_own_sets,
+    require_same_set,
+    require_space,
+    set_paths,
+)
 from .._core.journal import Journal
 from .._core.model import DomainView, Layer, Outcome
 from .._core.ports import Clock, ImagePort, ViewPort
@@ -74,9 +86,16 @@ def order_of(wish: BackupWish, source: Source, images: ImagePort, store: StorePo
 
 
 def left_behind(wish: BackupWish, view: DomainView, store: StorePort) -> int:
-    """The bytes of this domain's unfinished sets, which a backup removes before it copies."""
-    parent = set_paths(wish.dest, view, "").parent
-    return sum(partial.allocated for partial in store.unfinished(parent) if partial.owner == view.uuid)
+    """The bytes of the unfinished sets that a backup removes before it copies; refuses another domain's folder."""
+    unfinished = _unfinished(set_paths(wish.dest, view, "").parent, view, store)
+    return sum(partial.allocated for partial in removable(unfinished, view.uuid))
+
+
+def _unfinished(parent: str, view: DomainView, store: StorePort) -> tuple[Unfinished, ...]:
+    """What is under way in the domain's folder, or was left there; refuses another domain's folder."""
+    unfinished = store.unfinished(parent)
+    require_own_sets(store.owners(parent), unfinished, view)
+    return unfinished
 
 
 def _facts(source: Source, images: ImagePort, store: StorePort) -> SourceFacts:
@@ -118,13 +137,21 @@ class Backup:
         paths = set_paths(self._wish.dest, view, selection.started)
         found = self._store.manifest(paths.final)
         if found is not None:
-            return self._present(found, selection, paths)
+            return self._present(found, view, selection, paths)
         plan = self._plan(view, journal, selection, paths)
         manifest = Manifest(
-            selection, view.name, view.uuid, self._store.hostname(), plan.orders, {}, plan.nvram, self._clock.utcnow()
+            selection,
+            view.name,
+            view.uuid,
+            self._store.hostname(),
+            self._store.machine(),
+            plan.orders,
+            {},
+            plan.nvram,
+            self._clock.utcnow(),
         )
         if not check:
-            manifest = self._apply(plan, manifest)
+            manifest = self._apply(plan, view, manifest)
         return _made(plan, manifest)
 
     # -- looking
@@ -133,8 +160,8 @@ class Backup:
         view = observe(self._domain, self._images)
         return view, xml.parse_journal(view.journal_xml)
 
-    def _present(self, found: dict[str, Any], selection: Selection, paths: SetPaths) -> Outcome:
-        require_same_set(found, self._store.file_sizes(paths.final), selection, self._wish, paths.final)
+    def _present(self, found: dict[str, Any], view: DomainView, selection: Selection, paths: SetPaths) -> Outcome:
+        require_same_set(found, self._store.file_sizes(paths.final), selection, self._wish, paths.final, view.uuid)
         state: dict[str, object] = {"path": paths.final, "files": _files_of(found)}
         return Outcome(before=state, after=state, values={"backup": {**found, "path": paths.final}})
 
@@ -145,22 +172,12 @@ class Backup:
             require_identity(source, self._images.identity(source.base.path))
         facts = tuple(_facts(source, self._images, self._store) for source in selection.sources)
         orders = tuple(plan_copy(self._wish, fact) for fact in facts)
-        stale = self._stale(view, paths)
+        unfinished = _unfinished(paths.parent, view, self._store)
+        require_nobody_writes(unfinished, view, paths)
+        stale = removable(unfinished, view.uuid)
         free = self._images.free_bytes(self._wish.dest) + sum(partial.allocated for partial in stale)
         require_space(orders, free, self._wish.dest)
         return _Plan(selection, paths, orders, _locked(facts), stale, self._nvram(view))
-
-    def _stale(self, view: DomainView, paths: SetPaths) -> tuple[Unfinished, ...]:
-        """What earlier runs for this domain left. Another domain's, of the same name on another host, is not ours."""
-        unfinished = self._store.unfinished(paths.parent)
-        for partial in unfinished:
-            if partial.path == paths.partial and partial.owner not in (None, view.uuid):
-                raise VirtopsError(
-                    "set_exists",
-                    "Another domain's backup is being written to %s" % partial.path,
-                    "Give each hypervisor a dest of its own",
-                )
-        return tuple(partial for partial in unfinished if partial.owner == view.uuid or partial.path == paths.partial)
 
     def _nvram(self, view: DomainView) -> PlainFile | None:
         """A domain that never ran has none yet."""
@@ -170,27 +187,27 @@ class Backup:
 
     # -- effects
 
-    def _apply(self, plan: _Plan, manifest: Manifest) -> Manifest:
+    def _apply(self, plan: _Plan, view: DomainView, manifest: Manifest) -> Manifest:
         with self._copier.hold(plan.locked):
             for partial in plan.stale:
-                self._store.remove(partial.path)
-            return self._make(plan, manifest)
+                self._store.remove(partial.path, 0 if is_own(partial, view.uuid) else LEASE)
+            return self._make(plan, view, manifest)
 
-    def _make(self, plan: _Plan, manifest: Manifest) -> Manifest:
+    def _make(self, plan: _Plan, view: DomainView, manifest: Manifest) -> Manifest:
+        """What failed to begin is another's, and stays."""
+        directory = self._store.begin(plan.paths, _text(manifest))
         try:
-            self._store.begin(plan.paths)
-            # Written first, so that whoever finds a partial set knows whose it is.
-            self._write(plan.paths.partial, manifest)
-            manifest = self._fill(plan, manifest)
+            # Another host may have begun at the same time: each sees the other's now, if it did not before.
+            _unfinished(plan.paths.parent, view, self._store)
+            manifest = self._fill(plan, directory, manifest)
             self._store.finish(plan.paths)
         except BaseException:
             self._store.remove(plan.paths.partial)
             raise
         return manifest
 
-    def _fill(self, plan: _Plan, manifest: Manifest) -> Manifest:
-        directory = plan.paths.partial
-        copied = self._copier.copy_all(plan.orders, directory, self._wish.parallel, self._watch(plan.selection))
+    def _fill(self, plan: _Plan, directory: str, manifest: Manifest) -> Manifest:
+        copied = self._copier.copy_all(plan.orders, directory, self._wish.parallel, self._watch(plan))
         view = self._require_unchanged(plan.selection)
         self._store.write(directory, DOMAIN_XML, self._domain_xml(plan.selection, view))
         nvram = plan.nvram
@@ -198,13 +215,24 @@ class Backup:
             size, digest = self._store.copy_plain(nvram.source, directory, nvram.file)
             nvram = replace(nvram, bytes=size, sha256=digest)
         manifest = manifest.complete(copied, nvram, self._clock.utcnow())
-        self._write(directory, manifest)
+        self._store.write(directory, MANIFEST, _text(manifest))
         return manifest
 
-    def _watch(self, selection: Selection) -> Callable[[], None]:
-        """The guest writes to its overlays meanwhile. A full file system there stops it, so the copy gives way."""
-        overlays = [source.overlay for source in selection.sources]
-        return lambda: refuse_short(self._images, overlays, self._wish.keep_free)
+    def _watch(self, plan: _Plan) -> Callable[[], None]:
+        """The guest writes to its overlays meanwhile. A full file system there stops it, so the copy gives way.
+
+        Other hosts see by its time that the set is being written."""
+        overlays = [source.overlay for source in plan.selection.sources]
+        renewed = self._clock.monotonic()
+
+        def watch() -> None:
+            nonlocal renewed
+            refuse_short(self._images, overlays, self._wish.keep_free)
+            if self._clock.monotonic() - renewed >= RENEWAL:
+                self._store.renew(plan.paths)
+                renewed = self._clock.monotonic()
+
+        return watch
 
     def _require_unchanged(self, selection: Selection) -> DomainView:
         """The same look as before the copy: what it read was that point in time to the end."""
@@ -220,9 +248,9 @@ class Backup:
         bases = {source.target: source.base for source in selection.sources if source.target in known}
         return xml.with_disk_layers(self._domain.domain_xml(), bases, drop_journal=True)
 
-    def _write(self, directory: str, manifest: Manifest) -> None:
-        text = json.dumps(manifest.as_dict(), indent=2, ensure_ascii=False)
-        self._store.write(directory, MANIFEST, text + "\n")
+
+def _text(manifest: Manifest) -> str:
+    return json.dumps(manifest.as_dict(), indent=2, ensure_ascii=False) + "\n"
 
 
 def _locked(facts: tuple[SourceFacts, ...]) -> tuple[str, ...]:

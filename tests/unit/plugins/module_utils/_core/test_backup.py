@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal impo
     JournalDisk,
     Operation,
 )
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.manifest import MANIFEST_LIMIT, parse_manifest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
     BlockJob,
     Disk,
@@ -162,18 +164,24 @@ def test_where_a_set_lies() -> None:
         assert refused(set_paths, "/b", replace(view(), name=name), "t") == "unsafe_name"
 
 
-FOUND = {"operation": "id", "disks": [{"target": "vda", "file": "vda.raw", "format": "raw", "bytes": 5}]}
+FOUND: dict[str, Any] = {
+    "operation": "id",
+    "domain": {"uuid": "uuid"},
+    "disks": [{"target": "vda", "file": "vda.raw", "format": "raw", "bytes": 5}],
+}
 
 
 def test_a_complete_set_is_found_again() -> None:
-    require_same_set(FOUND, {"vda.raw": 5}, SELECTION, wish(), "/b")
-    require_same_set(FOUND, {"vda.raw": 5}, SELECTION, wish(format="raw"), "/b")
+    require_same_set(FOUND, {"vda.raw": 5}, SELECTION, wish(), "/b", "uuid")
+    require_same_set(FOUND, {"vda.raw": 5}, SELECTION, wish(format="raw"), "/b", "uuid")
 
 
 @pytest.mark.parametrize(
     ("found", "sizes", "options", "code"),
     [
         ({**FOUND, "operation": "other"}, {"vda.raw": 5}, {}, "set_exists"),
+        ({**FOUND, "domain": {"uuid": "other"}}, {"vda.raw": 5}, {}, "set_exists"),
+        ({**FOUND, "disks": [{**FOUND["disks"][0], "bytes": None}]}, {}, {}, "set_damaged"),
         (FOUND, {"vda.raw": 5}, {"format": "qcow2"}, "set_exists"),
         ({**FOUND, "disks": []}, {}, {}, "set_exists"),
         (FOUND, {"vda.raw": 4}, {}, "set_damaged"),
@@ -183,7 +191,7 @@ def test_a_complete_set_is_found_again() -> None:
 def test_one_that_is_another_or_damaged_is_not(
     found: dict[str, Any], sizes: dict[str, int], options: dict[str, Any], code: str
 ) -> None:
-    assert refused(require_same_set, found, sizes, SELECTION, wish(**options), "/b") == code
+    assert refused(require_same_set, found, sizes, SELECTION, wish(**options), "/b", "uuid") == code
 
 
 def test_space() -> None:
@@ -196,7 +204,7 @@ def test_space() -> None:
 def test_the_manifest_before_and_after() -> None:
     order = CopyOrder("vda", RAW, "vda.raw", "raw", ("copy",), 100, 10, backing=GOLDEN)
     nvram = PlainFile("/nvram/web.fd", "nvram.fd")
-    planned = Manifest(SELECTION, "web", "uuid", "hv", (order,), {}, nvram, "20261120T120001Z")
+    planned = Manifest(SELECTION, "web", "uuid", "hv", "0a", (order,), {}, nvram, "20261120T120001Z")
     done = planned.complete(
         {"vda": Copied("copy", 100, 10, "abc")}, replace(nvram, bytes=1, sha256="d"), "20261120T120005Z"
     )
@@ -215,6 +223,7 @@ def test_the_manifest_before_and_after() -> None:
         "snapshot": "s1",
         "domain": {"name": "web", "uuid": "uuid"},
         "hypervisor": "hv",
+        "machine": "0a",
         "times": {**before["times"], "finished": "2026-11-20T12:00:05Z"},
         "consistency": "crash",
         "domain_xml": "domain.xml",
@@ -235,4 +244,77 @@ def test_the_manifest_before_and_after() -> None:
             }
         ],
     }
+    # What is written is what is read, on the same host and by the same release
+    assert parse_manifest(json.dumps(after).encode()) == after
+    assert parse_manifest(json.dumps(before).encode()) == before
     assert iso8601(None) is None
+
+
+def changed(path: str, value: object) -> bytes:
+    """A manifest with one thing in it that is not as it should be."""
+    order = CopyOrder("vda", RAW, "vda.raw", "raw", ("copy",), 100, 10)
+    found: Any = Manifest(SELECTION, "web", "uuid", "hv", "0a", (order,), {}).as_dict()
+    *way, last = path.split("/")
+    inside = found
+    for name in way:
+        inside = inside[int(name) if name.isdigit() else name]
+    if value is None:
+        del inside[last]
+    else:
+        inside[last] = value
+    return json.dumps(found).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"1" * 5000,
+        b" " * MANIFEST_LIMIT + b"{}",
+        changed("schema_version", 2),
+        changed("schema_version", True),
+        changed("operation", None),
+        changed("operation", 5),
+        changed("operation", "x" * 5000),
+        changed("domain", []),
+        changed("domain/uuid", None),
+        changed("domain/uuid", {}),
+        changed("times", "now"),
+        changed("machine", []),
+        changed("nvram", []),
+        changed("nvram", {"source": "/a", "file": "../b", "bytes": 1, "sha256": ""}),
+        changed("domain_xml", "/etc/shadow"),
+        changed("disks", {}),
+        changed("disks", None),
+        changed("disks", [None]),
+        changed("disks", [{}] * 2000),
+        changed("disks/0/file", ".."),
+        changed("disks/0/file", "a/b"),
+        changed("disks/0/bytes", -1),
+        changed("disks/0/bytes", "5"),
+        changed("disks/0/bytes", 1.5),
+        changed("disks/0/virtual_size", 1 << 64),
+        changed("disks/0/backing", {"path": []}),
+    ],
+)
+def test_a_manifest_that_anybody_wrote(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_manifest(data)
+
+
+def test_what_a_manifest_has_besides_is_left_out() -> None:
+    assert "more" not in parse_manifest(changed("more", {"a": "b"}))
+    assert parse_manifest(changed("machine", None))["hypervisor"] == "hv"
+
+
+def test_a_disk_twice() -> None:
+    order = CopyOrder("vda", RAW, "vda.raw", "raw", ("copy",), 100, 10)
+    found = Manifest(SELECTION, "web", "uuid", "hv", "0a", (order, order), {}).as_dict()
+    with pytest.raises(ValueError, match="twice"):
+        parse_manifest(json.dumps(found).encode())

@@ -18,6 +18,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup impor
     SetPaths,
     Unfinished,
 )
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_set import under_way
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import (
     CREATED,
@@ -57,6 +58,8 @@ class FakeHost:
         self.missing: set[str] = set()
         self.free = 1 << 40
         self.sets: dict[str, dict[str, str]] = {}
+        self.ages: dict[str, float] = {}
+        self.begun: Callable[[], None] = lambda: None
         self.held: set[str] = set()
         self.calls: list[str] = []
         self.fail: dict[str, BaseException] = {}
@@ -97,6 +100,9 @@ class FakeHost:
     def hostname(self) -> str:
         return "hv"
 
+    def machine(self) -> str:
+        return "0a"
+
     def is_regular(self, path: str) -> bool:
         return path not in self.missing and not path.startswith("/dev/")
 
@@ -109,17 +115,32 @@ class FakeHost:
     def file_sizes(self, directory: str) -> dict[str, int]:
         return {name: len(text) for name, text in self.sets[directory].items()}
 
+    def owners(self, parent: str) -> dict[str, str]:
+        complete = [path for path in self.sets if not path.endswith(".partial")]
+        found = {path: json.loads(self.sets[path]["manifest.json"]).get("domain", {}).get("uuid") for path in complete}
+        return {path: owner for path, owner in found.items() if owner}
+
     def unfinished(self, parent: str) -> tuple[Unfinished, ...]:
         return tuple(
-            Unfinished(path, json.loads(files.get("manifest.json", '{"domain": {}}'))["domain"].get("uuid"), 7)
+            self._unfinished(path, json.loads(files.get("manifest.json", "{}")))
             for path, files in sorted(self.sets.items())
             if path.endswith(".partial")
         )
 
-    def begin(self, paths: SetPaths) -> None:
+    def _unfinished(self, path: str, manifest: dict[str, Any]) -> Unfinished:
+        ours = manifest.get("machine") == "0a"
+        return Unfinished(path, manifest.get("domain", {}).get("uuid"), 7, ours, self.ages.get(path, 0))
+
+    def begin(self, paths: SetPaths, manifest: str) -> str:
         self._call("begin")
-        assert paths.partial not in self.sets
-        self.sets[paths.partial] = {}
+        if paths.partial in self.sets:
+            raise under_way(paths.partial, "")
+        self.sets[paths.partial] = {"manifest.json": manifest}
+        self.begun()
+        return paths.partial
+
+    def renew(self, paths: SetPaths) -> None:
+        self._call("renew")
 
     def write(self, directory: str, name: str, text: str) -> None:
         self._call("write " + name)
@@ -134,8 +155,8 @@ class FakeHost:
         self._call("finish")
         self.sets[paths.final] = self.sets.pop(paths.partial)
 
-    def remove(self, directory: str) -> None:
-        self.calls.append("remove " + directory)
+    def remove(self, directory: str, lease: float = 0) -> None:
+        self.calls.append("remove %s%s" % (directory, " if expired" if lease else ""))
         self.sets.pop(directory, None)
 
     # CopyPort

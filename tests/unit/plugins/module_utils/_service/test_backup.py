@@ -6,16 +6,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish, SetPaths
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import (
+    BackupWish,
+    Copied,
+    CopyOrder,
+    SetPaths,
+    Source,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_set import LEASE, RENEWAL
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING, PREPARED, Journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, Layer, Outcome
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.backup import Backup
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.backup import Backup, refuse_early
 
 from .fakes import FakeClock
 from .fakes_backup import TARGETS, UUID, FakeDomain, FakeHost, base, no_space, overlay
@@ -134,9 +142,9 @@ def test_the_copy_gives_way_to_an_overlay_that_lacks_space(host: FakeHost, domai
     """Not before it has begun: what is free before, the snapshot's own checks judge."""
     real = host.begin
 
-    def begin(paths: SetPaths) -> None:
-        real(paths)
+    def begin(paths: SetPaths, manifest: str) -> str:
         host.free = 0
+        return real(paths, manifest)
 
     host.begin = begin  # type: ignore[method-assign]
     with pytest.raises(VirtopsError) as caught:
@@ -147,7 +155,7 @@ def test_the_copy_gives_way_to_an_overlay_that_lacks_space(host: FakeHost, domai
 
 
 @pytest.mark.parametrize(
-    "call", ["begin", "copy_all", "write manifest.json", "write domain.xml", "copy_plain nvram.fd", "finish"]
+    "call", ["copy_all", "write manifest.json", "write domain.xml", "copy_plain nvram.fd", "finish"]
 )
 @pytest.mark.parametrize("error", [no_space(), KeyboardInterrupt()])
 def test_a_failure_leaves_no_partial_set(host: FakeHost, domain: FakeDomain, call: str, error: BaseException) -> None:
@@ -162,26 +170,93 @@ def test_a_failure_leaves_no_partial_set(host: FakeHost, domain: FakeDomain, cal
     assert sorted(host.sets[FINAL])[2] == "nvram.fd"
 
 
+def partial(uuid: str = UUID, machine: str = "0a") -> dict[str, str]:
+    return {"manifest.json": json.dumps({"domain": {"uuid": uuid}, "machine": machine})}
+
+
 def test_what_a_death_left_is_removed_first(host: FakeHost, domain: FakeDomain) -> None:
-    """Ours by its owner, whatever its time; one without a manifest by its name."""
-    earlier, foreign = "/backup/web/.20261119T120000Z.partial", "/backup/web/.20261118T120000Z.partial"
-    host.sets[PARTIAL] = {"vda.raw": "torn"}
-    host.sets[earlier] = {"manifest.json": json.dumps({"domain": {"uuid": UUID}})}
-    host.sets[foreign] = {"manifest.json": json.dumps({"domain": {"uuid": "another"}})}
-    host.free = (2 << 20) - 14  # the removal of two of them makes room
+    """Ours by its domain and host, whatever its time; another's, if nobody has written to it for long."""
+    earlier, other, expired = (f"/backup/web/.2026111{day}T120000Z.partial" for day in (9, 8, 7))
+    host.sets[PARTIAL] = partial()
+    host.sets[earlier] = partial()
+    host.sets[other] = partial(machine="0b")
+    host.sets[expired] = partial("another", machine="0b")
+    host.ages[expired] = LEASE
+    host.free = (2 << 20) - 21  # the removal of three of them makes room
     planned = run(host, domain, check=True)
     assert [step.split(":")[0] for step in planned.steps if "unfinished" in step] == [
-        "remove the unfinished set " + earlier,
-        "remove the unfinished set " + PARTIAL,
+        "remove the unfinished set " + path for path in (expired, earlier, PARTIAL)
     ]
-    assert len(host.sets) == 3
+    assert len(host.sets) == 4
     assert run(host, domain).steps == planned.steps
-    assert sorted(host.sets) == [foreign, FINAL]
+    assert sorted(host.sets) == [other, FINAL]
+    assert "remove %s if expired" % expired in host.calls
 
 
-def test_another_hypervisors_set_under_way_is_not_touched(host: FakeHost, domain: FakeDomain) -> None:
-    host.sets[PARTIAL] = {"manifest.json": json.dumps({"domain": {"uuid": "another"}})}
-    assert refused(host, domain) == "set_exists"
+@pytest.mark.parametrize(
+    ("there", "files", "code"),
+    [
+        (PARTIAL, partial(machine="0b"), "set_under_way"),
+        (PARTIAL, {}, "set_under_way"),
+        (PARTIAL, partial("another"), "set_foreign"),
+        ("/backup/web/.20261118T120000Z.partial", partial("another", machine="0b"), "set_foreign"),
+        ("/backup/web/20261118T120000Z", partial("another"), "set_foreign"),
+        (FINAL, partial("another"), "set_exists"),
+    ],
+)
+def test_what_another_made_is_not_touched(
+    host: FakeHost, domain: FakeDomain, there: str, files: dict[str, str], code: str
+) -> None:
+    if there == FINAL:
+        run(host, domain)
+        manifest = json.loads(host.sets[FINAL]["manifest.json"])
+        manifest["domain"]["uuid"] = "another"
+        files = {**host.sets[FINAL], "manifest.json": json.dumps(manifest)}
+        host.calls.clear()
+    host.sets[there] = files
+    assert refused(host, domain) == code
+    if code == "set_foreign":
+        bases = [Source(target, base(target), overlay(target).path) for target in TARGETS]
+        with pytest.raises(VirtopsError) as caught:
+            refuse_early(BackupWish("/backup"), domain.view(), tuple(bases), host, host)
+        assert caught.value.code == code
+
+
+def test_a_set_that_another_host_begins_at_the_same_time(host: FakeHost, domain: FakeDomain) -> None:
+    """Its own is made undone, the other's is not: be it begun before ours or just after it."""
+
+    def other() -> None:
+        host.sets["/backup/web/.20261120T120001Z.partial"] = partial("another", machine="0b")
+
+    host.begun = other
+    with pytest.raises(VirtopsError) as caught:
+        run(host, domain)
+    assert caught.value.code == "set_foreign"
+    assert list(host.sets) == ["/backup/web/.20261120T120001Z.partial"]
+    host.sets = {}
+    host.fail["begin"] = VirtopsError("set_under_way", "Another", "Wait")
+    with pytest.raises(VirtopsError):
+        run(host, domain)
+    assert host.calls[-1] == "begin"
+
+
+def test_a_set_that_is_being_written_is_renewed(host: FakeHost, domain: FakeDomain) -> None:
+    clock = FakeClock()
+    wish = BackupWish("/backup", "s1")
+    real = host.copy_all
+
+    def copy_all(
+        orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None]
+    ) -> dict[str, Copied]:
+        for _minute in range(3):
+            clock.sleep(RENEWAL)
+            watch()
+            watch()
+        return real(orders, directory, parallel, watch)
+
+    host.copy_all = copy_all  # type: ignore[method-assign]
+    Backup(wish, domain, host, host, host, clock).run(check=False)
+    assert host.calls.count("renew") == 3
 
 
 def test_overlays_of_a_journalled_snapshot_are_that_snapshot(host: FakeHost, domain: FakeDomain) -> None:

@@ -1,0 +1,131 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: reading a manifest.json that anybody may have written.
+
+Only what a manifest has is taken over, in its form and within limits: the target that keeps the sets is no part of the
+hypervisor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+#: Bytes of a manifest.json, at most: some hundred disks.
+MANIFEST_LIMIT = 1 << 20
+_TEXT_LIMIT = 4096
+_ITEMS_LIMIT = 1000
+
+_Reader = Callable[[Any], Any]
+
+
+def parse_manifest(data: bytes) -> dict[str, Any]:
+    """The manifest; ValueError, with words for it, where it is none."""
+    if len(data) > MANIFEST_LIMIT:
+        raise ValueError("it is longer than %d bytes" % MANIFEST_LIMIT)
+    try:
+        found = json.loads(data.decode("utf-8", "surrogateescape"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError("it is no JSON: %s" % error) from None
+    manifest: dict[str, Any] = _MANIFEST(found)
+    targets = [disk["target"] for disk in manifest["disks"]]
+    if len(set(targets)) != len(targets):
+        raise ValueError("a disk is in it twice")
+    return manifest
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _TEXT_LIMIT:
+        raise ValueError("no text of at most %d characters" % _TEXT_LIMIT)
+    return value
+
+
+def _file_name(value: object) -> str:
+    name = _text(value)
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError("no name of a file")
+    return name
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise ValueError("no number of bytes")
+    return value
+
+
+def _version(value: object) -> int:
+    if value != 1 or isinstance(value, bool):
+        raise ValueError("a version that this release does not know")
+    return 1
+
+
+def _maybe(read: _Reader) -> _Reader:
+    return lambda value: None if value is None else read(value)
+
+
+def _list_of(read: _Reader) -> _Reader:
+    def reader(value: object) -> list[Any]:
+        if not isinstance(value, list) or len(value) > _ITEMS_LIMIT:
+            raise ValueError("no list of at most %d items" % _ITEMS_LIMIT)
+        return [read(item) for item in value]
+
+    return reader
+
+
+def _object(fields: dict[str, _Reader], later: dict[str, _Reader] | None = None) -> _Reader:
+    """With all of `fields`; `later` are those that earlier releases did not write."""
+
+    def reader(value: object) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise ValueError("no object")
+        found = {}
+        for name, read in {**fields, **(later or {})}.items():
+            if name not in value and name not in fields:
+                continue
+            if name not in value:
+                raise ValueError("%s is missing" % name)
+            try:
+                found[name] = read(value[name])
+            except ValueError as error:
+                raise ValueError("%s: %s" % (name, error)) from None
+        return found
+
+    return reader
+
+
+_PLAIN_FILE = _object({"source": _text, "file": _file_name, "bytes": _maybe(_count), "sha256": _maybe(_text)})
+_DISK = _object(
+    {
+        "target": _text,
+        "source": _text,
+        "source_format": _text,
+        "format": _text,
+        "virtual_size": _count,
+        "file": _file_name,
+        "bytes": _maybe(_count),
+        "allocated": _maybe(_count),
+        "sha256": _maybe(_text),
+        "method": _maybe(_text),
+        "backing": _maybe(_object({"path": _text, "format": _text})),
+    }
+)
+_MANIFEST = _object(
+    {
+        "schema_version": _version,
+        "operation": _text,
+        "snapshot": _maybe(_text),
+        "domain": _object({"name": _text, "uuid": _text}),
+        "hypervisor": _text,
+        "times": _object({name: _maybe(_text) for name in ("snapshot", "started", "finished")}),
+        "consistency": _text,
+        "domain_xml": _file_name,
+        "nvram": _maybe(_PLAIN_FILE),
+        "disks": _list_of(_DISK),
+    },
+    later={"machine": _text},
+)

@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: folders that are ours, below one that others may write to, held by descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+from .._core.errors import VirtopsError
+from .command import os_failure
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: File systems whose server decides who we are there. Only root mounts them.
+_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p"})
+#: Who root is on such a server, as a rule (root_squash).
+_NOBODY = 65534
+
+
+@contextlib.contextmanager
+def held(fd: int) -> Iterator[int]:
+    """Close it in the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def reach(path: str) -> int:
+    """A descriptor of a directory, reached over no symlink."""
+    fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    shown = ""
+    try:
+        for part in [part for part in path.split("/") if part not in ("", ".")]:
+            shown += "/" + part
+            # With O_PATH no right to read is needed on the way
+            below = _open(part, os.O_PATH | _FOLDER, fd, shown)
+            os.close(fd)
+            fd = below
+        return _open(".", _FOLDER, fd, shown or "/")
+    finally:
+        os.close(fd)
+
+
+def _open(name: str, flags: int, folder: int, shown: str) -> int:
+    try:
+        return os.open(name, flags, dir_fd=folder)
+    except FileNotFoundError:
+        raise VirtopsError(
+            "dest_missing", "The directory %s for the backup does not exist" % shown, "Create it, or mount its storage"
+        ) from None
+    except NotADirectoryError:
+        raise _no_directory(name, folder, shown) from None
+    except OSError as error:
+        raise os_failure("Looking at %s" % shown, error, "dest_unsafe") from error
+
+
+def _no_directory(name: str, folder: int, shown: str) -> VirtopsError:
+    if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        return VirtopsError(
+            "dest_symlink", "%s, in the backup's path, is a symlink" % shown, "Give the path that it points to"
+        )
+    return VirtopsError("dest_no_directory", "%s, in the backup's path, is no directory" % shown, "Choose another")
+
+
+def reach_own(folder: int, name: str, shown: str) -> int:
+    """A descriptor of a directory in `folder` that is ours, and that nobody else may write to. FileNotFoundError where
+    there is none."""
+    try:
+        fd = os.open(name, _FOLDER, dir_fd=folder)
+    except NotADirectoryError:
+        raise _no_directory(name, folder, shown) from None
+    try:
+        _require_own(os.fstat(fd), shown, _we(folder))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_own(found: os.stat_result, shown: str, we: frozenset[int]) -> None:
+    if found.st_uid not in we:
+        raise not_private(shown, "belongs to the user %d" % found.st_uid)
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise not_private(shown, "may be written to by others (its mode is %04o)" % stat.S_IMODE(found.st_mode))
+
+
+def not_private(shown: str, why: str) -> VirtopsError:
+    """The error for a folder of sets that others have their hands in."""
+    return VirtopsError(
+        "dest_not_private",
+        "%s, in the backup's path, %s" % (shown, why),
+        "Look at what is in it and move it away; or, if it can be trusted, make it yours alone (chown, chmod go-w)",
+    )
+
+
+def _we(folder: int) -> frozenset[int]:
+    """The user IDs that our own directories have in this one."""
+    own = {os.geteuid()}
+    found = os.fstat(folder)
+    if found.st_uid != os.geteuid() and _is_remote(found.st_dev):
+        own |= {found.st_uid, _NOBODY}
+    return frozenset(own)
+
+
+def _is_remote(device: int) -> bool:
+    """proc_pid_mountinfo(5): the third field is the device, the first one after the hyphen the type."""
+    wanted = "%d:%d" % (os.major(device), os.minor(device))
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounts = [line.split() for line in file]
+    return any(mount[2] == wanted and mount[mount.index("-") + 1] in _REMOTE for mount in mounts)
+
+
+def make_own(folder: int, name: str) -> None:
+    """mkdir(2), and it is on the disk."""
+    os.mkdir(name, 0o700, dir_fd=folder)
+    os.fsync(folder)
+
+
+def is_at(folder: int, name: str, fd: int) -> bool:
+    """Does this name still mean what we have open?"""
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(found, os.fstat(fd))
+
+
+def way_to(fd: int) -> str:
+    """A path to an open directory that no rename leads elsewhere, for our own programs as well: proc_pid_fd(5)."""
+    return "/proc/%d/fd/%d" % (os.getpid(), fd)
+
+
+def shown(directory: str) -> str:
+    """Where a directory is that `way_to` leads to, for words only."""
+    try:
+        return os.readlink(directory)
+    except OSError:
+        return directory
