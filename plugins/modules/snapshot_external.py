@@ -15,7 +15,8 @@ description:
     overlays, and the images below them stay as they were at that moment, so that they can be copied.
   - Every disk of the domain is named in the request to libvirt. Disks that have no state to keep (CD-ROM and floppy
     drives, empty, read-only, shareable and transient disks, LUNs, vhost-user) are left alone, and RV(skipped_disks)
-    says why.
+    says why. So are disks whose definition says C(snapshot='no'), C('internal') or C('manual'), unless O(disks) names
+    them.
   - The snapshot is atomic, over all disks or not at all. If it fails, no disk was switched, and no overlay and no
     memory file is left but those that were there before.
   - With O(memory) the guest's memory is saved too, so that M(virtops.libvirt.snapshot_revert) can let it run on from

@@ -16,7 +16,7 @@ from typing import Union
 from ._xml_tree import child_of, parse, remove, serialize, set_attribute
 from .errors import VirtopsError
 from .journal import JOURNAL_PREFIX, JOURNAL_URI
-from .model import BlockJob, Disk, Layer, OtherImages
+from .model import BlockJob, Disk, Layer, OtherImages, is_device
 
 with suppress(ImportError):  # _xml_tree.LXML_IMPORT_ERROR tells
     from lxml import etree
@@ -107,6 +107,8 @@ def _disk(element: etree._Element, volume_path: VolumePath) -> Disk:
         transient=element.find("transient") is not None,
         job=_job(element, volume_path),
         remote=Layer(_remote_name(element), _driver_format(element)) if element.get("type") == "network" else None,
+        volume=_volume(element),
+        snapshot=element.get("snapshot", ""),
     )
 
 
@@ -122,6 +124,13 @@ def chain_of(disk: etree._Element, volume_path: VolumePath) -> tuple[Layer, ...]
         layers.append(Layer(layer_path, _format(backing)))
         backing = backing.find("backingStore")
     return tuple(layers)
+
+
+def _volume(disk: etree._Element) -> str | None:
+    source = disk.find("source")
+    if disk.get("type") != "volume" or source is None:
+        return None
+    return "%s/%s" % (source.get("pool", ""), source.get("volume", ""))
 
 
 def _driver_format(disk: etree._Element) -> str:
@@ -201,11 +210,17 @@ def journal_of(domain: etree._Element) -> str | None:
 # Writing
 
 
-def with_disk_layers(domain_xml: str, layers: Mapping[str, Layer], drop_journal: bool = False) -> str:
+def with_disk_layers(
+    domain_xml: str,
+    layers: Mapping[str, Layer],
+    drop_journal: bool = False,
+    volume_path: VolumePath = unknown_volume,
+) -> str:
     """The domain with these images as its disks' active layers, by target name.
 
     What belonged to the layers before (<backingStore>, <mirror>, indexes) goes; a source that the
-    old chain describes keeps its type and its own settings (security labels, slices).
+    old chain describes keeps its type and its own settings (security labels, slices). A volume stays one where
+    `volume_path` tells its path.
     """
     domain = parse(domain_xml)
     disks = {child_of(disk, "target").get("dev", ""): disk for disk in domain.findall("devices/disk")}
@@ -216,7 +231,7 @@ def with_disk_layers(domain_xml: str, layers: Mapping[str, Layer], drop_journal:
                 f"The domain has no disk {target}",
                 f"Name one of its disks: {', '.join(sorted(disks))}",
             )
-        set_layer(disks[target], layer)
+        set_layer(disks[target], layer, volume_path)
     if drop_journal:
         _drop_journal(domain)
     return serialize(domain)
@@ -262,18 +277,19 @@ def odd_sources(domain_xml: str) -> dict[str, str]:
     return found
 
 
-def set_layer(disk: etree._Element, layer: Layer) -> None:
-    old = _described_source(disk, layer.path)
+def set_layer(disk: etree._Element, layer: Layer, volume_path: VolumePath = unknown_volume) -> None:
+    old = _described_source(disk, layer.path, volume_path)
     if old is None:
-        source = etree.Element("source")
-        kind = "block" if layer.path.startswith("/dev/") and not layer.path.startswith("/dev/shm/") else "file"
+        source, kind = etree.Element("source"), "block" if is_device(layer.path) else "file"
     else:
         source, kind = deepcopy(child_of(old, "source")), old.get("type", "file")
         source.tail = None
-    for name in ("file", "dev", "dir", "index", "pool", "volume", "mode", "protocol", "name"):
-        source.attrib.pop(name, None)
-    kind = "block" if kind == "block" else "file"
-    set_attribute(source, "dev" if kind == "block" else "file", layer.path)
+    source.attrib.pop("index", None)
+    if kind != "volume":
+        for name in ("file", "dev", "dir", "pool", "volume", "mode", "protocol", "name"):
+            source.attrib.pop(name, None)
+        kind = "block" if kind == "block" else "file"
+        set_attribute(source, "dev" if kind == "block" else "file", layer.path)
     disk.set("type", kind)
     driver = disk.find("driver")
     if driver is None:
@@ -286,10 +302,10 @@ def set_layer(disk: etree._Element, layer: Layer) -> None:
     source.tail = driver.tail
 
 
-def _described_source(disk: etree._Element, path: str) -> etree._Element | None:
+def _described_source(disk: etree._Element, path: str, volume_path: VolumePath) -> etree._Element | None:
     """The <disk>, or the <backingStore> in it, whose source is `path`."""
     for element in (disk, *disk.iterfind(".//backingStore")):
-        if _local_path(element, unknown_volume) == path:
+        if _local_path(element, volume_path) == path:
             return element
     return None
 

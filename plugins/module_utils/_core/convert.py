@@ -107,7 +107,7 @@ def _unsuitable(disk: Disk, view: DomainView, why: str) -> VirtopsError:
 
 def _new_path(disk: Disk, source: Layer, view: DomainView, dest_dir: str | None) -> str:
     folder, name = os.path.split(source.path)
-    if disk.source_type == "block":
+    if disk.on_device:
         if dest_dir is None:
             raise VirtopsError(
                 "overlay_needed",

@@ -15,7 +15,7 @@ from .errors import VirtopsError
 from .journal import Journal
 from .model import Disk, DomainView, SnapshotDisk, SnapshotRecord, is_local
 from .names import check_job_name, check_record_name
-from .refusals import refuse_jobs, refuse_open
+from .refusals import marked_words, refuse_jobs, refuse_open, why_no_image
 
 #: The libvirt that takes an internal snapshot of a guest with its firmware in flash (virConnectGetLibVersion).
 _PFLASH_SINCE = 10_009_000
@@ -202,8 +202,10 @@ def _refuse_unsuitable(disk: Disk, view: DomainView) -> None:
         why = "it is transient"
     elif disk.shareable:
         why = "it is shareable"
+    elif disk.snapshot in ("no", "manual"):
+        why = marked_words(disk)
     elif disk.source_type not in ("file", "block", "volume") or disk.active is None:
-        why = "its source is of type %s, which is not an image on this host" % disk.source_type
+        why = why_no_image(disk)
     if why is not None:
         raise VirtopsError(
             "disk_unsuitable",

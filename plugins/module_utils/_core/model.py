@@ -22,6 +22,11 @@ def is_local(path: str) -> bool:
     return path.startswith("/")
 
 
+def is_device(path: str) -> bool:
+    """Does its path say that it is a block device?"""
+    return path.startswith("/dev/") and not path.startswith("/dev/shm/")
+
+
 @dataclass(frozen=True)
 class Layer:
     """One image of a backing chain: an absolute path (or a device) and its explicit format."""
@@ -58,7 +63,8 @@ class Disk:
     """A disk of a domain. `chain` starts with the layer that the guest writes to.
 
     `chain` is empty for an empty drive and for sources that are not local images. `remote` stands for a source on the
-    network: words like a URI, and the format.
+    network: words like a URI, and the format. `volume` names a source in a storage pool as POOL/VOLUME; `snapshot` is
+    what the definition says of snapshots: no, internal, external, manual, or nothing.
     """
 
     target: str
@@ -71,10 +77,18 @@ class Disk:
     transient: bool = False
     job: BlockJob | None = None
     remote: Layer | None = None
+    volume: str | None = None
+    snapshot: str = ""
 
     @property
     def active(self) -> Layer | None:
         return self.chain[0] if self.chain else None
+
+    @property
+    def on_device(self) -> bool:
+        """Is the image a block device? The XML does not say it of a volume."""
+        path = self.chain[0].path if self.volume is not None and self.chain else ""
+        return self.source_type == "block" or is_device(path)
 
     @property
     def empty(self) -> bool:

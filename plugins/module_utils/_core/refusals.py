@@ -64,6 +64,21 @@ def image_shared(
     )
 
 
+def marked_words(disk: Disk) -> str:
+    """Of a disk whose definition speaks against this snapshot."""
+    return "its definition says snapshot='%s'" % disk.snapshot
+
+
+def why_no_image(disk: Disk) -> str:
+    """Of a disk that is no empty drive, and has no image on this host."""
+    if disk.volume is not None:
+        return (
+            "its volume %s has no path on this host, as the storage pool is not active, has no such volume, or is on "
+            "the network" % disk.volume
+        )
+    return "its source is of type %s, which is not an image on this host" % disk.source_type
+
+
 def require_disk(view: DomainView, target: str) -> Disk:
     """The disk that the user named, or the refusal that every module gives."""
     disk = view.disk(target)

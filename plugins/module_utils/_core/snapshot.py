@@ -14,7 +14,10 @@ from .errors import VirtopsError
 from .journal import COMMITTING, CREATED, KEPT, PREPARED, Journal, JournalDisk, Operation
 from .model import Disk, DomainView, Layer, SnapshotDisk, SnapshotRecord, is_local
 from .names import check_record_name
-from .refusals import checked_path, operation_open, refuse_jobs, require_disk
+from .refusals import checked_path, marked_words, operation_open, refuse_jobs, require_disk, why_no_image
+
+#: What <disk snapshot=''> may say against external snapshots.
+_NOT_EXTERNAL = ("no", "internal", "manual")
 
 #: NAME_MAX of every Linux file system that keeps images.
 NAME_MAX = 255
@@ -108,7 +111,9 @@ def plan_snapshot(
         raise operation_open(view.name, foreign)
     if ours is not None and ours.phase == COMMITTING:
         raise operation_open(view.name, ours)
-    skipped = skipped_disks(wish, view)
+    made = {disk.target for disk in ours.disks} if ours is not None else set()
+    made |= {disk.target for disk in record.disks if disk.mode == "external"} if record is not None else set()
+    skipped = skipped_disks(wish, view, frozenset(made))
     chosen = _chosen_disks(wish, view, skipped)
     if ours is not None and ours.phase == CREATED:
         _check_same_memory(wish, view.name, ours.memory)
@@ -122,8 +127,9 @@ def plan_snapshot(
     return _plan_new(wish, view, chosen, skipped)
 
 
-def skipped_disks(wish: SnapshotWish, view: DomainView) -> tuple[SkippedDisk, ...]:
-    """The disks that a snapshot leaves alone: by the user's word, or because they cannot change."""
+def skipped_disks(wish: SnapshotWish, view: DomainView, made: frozenset[str] = frozenset()) -> tuple[SkippedDisk, ...]:
+    """The disks that a snapshot leaves alone: by the user's word in the task or in the definition, or because they
+    cannot change. `made` are those that the same snapshot has already."""
     skipped = []
     for disk in view.disks:
         asked = wish.disk(disk.target)
@@ -138,6 +144,9 @@ def skipped_disks(wish: SnapshotWish, view: DomainView) -> tuple[SkippedDisk, ..
             )
         elif reason is not None:
             skipped.append(SkippedDisk(disk.target, reason))
+        elif asked is None and disk.snapshot in _NOT_EXTERNAL and disk.target not in made:
+            words = "%s; name it in disks to include it" % marked_words(disk)
+            skipped.append(SkippedDisk(disk.target, words))
     return tuple(skipped)
 
 
@@ -240,12 +249,12 @@ def _chosen_disks(wish: SnapshotWish, view: DomainView, skipped: tuple[SkippedDi
         if disk.remote is not None and not disk.chain:
             _check_remote(wish, view, disk.target, disk.remote.path)
             continue
-        if disk.source_type not in ("file", "block") or disk.active is None:
+        if disk.source_type not in ("file", "block", "volume") or disk.active is None:
+            exclude = "xclude it with disks: [{name: %s, snapshot: no}]" % disk.target
             raise VirtopsError(
                 "disk_unsuitable",
-                "Disk %s of domain %s has a source of type %s, which is not an image on this host."
-                % (disk.target, view.name, disk.source_type),
-                "Exclude it with disks: [{name: %s, snapshot: no}]" % disk.target,
+                "Disk %s of domain %s cannot be snapshotted: %s." % (disk.target, view.name, why_no_image(disk)),
+                "E" + exclude if disk.volume is None else "Start the pool with 'virsh pool-start', or e" + exclude,
             )
     if not chosen:
         raise VirtopsError(
@@ -315,7 +324,7 @@ def _overlay_of(wish: SnapshotWish, view: DomainView, disk: Disk) -> str:
     asked = wish.disk(disk.target)
     if asked is not None and asked.file is not None:
         return checked_path(asked.file)
-    if wish.overlay_dir is None and disk.source_type == "block":
+    if wish.overlay_dir is None and disk.on_device:
         raise VirtopsError(
             "overlay_needed",
             "Disk %s of domain %s stands on the block device %s, beside which no overlay can be made."

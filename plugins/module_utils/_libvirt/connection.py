@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from .._core.errors import LibvirtFailure
-from .errors import LIBVIRT_IMPORT_ERROR, is_number
+from .errors import LIBVIRT_IMPORT_ERROR, is_connection_lost, is_number
 
 if LIBVIRT_IMPORT_ERROR is None:
     import libvirt
@@ -72,12 +72,14 @@ class Connection:
         self.close()
 
     def volume_path(self, pool: str, volume: str) -> str | None:
-        """virStorageVolGetPath; None where the pool is not active or has no such volume."""
+        """virStorageVolGetPath; None where the pool is not active, has no such volume or is on the network."""
         try:
             path: str = self.handle.storagePoolLookupByName(pool).storageVolLookupByName(volume).path()
-        except libvirt.libvirtError:
+        except libvirt.libvirtError as problem:
+            if is_connection_lost(problem):
+                raise
             return None
-        return path
+        return path if path.startswith("/") else None
 
 
 class EventWait:

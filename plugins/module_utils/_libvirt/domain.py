@@ -265,7 +265,7 @@ class Domain:
     def define_on(self, layers: dict[str, Layer], journal: str | None) -> None:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         with mapped(f"Defining {self.name} on new overlays"):
-            definition = xml.with_disk_layers(self._domain.XMLDesc(flags), layers)
+            definition = self._on_layers(self._domain.XMLDesc(flags), layers)
             self._connection.handle.defineXMLFlags(xml.with_journal(definition, journal), 0)
 
     # BrakePort
@@ -339,8 +339,11 @@ class Domain:
 
     def _define(self, layers: dict[str, Layer]) -> None:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-        definition = xml.with_disk_layers(self._domain.XMLDesc(flags), layers)
+        definition = self._on_layers(self._domain.XMLDesc(flags), layers)
         self._connection.handle.defineXMLFlags(definition, 0)
+
+    def _on_layers(self, definition: str, layers: dict[str, Layer]) -> str:
+        return xml.with_disk_layers(definition, layers, volume_path=self._connection.volume_path)
 
     def other_images(self) -> OtherImages:
         known: set[str] = set()

@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .._core import xml
 from .._core.deletion import Forest, Point, is_out_of_sight
 from .._core.errors import VirtopsError
 from .._core.journal import KEPT, Journal, Operation
-from .._core.model import DomainView, Layer, SnapshotRecord
+from .._core.model import DomainView, Layer, SnapshotRecord, is_local
 from .._core.ports import ImagePort, RecordPort
 
 
@@ -43,6 +43,15 @@ def points_of(texts: Mapping[str, str], journal: Journal) -> tuple[Point, ...]:
     for operation in kept_operations(journal):
         if operation.name not in texts:
             found += [Point(operation.name, d.target, Layer(d.base, d.base_format), d.overlay) for d in operation.disks]
+    return tuple(found)
+
+
+def with_bases(points: Iterable[Point], below: Mapping[str, Layer | None]) -> tuple[Point, ...]:
+    """Records name a volume by its pool: then the overlay itself tells what it stands on."""
+    found = []
+    for point in points:
+        base = below.get(point.overlay) if point.base is None and point.overlay is not None else None
+        found.append(replace(point, base=base) if base is not None and is_local(base.path) else point)
     return tuple(found)
 
 

@@ -28,7 +28,7 @@ from .._core.ports import ImagePort, MergePort
 from .._core.refusals import image_shared, operation_open, require_disk
 from .._core.snapshot import is_in_chain
 from .brake import held_words
-from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of
+from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of, with_bases
 from .observe import OtherFiles, every_image
 
 #: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain, besides those for each
@@ -246,6 +246,7 @@ class MergePlanner:
             return
         points = [point for point in points_of(texts, journal) if point.snapshot != self._wish.snapshot]
         forest = forest_of(points, view, self._images, frozenset())
+        points = list(with_bases(points, forest.below))
         needed = closure((point.base.path for point in points if point.base is not None), forest)
         needed -= {layer.path for disk in view.disks for layer in disk.chain}
         for goal in goals:

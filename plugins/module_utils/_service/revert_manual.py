@@ -64,7 +64,7 @@ class ManualRevert:
 
     def bases(self, view: DomainView, journal: Journal) -> dict[str, tuple[Layer, ...]]:
         """Each disk's image of the snapshot's moment with what is below, or why there is no going back to it."""
-        saved = xml.snapshot_images(self._texts[self._record.name])
+        saved = self._with_volumes(xml.snapshot_images(self._texts[self._record.name]))
         memory = memory_file(self._record)
         if memory is not None and not self._images.exists(memory):
             raise VirtopsError(
@@ -74,6 +74,14 @@ class ManualRevert:
             )
         targets = [disk.target for disk in self._record.disks if disk.mode == "external"]
         return {target: self._base(target, saved, view, journal) for target in targets}
+
+    def _with_volumes(self, saved: dict[str, Layer]) -> dict[str, Layer]:
+        """Records name a volume by its pool: then the overlay itself tells what it stands on."""
+        found = dict(saved)
+        for disk in self._record.disks:
+            if disk.target not in saved and disk.file is not None and self._images.exists(disk.file):
+                found.update((disk.target, layer) for layer in self._images.chain(disk.file, "qcow2")[1:2])
+        return found
 
     def _base(self, target: str, saved: dict[str, Layer], view: DomainView, journal: Journal) -> tuple[Layer, ...]:
         base = base_of(self._record, target, saved, view)

@@ -53,6 +53,7 @@ from .forest import (
     records_in,
     rewrite_records,
     texts_of,
+    with_bases,
 )
 from .jobs import cancel_jobs
 from .merge import Merge
@@ -169,6 +170,7 @@ class SnapshotDeletion:
         points = points_of(texts, journal)
         others = every_image(self._domain.other_images(), self._images)
         forest = forest_of(points, view, self._images, others)
+        points = with_bases(points, forest.below)
         way = way_of(points, forest, names, self._children, self._domain.libvirt_version())
         if way.by_libvirt:
             _require_record(self._name, texts, interrupted)

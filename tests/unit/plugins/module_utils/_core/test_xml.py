@@ -234,6 +234,22 @@ def test_a_layer_keeps_the_type_that_the_chain_gives_it() -> None:
     assert "pool=" not in base[: base.index('<target dev="vdd"')]
 
 
+def test_a_volume_stays_a_volume() -> None:
+    """When the overlay above it is merged offline, and where it is the layer already."""
+    on_overlay = recorded("every_disk.live").replace(
+        "<source pool='default' volume='known.qcow2'/>",
+        "<source file='/img/overlay'/><backingStore type='volume'><format type='qcow2'/>"
+        "<source pool='default' volume='known.qcow2' index='3'/></backingStore>",
+    )
+    on_overlay = on_overlay.replace("<disk type='volume' device='disk'>", "<disk type='file' device='disk'>", 1)
+    layer = Layer("/default/known.qcow2", "qcow2")
+    for text in (on_overlay, recorded("every_disk.live")):
+        written = xml.with_disk_layers(text, {"vdd": layer}, volume_path=lambda pool, name: f"/{pool}/{name}")
+        disks = {disk.target: disk for disk in xml.parse_domain(written, None, lambda *of: "/".join(("", *of))).disks}
+        assert (disks["vdd"].volume, disks["vdd"].chain) == ("default/known.qcow2", (layer,))
+        assert "/img/overlay" not in written
+
+
 def test_a_device_that_no_chain_describes_is_a_block_source() -> None:
     written = xml.with_disk_layers(recorded("plain.config"), {"vda": Layer("/dev/vg0/new", "raw")})
     assert '<disk type="block" device="disk">' in written

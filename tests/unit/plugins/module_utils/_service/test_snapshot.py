@@ -11,7 +11,13 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING, CREATED
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, Creation, DomainView, Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
+    BlockJob,
+    Creation,
+    DomainView,
+    Layer,
+    Outcome,
+)
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import (
     DiskWish,
     SnapshotPlan,
@@ -133,6 +139,56 @@ def test_excluded_disk(lab: Lab) -> None:
     outcome = lab.run(disks=(DiskWish("vda", snapshot="no"),))
     assert lab.tops == {"vda": "/img/a.raw", "vdb": OVERLAY_B}
     assert {"disk": "vda", "reason": "excluded by the request"} in outcome.values["skipped_disks"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("said", ["no", "internal", "manual"])
+def test_a_disk_whose_definition_speaks_against_it(lab: Lab, said: str) -> None:
+    lab.domain.live["vda"] = replace(lab.domain.live["vda"], snapshot=said)
+    outcome = lab.run()
+    assert lab.tops == {"vda": "/img/a.raw", "vdb": OVERLAY_B}
+    told = {item["disk"]: item["reason"] for item in outcome.values["skipped_disks"]}  # type: ignore[attr-defined]
+    assert f"its definition says snapshot='{said}'" in told["vda"]
+    assert not lab.run().changed
+
+
+def test_a_disk_that_is_named_takes_part_whatever_its_definition_says(lab: Lab) -> None:
+    lab.domain.live["vda"] = replace(lab.domain.live["vda"], snapshot="no")
+    lab.run(disks=(DiskWish("vda"),))
+    assert lab.tops["vda"] != "/img/a.raw"
+
+
+def test_a_snapshot_stays_what_it_is_when_the_definition_comes_to_speak_against_it(lab: Lab) -> None:
+    """As one that an earlier release took, which did not ask the definition."""
+    lab.run()
+    lab.domain.live["vda"] = replace(lab.domain.live["vda"], snapshot="no")
+    assert not lab.run().changed
+    lab.domain.journal = None
+    assert not lab.run().changed
+
+
+def test_a_volume_is_an_image_like_others(lab: Lab) -> None:
+    lab.domain.live["vda"] = replace(lab.domain.live["vda"], source_type="volume", volume="pool/a.raw")
+    lab.run()
+    assert lab.tops["vda"] == "/img/vm.vda.s1.qcow2"
+
+
+def test_a_volume_without_a_path_is_refused_in_true_words(lab: Lab) -> None:
+    disk = replace(lab.domain.live["vda"], source_type="volume", volume="pool/a.raw", chain=())
+    lab.domain.live["vda"], lab.domain.config["vda"] = disk, ()
+    with pytest.raises(VirtopsError) as caught:
+        lab.run()
+    assert caught.value.code == "disk_unsuitable"
+    assert "its volume pool/a.raw has no path on this host" in caught.value.cause
+    assert "virsh pool-start" in caught.value.remedy
+
+
+def test_no_overlay_is_put_beside_a_volume_that_is_a_device(lab: Lab) -> None:
+    layer = Layer("/dev/vg0/a", "raw")
+    disk = replace(lab.domain.live["vda"], source_type="volume", volume="vg0/a", chain=(layer,))
+    lab.domain.live["vda"] = disk
+    with pytest.raises(VirtopsError) as caught:
+        lab.run()
+    assert caught.value.code == "overlay_needed"
 
 
 def test_overlay_paths_of_the_user(lab: Lab) -> None:
