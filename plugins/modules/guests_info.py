@@ -152,6 +152,11 @@ guests:
             - Its disks, each with RV(ignore:name), RV(ignore:base), RV(ignore:base_format) and RV(ignore:overlay).
           type: list
           elements: dict
+    journal_of:
+      description:
+        - The UUID of another domain to which the journal in the metadata belongs, because a definition was copied.
+          Such a journal counts for nothing. V(null) otherwise.
+      type: str
     journal_error:
       description: Why the journal cannot be read. V(null) where it can be.
       type: str
@@ -185,6 +190,7 @@ guests:
               base: /var/lib/libvirt/images/web1.qcow2
               base_format: qcow2
               overlay: /var/lib/libvirt/images/web1.nightly.qcow2
+      journal_of: null
       journal_error:
 unmatched:
   description: The patterns of O(guests) that match no domain of this connection, in whatever state.

@@ -71,8 +71,8 @@ def recover_all(connection: Connection, timeout: int, boot: str, say: Callable[[
     for view in Host(connection).domains():
         try:
             if _was_interrupted(view, boot):
-                steps = _recover(connection, view, timeout)
-                say("%s: %s" % (view.name, "healed: " + "; ".join(steps) if steps else "nothing to do"))
+                told = _recover(connection, view, timeout)
+                say("%s: %s" % (view.name, "healed: " + "; ".join(told) if told else "nothing to do"))
             else:
                 say("%s: nothing to do" % view.name)
         except VirtopsError as error:
@@ -92,6 +92,7 @@ def _was_interrupted(view: DomainView, boot: str) -> bool:
 
 
 def _recover(connection: Connection, view: DomainView, timeout: int) -> tuple[str, ...]:
+    """What was done, and what has to be said besides."""
     domain = Domain(connection, view.uuid)
     clock = SystemClock()
     wish = RecoverWish(deadline=Deadline(timeout=timeout))
@@ -99,7 +100,8 @@ def _recover(connection: Connection, view: DomainView, timeout: int) -> tuple[st
     try:
         with DomainLock(view.uuid), marked(view.uuid), _at_most(timeout + GRACE_SECONDS, view.name):
             flow = Recovery(wish, domain, Images(), clock, watchdog, reaper=Reaper(clock))
-            return flow.run(check=False).steps
+            outcome = flow.run(check=False)
+            return outcome.steps + outcome.warnings
     finally:
         domain.close()
 

@@ -43,6 +43,7 @@ class DomainXml:
     pflash: bool
     nvram_format: str
     memory_bytes: int
+    journal_of: str | None
 
 
 def unknown_volume(pool: str, volume: str) -> str | None:  # noqa: ARG001
@@ -72,6 +73,7 @@ def parse_domain(live_xml: str, config_xml: str | None, volume_path: VolumePath 
         pflash=live.find("os/loader[@type='pflash']") is not None or live.find("os[@firmware='efi']") is not None,
         nvram_format=next((found.get("format", "raw") for found in live.iterfind("os/nvram")), "raw"),
         memory_bytes=int(live.findtext("memory", "0")) * 1024,  # libvirt tells it in KiB, whatever was defined
+        journal_of=_other_owner(live) or (None if config is None else _other_owner(config)),
     )
 
 
@@ -203,8 +205,16 @@ def _nvram(domain: etree._Element) -> str | None:
 
 
 def journal_of(domain: etree._Element) -> str | None:
+    """The domain's own journal: one that came along with a copied definition tells of another one's disks."""
     element = domain.find(f"metadata/{{{JOURNAL_URI}}}journal")
-    return None if element is None else serialize(element)
+    return None if element is None or _other_owner(domain) is not None else serialize(element)
+
+
+def _other_owner(domain: etree._Element) -> str | None:
+    """The UUID of the domain whose journal this one has. One that an older release wrote does not say."""
+    element = domain.find(f"metadata/{{{JOURNAL_URI}}}journal")
+    owner = None if element is None else element.get("domain")
+    return owner if owner != domain.findtext("uuid", owner or "") else None
 
 
 # Writing
@@ -244,8 +254,15 @@ def with_journal(domain_xml: str, journal_xml: str | None) -> str:
         metadata = domain.find("metadata")
         if metadata is None:
             metadata = etree.SubElement(domain, "metadata")
-        metadata.append(_in_namespace(parse(journal_xml)))
+        metadata.append(_in_namespace(parse(owned_journal(journal_xml, domain.findtext("uuid", "")))))
     return serialize(domain)
+
+
+def owned_journal(journal_xml: str, uuid: str) -> str:
+    """The journal with the domain in it that it belongs to."""
+    journal = parse(journal_xml)
+    set_attribute(journal, "domain", uuid)
+    return serialize(journal)
 
 
 def _in_namespace(element: etree._Element) -> etree._Element:

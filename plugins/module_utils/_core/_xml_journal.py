@@ -78,6 +78,8 @@ def _add_journal_disk(operation: etree._Element, disk: JournalDisk) -> None:
         element.set("pivoting", "yes")
     if disk.reused:
         element.set("reused", "yes")
+    if disk.made is not None:
+        element.set("made", str(disk.made))
     if disk.identity is not None:
         _add_identity(element, disk.identity)
 
@@ -133,6 +135,7 @@ def _journal_disk(element: etree._Element) -> JournalDisk:
         identity=identity,
         pivoting=attributes.get("pivoting") == "yes",
         reused=attributes.get("reused") == "yes",
+        made=int(attributes["made"]) if "made" in attributes else None,
     )
 
 

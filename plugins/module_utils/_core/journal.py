@@ -62,7 +62,8 @@ class JournalDisk:
 
     `pivoting`: libvirt was asked to pivot it. If the guest ends before libvirt has noted that QEMU did so, the
     persistent XML names the overlay and the newest data are in the base. `reused`: the overlay is a file of the user's,
-    which was there before: undoing the operation leaves it.
+    which was there before: undoing the operation leaves it. `made` is the inode of the overlay's file when we noted it
+    last; None on a block device, and in a journal of an older release.
     """
 
     target: str
@@ -72,6 +73,7 @@ class JournalDisk:
     identity: FileIdentity | None = None
     pivoting: bool = False
     reused: bool = False
+    made: int | None = None
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,20 @@ class FileIdentity:
 
 
 @dataclass(frozen=True)
+class Signature:
+    """What the first bytes of a file say that it is. Nothing that they name is opened.
+
+    `kind` is qcow2, memory (libvirt's format of a saved guest), empty, block (a device), other or missing; only a
+    regular file is one of the first three. `backing` is the absolute name of a qcow2's backing file, `domain` the UUID
+    of the guest whose memory it is.
+    """
+
+    kind: str
+    backing: str | None = None
+    domain: str | None = None
+
+
+@dataclass(frozen=True)
 class Hold:
     """What we hold a running guest back by, and so have to let go of, whatever happens to us.
 
@@ -191,6 +205,7 @@ class DomainView:
     `agent` is connected, disconnected (a channel, nobody answering) or absent.
     `paused_by` is the reason of state paused: user, I/O error (QEMU stopped it at a failed write), saving or other.
     `memory_bytes` is what the guest has of it at most.
+    `journal_of` is the UUID of another domain whose journal came along with a copied definition: `journal_xml` is none.
     `pflash`: its firmware, as UEFI's, lies in flash, whose variables are `nvram`.
     """
 
@@ -210,6 +225,7 @@ class DomainView:
     pflash: bool = False
     nvram_format: str = "raw"
     memory_bytes: int = 0
+    journal_of: str | None = None
 
     @property
     def active(self) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from .model import Creation, DomainView, FileIdentity, Hold, ImageInfo, Layer, OtherImages, SnapshotRecord
+from .model import Creation, DomainView, FileIdentity, Hold, ImageInfo, Layer, OtherImages, Signature, SnapshotRecord
 
 
 class Clock(Protocol):
@@ -319,6 +319,9 @@ class ImagePort(Protocol):
 
     def kind(self, path: str) -> str:
         """stat(2): file, block, other, or missing; symlinks are followed."""
+
+    def signature(self, path: str) -> Signature:
+        """What the file's first bytes say that it is; no symlink is followed, and nothing else is opened."""
 
     def is_directory(self, path: str) -> bool: ...
 

@@ -133,6 +133,14 @@ def _journal(guest: GuestFacts) -> Iterator[Check]:
     for operation in guest.journal.operations:
         if operation.open:
             yield refused(JOURNAL, operation_open(guest.view.name, operation), FAILED)
+    if guest.view.journal_of is not None:
+        yield warning(
+            JOURNAL,
+            "journal_foreign",
+            "The journal in its metadata belongs to the domain with the UUID %s, whose definition was copied: it "
+            "counts for nothing" % guest.view.journal_of,
+            "Nothing need be done: the run writes its own in its place",
+        )
 
 
 def _capabilities(host: Capabilities) -> Iterator[Check]:

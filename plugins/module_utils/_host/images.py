@@ -20,10 +20,11 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from .._core.errors import VirtopsError
-from .._core.model import FileIdentity, ImageInfo, Layer
+from .._core.model import FileIdentity, ImageInfo, Layer, Signature
 from .command import os_failure, run
 from .procs import file_key, holders
 from .qcow2 import backing_layer
+from .signature import signature
 
 _PRIVATE = 0o600
 #: The least that a header of qcow2 has.
@@ -194,6 +195,10 @@ class Images:
         except OSError as error:
             raise os_failure("Looking at %s" % path, error) from error
         return "block" if stat.S_ISBLK(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+    def signature(self, path: str) -> Signature:
+        """The first bytes."""
+        return signature(path)
 
     def is_directory(self, path: str) -> bool:
         """stat(2)."""

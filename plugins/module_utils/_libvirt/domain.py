@@ -141,12 +141,13 @@ class Domain:
         with mapped(f"Writing the journal into the metadata of {self.name}"):
             self._again(lambda _domain: self._set_journal(xml, lasting))
 
-    def _set_journal(self, xml: str | None, lasting: bool) -> None:
+    def _set_journal(self, journal: str | None, lasting: bool) -> None:
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if self._domain.isActive() or not lasting else 0
         if self._domain.isPersistent() and lasting:
             flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
-        prefix = None if xml is None else JOURNAL_PREFIX
-        self._domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, prefix, JOURNAL_URI, flags)
+        prefix = None if journal is None else JOURNAL_PREFIX
+        element = None if journal is None else xml.owned_journal(journal, self.uuid)
+        self._domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, element, prefix, JOURNAL_URI, flags)
 
     # SnapshotPort
 
@@ -437,6 +438,7 @@ def read_view(connection: Connection, domain: Any, jobs: bool = True) -> DomainV
         pflash=parsed.pflash,
         nvram_format=parsed.nvram_format,
         memory_bytes=parsed.memory_bytes,
+        journal_of=parsed.journal_of,
     )
     if not view.active:
         return replace(view, disks=view.config_disks or view.disks)

@@ -18,12 +18,13 @@ from collections.abc import Container
 from .._core import xml
 from .._core.convert import Conversion, ConvertWish, interrupted, plan_conversions, removal_of
 from .._core.errors import VirtopsError
-from .._core.journal import Operation
+from .._core.journal import JournalDisk, Operation
 from .._core.model import DomainView, FileIdentity, Layer, Outcome
 from .._core.ports import Clock, ConvertImagePort, ConvertPort, ImagePort
 from .._core.refusals import refuse_open
 from .._core.snapshot import is_in_chain
 from .observe import FileSet, OtherFiles, chains, every_image, observe
+from .ours import Ours
 from .overlays import require_folder
 
 
@@ -42,7 +43,8 @@ class Convert:
         others = every_image(self._domain.other_images(), self._images)
         plan = plan_conversions(self._wish, view, xml.odd_sources(self._domain.domain_xml()), others)
         left = interrupted(xml.parse_journal(view.journal_xml))
-        gone, finish = ((), Outcome()) if left is None else finished(left, view, others, self._images)
+        ours = Ours(view, self._domain.snapshots(), self._images)
+        gone, finish = ((), Outcome()) if left is None else finished(left, view, others, self._images, ours)
         if plan:
             self._refuse(view, left)
         known = {one.source.path: self._images.identity(one.source.path) for one in plan}
@@ -186,7 +188,7 @@ class Convert:
 
 
 def finished(
-    operation: Operation, view: DomainView, others: OtherFiles, images: ImagePort
+    operation: Operation, view: DomainView, others: OtherFiles, images: ImagePort, ours: Ours
 ) -> tuple[tuple[str, ...], Outcome]:
     """The raw images that an interrupted run was going to remove, and in words what comes of them and of its journal.
 
@@ -198,10 +200,23 @@ def finished(
     there = [disk for disk in there if images.exists(disk.base)]
     unused = [disk for disk in there if disk.base not in own and others.claims(disk.base) is None]
     gone = tuple(
-        disk.base for disk in unused if images.identity(disk.base) == disk.identity and not images.holders(disk.base)
+        disk.base
+        for disk in unused
+        if images.identity(disk.base) == disk.identity
+        and not images.holders(disk.base)
+        and ours.is_image(disk.base)
+        and _has_size_of(disk, images)
     )
     steps = ["remove %s, which an interrupted conversion left" % path for path in gone]
     steps.append("remove operation %s from the journal" % operation.name)
     kept = [disk.base for disk in there if disk.base not in gone]
-    words = "%s was kept: something uses it, or has changed it since the conversion."
+    words = (
+        "%s was kept: something uses it, has changed it since the conversion, or it is not the raw image that the new "
+        "one was made from."
+    )
     return gone, Outcome(tuple(steps), warnings=tuple(words % path for path in kept))
+
+
+def _has_size_of(disk: JournalDisk, images: ImagePort) -> bool:
+    """Is the raw image as large as the disk that the new one gives the guest? QEMU rounds up to sectors."""
+    return -(-images.identity(disk.base).size // 512) * 512 == images.info(disk.overlay, "qcow2").virtual_size

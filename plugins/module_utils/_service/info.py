@@ -60,6 +60,7 @@ def _guest(view: DomainView) -> dict[str, Any]:
         "disks": [_disk(disk) for disk in view.disks],
         "journal": [told_operation(operation) for operation in journal.operations],
         "journal_error": unreadable,
+        "journal_of": view.journal_of,
     }
 
 

@@ -16,10 +16,11 @@ from dataclasses import replace
 from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import JournalDisk, Operation
-from .._core.model import SAVING, DomainView
+from .._core.model import SAVING, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, JobPort, UndoPort
 from .._core.snapshot import is_in_chain
 from .observe import observe
+from .ours import Ours, kept_words
 from .overlays import is_unused, refuse_data
 
 #: Between two looks at libvirt's job.
@@ -71,33 +72,41 @@ def _thawed(
     return replace(view, journal_xml=journal), (words,)
 
 
-def unswitched(operation: Operation, view: DomainView, images: ImagePort) -> tuple[JournalDisk, ...]:
+def unswitched(operation: Operation, view: DomainView, domain: JobPort, images: ImagePort) -> tuple[JournalDisk, ...]:
     """The disks that were not switched to the overlay that was made for them.
 
     Raises `overlay_in_use` where the guest's newest data may be in one all the same: libvirt does not know of a switch
     that QEMU made while libvirt died.
     """
     left = tuple(disk for disk in operation.disks if not is_in_chain(view, disk.target, disk.overlay))
-    for disk in left:
-        if images.exists(disk.overlay) and not is_unused(disk.overlay, view, images):
-            raise refuse_data(disk.overlay, view)
+    there = [disk.overlay for disk in left if images.exists(disk.overlay)]
+    ours = Ours(view, domain.snapshots() if there else (), images)
+    for path in there:
+        # No disk can have been switched to a file of another kind
+        if ours.is_overlay(path, operation.disks) and not is_unused(path, view, images):
+            raise refuse_data(path, view)
     return left
 
 
-def undo(operation: Operation, view: DomainView, domain: UndoPort, images: ImagePort, check: bool) -> tuple[str, ...]:
+def undo(operation: Operation, view: DomainView, domain: UndoPort, images: ImagePort, check: bool) -> Outcome:
     """Remove what was made for a snapshot that no disk was switched for. What was the user's before stays his."""
-    left = unswitched(operation, view, images)
-    paths = [disk.overlay for disk in left if not disk.reused and images.exists(disk.overlay)]
-    memory = left_memory(operation.memory, domain, images)
+    left = unswitched(operation, view, domain, images)
+    made = [disk.overlay for disk in left if not disk.reused and images.exists(disk.overlay)]
+    ours = Ours(view, domain.snapshots(), images)
+    kept = {path: why for path in made for why in [ours.why_not(path, operation.disks)] if why is not None}
+    paths = [path for path in made if path not in kept]
+    memory = left_memory(operation.memory, view, domain, images)
     if not check:
         for path in paths if memory is None else [*paths, memory]:
             images.remove(path)
         domain.write_journal(xml.build_journal(xml.parse_journal(domain.view().journal_xml).drop(operation)))
-    return (
+    steps = (
         *("remove the overlay %s, which nothing was written to" % path for path in paths),
         *(() if memory is None else (memory_words(memory),)),
         "remove operation %s from the journal" % operation.name,
     )
+    warnings = tuple(kept_words(path, why) for path, why in kept.items())
+    return Outcome(steps, warnings=warnings + kept_memory(operation.memory, view, domain, images))
 
 
 def _settled(operation: Operation, domain: JobPort, images: ImagePort, clock: Clock, seconds: float) -> DomainView:
@@ -119,11 +128,25 @@ def is_left_paused(operation: Operation, view: DomainView) -> bool:
     return operation.memory is not None and view.state == "paused" and view.paused_by == SAVING
 
 
-def left_memory(path: str | None, domain: JobPort, images: ImagePort) -> str | None:
+def left_memory(path: str | None, view: DomainView, domain: JobPort, images: ImagePort) -> str | None:
     """The memory file of a snapshot that was not taken, where there is one that no record of the domain names."""
-    if path is None or images.kind(path) != "file" or images.holders(path):
+    if path is None or not _is_free_memory(path, domain, images):
         return None
-    return None if any(record.memory_file == path for record in domain.snapshots()) else path
+    return path if Ours(view, domain.snapshots(), images).why_not_memory(path) is None else None
+
+
+def kept_memory(path: str | None, view: DomainView, domain: JobPort, images: ImagePort) -> tuple[str, ...]:
+    """The warning of a file in its place that is not that memory."""
+    if path is None or not _is_free_memory(path, domain, images):
+        return ()
+    why = Ours(view, domain.snapshots(), images).why_not_memory(path)
+    return () if why is None else (kept_words(path, why),)
+
+
+def _is_free_memory(path: str, domain: JobPort, images: ImagePort) -> bool:
+    if images.kind(path) != "file" or images.holders(path):
+        return False
+    return all(record.memory_file != path for record in domain.snapshots())
 
 
 def memory_words(path: str) -> str:

@@ -28,6 +28,7 @@ from .interrupted import awake, undo, unswitched
 from .jobs import cancel_jobs
 from .merge_plan import NOTHING, MergePlan, MergePlanner, MergeWish, journalled, moved_layers
 from .observe import chains, observe
+from .ours import kept_words, noted
 from .overlays import held_layers, remove_layer, unsure_words
 
 #: Seconds between two looks while no event comes: libvirtd's restart loses events.
@@ -80,14 +81,15 @@ class Merge:
             seconds = self._wish.deadline.timeout
             view, begun = awake(prepared, self._domain, self._images, self._clock, seconds, check)
             journal = xml.parse_journal(view.journal_xml)
-            if len(unswitched(prepared, view, self._images)) == len(prepared.disks):
-                steps = begun + undo(prepared, view, self._domain, self._images, check)
-                return self._outcome(NOTHING, view, chains(view), steps)
+            if len(unswitched(prepared, view, self._domain, self._images)) == len(prepared.disks):
+                undone = undo(prepared, view, self._domain, self._images, check)
+                return self._outcome(NOTHING, view, chains(view), begun + undone.steps, undone.warnings)
         plan = self._planner.plan(view, journal)
         plan = replace(plan, steps=begun + plan.steps)
         self.unsure = plan.unsure
         if check or not plan.steps:
-            return self._outcome(plan, view, self._foreseen(plan, view), plan.steps, self._stale_records(plan))
+            warnings = self._stale_records(plan) + _not_ours(plan)
+            return self._outcome(plan, view, self._foreseen(plan, view), plan.steps, warnings)
         if plan.operation is not None and plan.operation.hold is not None:
             let_go(self._domain, plan.operation.hold)
             free = plan.operation.held(None)
@@ -101,7 +103,7 @@ class Merge:
         for error in (item.error for item in progress if item.error is not None):
             error.partial = self._results(plan, view, after)
             raise error
-        warnings = self._clean(plan, after) + self._stale_records(plan) + self._held()
+        warnings = self._clean(plan, after) + self._stale_records(plan) + _not_ours(plan) + self._held()
         return self._outcome(plan, view, chains(after), plan.steps, warnings, after)
 
     def _prepared(self, journal: Journal) -> Operation | None:
@@ -146,7 +148,7 @@ class Merge:
         return operation
 
     def _new_operation(self, goals: tuple[MergeGoal, ...]) -> Operation:
-        return Operation(
+        operation = Operation(
             id=str(uuid.uuid4()),
             kind=PULL if self._wish.pull else COMMIT,
             name=self._wish.snapshot or "%s into %s" % (goals[0].kind, goals[0].into.path),
@@ -154,6 +156,7 @@ class Merge:
             started=self._clock.utcnow(),
             disks=tuple(journalled(goal, layer) for goal in goals for layer in goal.merged),
         )
+        return noted(operation, self._images)
 
     def _act(self, item: _Progress, view: DomainView) -> bool:
         """One step for one disk. True where the next observation may differ at once."""
@@ -310,9 +313,9 @@ class Merge:
         if not plan.whole or self._wish.within is not None:
             return ()
         if self._wish.snapshot is not None:
-            keep_times(moved_layers(plan.goals, plan.operation).items(), view, self._images)
+            keep_times(moved_layers(plan.goals, plan.operation, view).items(), view, self._images)
             if plan.writes:
-                moved = moved_layers(plan.goals, plan.operation)
+                moved = moved_layers(plan.goals, plan.operation, view)
                 rewrite_records(self._domain, moved, frozenset({self._wish.snapshot}))
         others = self._planner.images_of_others
         found = [remove_layer(path, view, others, self._images, self._clock) for path in plan.deletions]
@@ -419,6 +422,10 @@ class Merge:
                 }
             )
         return results
+
+
+def _not_ours(plan: MergePlan) -> tuple[str, ...]:
+    return tuple(kept_words(path, why) for path, why in plan.not_ours.items())
 
 
 def _ended_without_merging(goal: MergeGoal) -> VirtopsError:

@@ -30,6 +30,7 @@ from .._core.snapshot import is_in_chain
 from .brake import held_words
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of, with_bases
 from .observe import OtherFiles, every_image
+from .ours import Ours
 
 #: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain, besides those for each
 #: byte of the overlay: until the pivot QEMU copies its writes into the base a little later, at 1 MiB/s at the slowest.
@@ -71,6 +72,7 @@ class MergePlan:
     `stale_config`: what the persistent XML is to name, by disk. `unsure`: overlays that may hold data nobody merged.
     `pivoted`: disks of a domain that is off whose base already has all that the overlay has, and newer data.
     `writes`: the records of snapshots above what was merged. `memory`: the files that hold the snapshot's memory.
+    `not_ours`: files that the journal names and that stay, and why.
     `whole`: after this run no layer of the snapshot or operation is in a chain. `resumes`: QEMU paused the guest at a
     write that failed, as on a full file system, and the merge gives it another image to write to.
     """
@@ -87,6 +89,7 @@ class MergePlan:
     pivoted: frozenset[str] = frozenset()
     writes: tuple[RecordWrite, ...] = ()
     memory: tuple[str, ...] = ()
+    not_ours: dict[str, str] = field(default_factory=dict)
 
 
 #: There is nothing to merge.
@@ -125,17 +128,23 @@ class MergePlanner:
         unsure = self._unsure(view, operation) | {goal.top.path for goal in goals if goal.target in pivoted}
         deletions = self._deletions(goals, operation, view, journal) if wish.delete_merged and whole else ()
         deletions = tuple(path for path in deletions if path not in unsure)
+        ours = Ours(view, self._domain.snapshots(), self._images)
+        noted = () if operation is None else operation.disks
+        not_ours = {path: why for path in deletions for why in [ours.why_not(path, noted)] if why is not None}
+        deletions = tuple(path for path in deletions if path not in not_ours)
         stale = _stale_config(view, operation)
         steps = [] if operation is None or operation.hold is None else [held_words(view, operation.hold)]
         steps += [text for goal in goals for text in self._words(goal, view, pivoted)]
         steps += [_config_words(target, layer) for target, layer in stale.items()]
         steps += ["delete the merged overlay %s" % path for path in deletions]
         memory = self._memory(record, operation) if wish.delete_merged and whole else ()
+        not_ours |= {path: why for path in memory for why in [ours.why_not_memory(path)] if why is not None}
+        memory = tuple(path for path in memory if path not in not_ours)
         steps += ["delete the memory of a snapshot, %s" % path for path in memory]
         resumes = view.paused_by == IO_ERROR and whole and bool(goals or operation)
         if resumes:
             steps.append("resume %s, which QEMU paused at a write that failed" % view.name)
-        writes = self._writes(goals, operation, texts) if whole else ()
+        writes = self._writes(goals, operation, texts, view) if whole else ()
         steps += [write.words for write in writes]
         if whole and wish.snapshot is not None and record is not None:
             steps.append("delete the record of snapshot %s" % record.name)
@@ -143,7 +152,19 @@ class MergePlanner:
             steps.append("remove operation %s from the journal" % operation.name)
         record = record if whole else None
         return MergePlan(
-            goals, operation, record, stale, unsure, deletions, tuple(steps), whole, resumes, pivoted, writes, memory
+            goals,
+            operation,
+            record,
+            stale,
+            unsure,
+            deletions,
+            tuple(steps),
+            whole,
+            resumes,
+            pivoted,
+            writes,
+            memory,
+            not_ours,
         )
 
     def _goals(
@@ -257,13 +278,13 @@ class MergePlanner:
                     raise branches_above(layer.path, goal.target, [path])
 
     def _writes(
-        self, goals: tuple[MergeGoal, ...], operation: Operation | None, texts: dict[str, str]
+        self, goals: tuple[MergeGoal, ...], operation: Operation | None, texts: dict[str, str], view: DomainView
     ) -> tuple[RecordWrite, ...]:
         """A merge by path leaves the records as they are, as virsh does."""
         if self._wish.snapshot is None or not texts:
             return ()
         current = current_of(self._domain, texts)
-        return record_writes(texts, moved_layers(goals, operation), frozenset({self._wish.snapshot}), current)
+        return record_writes(texts, moved_layers(goals, operation, view), frozenset({self._wish.snapshot}), current)
 
     def images_of_others(self) -> OtherFiles:
         return every_image(self._domain.other_images(), self._images)
@@ -394,10 +415,13 @@ def journalled(goal: MergeGoal, layer: Layer) -> JournalDisk:
     return JournalDisk(goal.target, base.path if base else "", base.format if base else "", layer.path)
 
 
-def moved_layers(goals: tuple[MergeGoal, ...], operation: Operation | None) -> dict[str, Layer]:
-    """Where the data of each merged layer are afterwards, also of those that an earlier run merged."""
+def moved_layers(goals: tuple[MergeGoal, ...], operation: Operation | None, view: DomainView) -> dict[str, Layer]:
+    """Where the data of each merged layer are afterwards, also of those that an earlier run merged: in an image that
+    libvirt shows in the disk's chain, whatever the journal says."""
     disks = operation.disks if operation is not None and operation.kind != PULL else ()
-    moved = {disk.overlay: Layer(disk.base, disk.base_format) for disk in disks if disk.base}
+    moved = {
+        disk.overlay: Layer(disk.base, disk.base_format) for disk in disks if is_in_chain(view, disk.target, disk.base)
+    }
     moved.update({layer.path: goal.into for goal in goals if goal.kind != PULL for layer in goal.merged})
     return moved
 
@@ -413,7 +437,12 @@ def _stale_config(view: DomainView, operation: Operation | None) -> dict[str, La
         config = view.config_disk(merged.target)
         if config is None or config.active is None or is_in_chain(view, merged.target, merged.overlay):
             continue
-        if config.index_of(merged.overlay) is not None:
-            gone = config.active.path == merged.overlay
-            found[merged.target] = Layer(merged.base, merged.base_format) if gone else config.active
+        if config.index_of(merged.overlay) is None:
+            continue
+        if config.active.path != merged.overlay:
+            found[merged.target] = config.active
+        elif is_in_chain(
+            view, merged.target, merged.base
+        ):  # where the guest is by libvirt's word, not by the journal's
+            found[merged.target] = Layer(merged.base, merged.base_format)
     return found

@@ -17,6 +17,7 @@ from .._core.model import DomainView, ImageInfo, OtherImages
 from .._core.ports import Clock, ImagePort
 from .._core.snapshot import PlannedDisk
 from .observe import FileSet, OtherFiles, every_image
+from .ours import Ours, kept_words
 
 #: Seconds that a process is given to close a layer. libvirt shows the new chain a moment before QEMU is told to drop
 #: the layers that were merged.
@@ -218,12 +219,17 @@ def _lasting_holders(path: str, images: ImagePort, clock: Clock) -> tuple[int, .
         clock.sleep(0.1)
 
 
-def removable(operation: Operation, view: DomainView, others: OtherImages, images: ImagePort) -> list[str]:
-    """The layers that a revert was going to remove: those that are still there, and that nobody took into use since."""
+def removable(
+    operation: Operation, view: DomainView, others: OtherImages, images: ImagePort, ours: Ours
+) -> tuple[list[str], tuple[str, ...]]:
+    """The layers that a revert was going to remove: those that are still there, and that nobody took into use since.
+    And the warnings of those that are no layers of ours."""
     used, own = every_image(others, images), _own(view, images)
-    paths = [disk.overlay for disk in operation.disks if disk.overlay not in own]
-    paths = [path for path in paths if used.claims(path, made_at(path, view)) is None]
-    return [path for path in paths if images.exists(path) and not images.holders(path)]
+    there = [disk.overlay for disk in operation.disks if disk.overlay not in own and images.exists(disk.overlay)]
+    paths = [path for path in there if used.claims(path, made_at(path, view)) is None and not images.holders(path)]
+    why = {path: ours.why_not(path, operation.disks) for path in paths}
+    kept = tuple(kept_words(path, reason) for path, reason in why.items() if reason is not None)
+    return [path for path in paths if why[path] is None], kept
 
 
 def refuse_data(path: str, view: DomainView) -> VirtopsError:

@@ -28,6 +28,7 @@ from .interrupted import awake, undo, unswitched
 from .merge import Merge
 from .merge_plan import MergeWish
 from .observe import chains, every_image, observe
+from .ours import Ours, foreign_journal
 from .overlays import is_unused, refuse_data, removable
 from .snapshot import noted_created
 from .snapshot_delete import SnapshotDeletion
@@ -75,7 +76,7 @@ class Recovery:
         if foreign:
             raise operation_open(view.name, foreign[0])
         steps = self._reap(view, check)
-        warnings: list[str] = []
+        warnings = [] if view.journal_of is None else [foreign_journal(view)]
         after: dict[str, object] = dict(before)
         backup = None
         for operation in found:
@@ -143,9 +144,9 @@ class Recovery:
         seconds = self._wish.deadline.timeout
         view, steps = awake(operation, self._domain, self._images, self._clock, seconds, check)
         operation = operation.held(None)
-        left = unswitched(operation, view, self._images)
+        left = unswitched(operation, view, self._domain, self._images)
         if len(left) == len(operation.disks):
-            return [Outcome(steps), Outcome(undo(operation, view, self._domain, self._images, check))]
+            return [Outcome(steps), undo(operation, view, self._domain, self._images, check)]
         if operation.kind == KEPT and not left:
             return [Outcome(steps), self._keep(operation, check)]
         return [Outcome(() if check else steps), self._merge(operation, check)]
@@ -158,7 +159,8 @@ class Recovery:
     # -- a revert: the definition is switched, and the old layers may be left
 
     def _finish_revert(self, operation: Operation, view: DomainView, check: bool) -> Outcome:
-        paths = removable(operation, view, self._domain.other_images(), self._images)
+        ours = Ours(view, self._domain.snapshots(), self._images)
+        paths, kept = removable(operation, view, self._domain.other_images(), self._images, ours)
         if not check:
             for path in paths:
                 self._images.remove(path)
@@ -167,14 +169,16 @@ class Recovery:
             (
                 *("remove %s, which an interrupted revert left" % path for path in paths),
                 "remove operation %s from the journal" % operation.name,
-            )
+            ),
+            warnings=kept,
         )
 
     # -- a conversion: the definition may be switched, and the raw images are left
 
     def _finish_conversion(self, operation: Operation, view: DomainView, check: bool) -> Outcome:
         others = every_image(self._domain.other_images(), self._images)
-        gone, outcome = finished(operation, view, others, self._images)
+        ours = Ours(view, self._domain.snapshots(), self._images)
+        gone, outcome = finished(operation, view, others, self._images, ours)
         if not check:
             for path in gone:
                 self._images.remove(path)

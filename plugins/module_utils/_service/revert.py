@@ -68,6 +68,7 @@ class Revert:
                 "Start it, or give that memory up ('virsh managedsave-remove'), then run the task again",
             )
         steps, after_chains, apply = self._way(record, current, texts, view, journal)
+        warnings = () if left is None else self._manual(record, texts).warnings(view, journal)
         after: dict[str, object] = {"state": goal, "current": name, "disks": after_chains}
         reached = goal
         if not check:
@@ -79,6 +80,7 @@ class Revert:
             before=before,
             after=after,
             values={"snapshot": told, "state_before": view.state, "state_after": reached},
+            warnings=warnings,
         )
 
     def _way(
@@ -94,7 +96,7 @@ class Revert:
             self._refuse_internal(record, texts[record.name], view)
             words = self._steps(record, view)
             return words, self._chains_after(texts[record.name], view), lambda: self._by_libvirt(record)
-        manual = ManualRevert(record, texts, self._domain, self._images, self._clock)
+        manual = self._manual(record, texts)
         bases = manual.bases(view, journal)
         why_not = self._why_not_by_libvirt(record, current, texts, view, journal)
         if why_not is None:
@@ -126,6 +128,9 @@ class Revert:
                 self._domain.power_on(goal == "paused", fresh)
 
         return steps, chains(view_after(layers, view)), apply
+
+    def _manual(self, record: SnapshotRecord, texts: dict[str, str]) -> ManualRevert:
+        return ManualRevert(record, texts, self._domain, self._images, self._clock)
 
     def _by_libvirt(self, record: SnapshotRecord) -> None:
         self._domain.revert(record.name, self._wish.run_state, self._wish.force, self._wish.reset_nvram)

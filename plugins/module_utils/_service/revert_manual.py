@@ -32,6 +32,7 @@ from .._core.ports import Clock, ImagePort, RevertPort
 from .._core.refusals import require_disk
 from .._core.snapshot import PlannedDisk
 from .observe import every_image
+from .ours import Ours, kept_words, noted
 from .overlays import is_unused, refuse_data, removable, require_place
 
 
@@ -59,7 +60,9 @@ class ManualRevert:
             )
         stale = interrupted(record, journal)
         begun = stale is not None and stale.phase == PREPARED
-        left = frozenset(disk.overlay for disk in stale.disks) if stale is not None and begun else frozenset()
+        going = stale.disks if stale is not None and begun else ()
+        ours = self._ours(view)
+        left = frozenset(disk.overlay for disk in going if ours.why_not(disk.overlay, going) is None)
         return tuple(self._layer(target, chain, view, left) for target, chain in self.bases(view, journal).items())
 
     def bases(self, view: DomainView, journal: Journal) -> dict[str, tuple[Layer, ...]]:
@@ -103,7 +106,7 @@ class ManualRevert:
         return NewLayer(target, path, chain, disk.chain)
 
     def steps(self, layers: tuple[NewLayer, ...], view: DomainView, journal: Journal) -> tuple[str, ...]:
-        steps = ["remove %s, which an interrupted revert left" % path for path in self._old_layers(view, journal)]
+        steps = ["remove %s, which an interrupted revert left" % path for path in self._old_layers(view, journal)[0]]
         steps += ["create the overlay %s on %s (%s)" % (one.overlay, one.base.path, one.target) for one in layers]
         if view.active:
             steps.append("turn %s off" % view.name)
@@ -126,7 +129,7 @@ class ManualRevert:
                 self._domain.power_off()
             true = settled(journal, layers, view)
             gone = self._discarded(layers, true)
-            left = true.put(switched(operation, layers, gone)) if gone else true
+            left = true.put(noted(switched(operation, layers, gone), self._images)) if gone else true
             switch = {one.target: Layer(one.overlay, "qcow2") for one in layers}
             self._domain.define_on(switch, xml.build_journal(left))
         except VirtopsError as error:
@@ -162,21 +165,37 @@ class ManualRevert:
         stale = interrupted(self._record, journal)
         if stale is None:
             return journal
-        for path in self._old_layers(view, journal):
+        for path in self._old_layers(view, journal)[0]:
             self._images.remove(path)
+        ours = self._ours(view)
         for disk in stale.disks if stale.phase == PREPARED else ():
-            if is_unused(disk.overlay, view, self._images):
-                self._images.remove(disk.overlay)
-            elif self._images.exists(disk.overlay):
+            if not self._images.exists(disk.overlay) or not ours.is_overlay(disk.overlay, stale.disks):
+                continue
+            if not is_unused(disk.overlay, view, self._images):
                 raise refuse_data(disk.overlay, view)
+            if ours.why_not(disk.overlay, stale.disks) is None:
+                self._images.remove(disk.overlay)
         return journal.drop(stale)
 
-    def _old_layers(self, view: DomainView, journal: Journal) -> list[str]:
-        """Those that a run was going to remove when it died."""
+    def _old_layers(self, view: DomainView, journal: Journal) -> tuple[list[str], tuple[str, ...]]:
+        """Those that a run was going to remove when it died, and the warnings of those that are not ours to remove."""
         stale = interrupted(self._record, journal)
         if stale is None or stale.phase != CREATED:
-            return []
-        return removable(stale, view, self._domain.other_images(), self._images)
+            return [], ()
+        return removable(stale, view, self._domain.other_images(), self._images, self._ours(view))
+
+    def _ours(self, view: DomainView) -> Ours:
+        return Ours(view, (xml.parse_record(text) for text in self._texts.values()), self._images)
+
+    def warnings(self, view: DomainView, journal: Journal) -> tuple[str, ...]:
+        """What an interrupted run's journal names, and what stays all the same."""
+        stale = interrupted(self._record, journal)
+        if stale is None or stale.phase != PREPARED:
+            return self._old_layers(view, journal)[1]
+        ours = self._ours(view)
+        there = [disk.overlay for disk in stale.disks if self._images.exists(disk.overlay)]
+        why = {path: ours.why_not(path, stale.disks) for path in there}
+        return tuple(kept_words(path, reason) for path, reason in why.items() if reason is not None)
 
     def _undo(self, operation: Operation, made: list[str], cause: VirtopsError) -> None:
         """After a failure: where no disk was switched, nothing is left behind; else the journal stays."""

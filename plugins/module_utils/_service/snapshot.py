@@ -29,8 +29,9 @@ from .._core.snapshot import (
     plan_snapshot,
     snapshot_disks,
 )
-from .interrupted import awake, is_left_paused, left_memory, memory_words
+from .interrupted import awake, is_left_paused, kept_memory, left_memory, memory_words
 from .observe import chains, observe
+from .ours import Ours, kept_words, noted
 from .overlays import is_unused, refuse_data, require_memory_place, require_place, require_reusable
 
 
@@ -78,11 +79,13 @@ class ExternalSnapshot:
         journal = xml.parse_journal(view.journal_xml)
         plan = plan_snapshot(self._wish, view, self._domain.snapshot(self._wish.name), journal)
         plan = replace(plan, disks=tuple(replace(disk, block=self._is_block(disk)) for disk in plan.disks))
+        plan, kept = self._without_foreign(plan, view, journal)
         if plan.found == CREATED:
             return self._present(view, journal, plan, resumed, check)
         self._check_host(plan, view)
         self._refuse(view, plan)
         quiesce, warnings = self._quiesce_mode(view, thaws=check and bool(resumed))
+        warnings += kept
         steps = resumed + self._steps(plan, view, quiesce)
         planned = _Taken("filesystem" if quiesce else ("crash" if view.active else "offline"), 0, warnings)
         if check:
@@ -98,6 +101,24 @@ class ExternalSnapshot:
         if interrupted is None or interrupted.phase != PREPARED:
             return view, ()
         return awake(interrupted, self._domain, self._images, self._clock, self._wish.timeout, check)
+
+    def _without_foreign(
+        self, plan: SnapshotPlan, view: DomainView, journal: Journal
+    ) -> tuple[SnapshotPlan, tuple[str, ...]]:
+        """The plan without what the journal has it remove and is not ours, and the warnings of that."""
+        stale = journal.find(self._wish.name)
+        if stale is None or plan.found != PREPARED:
+            return plan, ()
+        ours = Ours(view, self._domain.snapshots(), self._images)
+        there = [path for path in plan.stale_overlays if self._images.exists(path)]
+        why = {path: ours.why_not(path, stale.disks) for path in there}
+        kept = tuple(kept_words(path, reason) for path, reason in why.items() if reason is not None)
+        for path in there:
+            if ours.is_overlay(path, stale.disks) and not is_unused(path, view, self._images):
+                raise refuse_data(path, view)
+        stale_overlays = tuple(path for path in plan.stale_overlays if why.get(path) is None)
+        plan = replace(plan, stale_overlays=stale_overlays)
+        return plan, kept + kept_memory(plan.stale_memory, view, self._domain, self._images)
 
     def _is_block(self, disk: PlannedDisk) -> bool:
         return self._images.kind(disk.overlay) == "block"
@@ -123,11 +144,8 @@ class ExternalSnapshot:
     # -- refusals that need a look at the host or at the agent
 
     def _check_host(self, plan: SnapshotPlan, view: DomainView) -> None:
-        for path in plan.stale_overlays:
-            if self._images.exists(path) and not is_unused(path, view, self._images):
-                raise refuse_data(path, view)
         if self._wish.memory is not None:
-            stale = left_memory(plan.stale_memory, self._domain, self._images)
+            stale = left_memory(plan.stale_memory, view, self._domain, self._images)
             require_memory_place(self._wish.memory, view, self._images, stale)
         others = self._domain.other_images() if self._wish.reuse else None
         for disk in plan.disks:
@@ -171,7 +189,7 @@ class ExternalSnapshot:
     # -- effects
 
     def _apply(self, plan: SnapshotPlan, view: DomainView, journal: Journal, quiesce: bool) -> tuple[Operation, _Taken]:
-        self._remove_stale(plan)
+        self._remove_stale(plan, view)
         operation = Operation(
             id=str(uuid.uuid4()),
             kind=self._wish.kind,
@@ -208,9 +226,9 @@ class ExternalSnapshot:
             )
         return operation, taken
 
-    def _remove_stale(self, plan: SnapshotPlan) -> None:
+    def _remove_stale(self, plan: SnapshotPlan, view: DomainView) -> None:
         """Overlays that an interrupted run of ours made, and that no disk was switched to."""
-        memory = left_memory(plan.stale_memory, self._domain, self._images)
+        memory = left_memory(plan.stale_memory, view, self._domain, self._images)
         for path in plan.stale_overlays if memory is None else (*plan.stale_overlays, memory):
             self._images.remove(path)
 
@@ -337,7 +355,7 @@ class ExternalSnapshot:
                 self._domain.resume()
             for disk in made if not self._wish.reuse else ():
                 self._images.remove(disk.overlay)
-            memory = left_memory(operation.memory, self._domain, self._images)
+            memory = left_memory(operation.memory, view, self._domain, self._images)
             if memory is not None:
                 self._images.remove(memory)
             self._write(xml.parse_journal(view.journal_xml).drop(operation))
@@ -351,7 +369,7 @@ class ExternalSnapshot:
 
     def _steps(self, plan: SnapshotPlan, view: DomainView, quiesce: bool) -> tuple[str, ...]:
         steps = ["remove the stale overlay %s" % path for path in plan.stale_overlays if self._images.exists(path)]
-        memory = left_memory(plan.stale_memory, self._domain, self._images)
+        memory = left_memory(plan.stale_memory, view, self._domain, self._images)
         steps += [memory_words(memory)] if memory is not None else []
         verb = "reuse" if self._wish.reuse else "create"
         steps += ["%s the overlay %s on %s (%s)" % (verb, d.overlay, d.base.path, d.target) for d in plan.disks]
@@ -410,7 +428,7 @@ def noted_created(operation: Operation, images: ImagePort) -> Operation:
     disks = tuple(
         replace(disk, identity=images.identity(disk.base)) if is_local(disk.base) else disk for disk in operation.disks
     )
-    return replace(operation, phase=CREATED, disks=disks)
+    return noted(replace(operation, phase=CREATED, disks=disks), images)
 
 
 def _unrecorded(name: str) -> str:

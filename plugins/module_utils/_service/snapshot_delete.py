@@ -36,7 +36,7 @@ from .._core.deletion import (
     way_of,
 )
 from .._core.errors import VirtopsError
-from .._core.journal import Journal, Operation
+from .._core.journal import JOURNAL_URI, Journal, Operation
 from .._core.merge import MergeGoal
 from .._core.model import DomainView, Layer, Outcome, SnapshotRecord, is_local
 from .._core.ports import Clock, DeletePort, ImagePort, Watchdog
@@ -59,6 +59,7 @@ from .jobs import cancel_jobs
 from .merge import Merge
 from .merge_plan import MergeWish
 from .observe import chains, every_image, observe
+from .ours import Ours, kept_words, noted
 from .overlays import Kept, held_layers, remove_layer, unsure_words
 
 
@@ -66,7 +67,7 @@ from .overlays import Kept, held_layers, remove_layer, unsure_words
 class _Plan:
     """`goals` are the merges of the guest's own chains, `aside` those of other branches, `rebases` what stands on a
     merged layer there. `gone` are the names that are no snapshots afterwards, `by_libvirt` the overlays
-    that it takes away."""
+    that it takes away. `not_ours` are files that are named here and stay, and why."""
 
     way: Way
     operation: Operation
@@ -80,6 +81,7 @@ class _Plan:
     records: tuple[str, ...]
     gone: frozenset[str]
     by_libvirt: frozenset[str]
+    not_ours: dict[str, str]
     steps: tuple[str, ...]
 
     @property
@@ -125,10 +127,11 @@ class SnapshotDeletion:
             refuse_jobs(view)
         plan = self._plan(view, journal, texts, doomed, interrupted)
         if check:
-            return self._outcome(plan.steps, view, _after(view, plan), texts, plan.gone, plan.images.merges)
+            foreseen = _after(view, plan)
+            return self._outcome(plan.steps, view, foreseen, texts, plan.gone, plan.images.merges, _kept(plan))
         warnings = self._by_libvirt(plan, view, journal) if plan.way.by_libvirt else self._apply(plan, journal)
         after = chains(observe(self._domain, self._images))
-        return self._outcome(plan.steps, view, after, texts, plan.gone, plan.images.merges, warnings)
+        return self._outcome(plan.steps, view, after, texts, plan.gone, plan.images.merges, warnings + _kept(plan))
 
     def _finish_merge(self, check: bool) -> Outcome:
         """A workflow's snapshot, or one whose merge another task began: the merge by its name ends both."""
@@ -179,18 +182,25 @@ class SnapshotDeletion:
             images = plan_of(interrupted)
         else:
             images = self._plan_images(points, names, forest)
-        operation = interrupted or operation_of(
-            images, self._name, self._children, str(uuid.uuid4()), self._clock.utcnow()
-        )
+        ours = Ours(view, records_in(texts), self._images)
+        if interrupted is None:
+            operation = operation_of(images, self._name, self._children, str(uuid.uuid4()), self._clock.utcnow())
+            operation = noted(operation, self._images)
+        else:
+            operation = interrupted
+            _require_own(images, ours, view)
         own = {layer.path for disk in view.disks for layer in disk.chain}
         goals = {merge: goal_of(merge, view) for merge in images.merges}
         aside = tuple(merge for merge, goal in goals.items() if goal is None and self._images.exists(merge.top))
         paths = [path for merge in images.merges for path in merge.merged]
         paths += [path for _target, path in images.unused]
-        removals = tuple(path for path in paths if self._is_file(path))
+        not_ours = {path: why for path in paths for why in [ours.why_not(path, operation.disks)] if why is not None}
+        removals = tuple(path for path in paths if self._is_file(path) and path not in not_ours)
         rebases = tuple(found for found in stranded(images.merges, forest, own) if found[0] not in removals)
         kept = [record for record in records_in(texts) if record.name not in names]
         memory = tuple(path for path in memory_files(doomed, kept) if self._images.exists(path))
+        not_ours |= {path: why for path in memory for why in [ours.why_not_memory(path)] if why is not None}
+        memory = tuple(path for path in memory if path not in not_ours)
         plan = _Plan(
             way=way,
             operation=operation,
@@ -206,6 +216,7 @@ class SnapshotDeletion:
             by_libvirt=frozenset(
                 point.overlay for point in points if way.by_libvirt and point.overlay and point.snapshot in names
             ),
+            not_ours=not_ours,
             steps=(),
         )
         return replace(plan, steps=self._words(plan, interrupted is not None))
@@ -332,6 +343,24 @@ class SnapshotDeletion:
             values={"snapshot": self._told(), "disks": _disks(before, after, merges)},
             warnings=warnings,
         )
+
+
+def _kept(plan: _Plan) -> tuple[str, ...]:
+    return tuple(kept_words(path, why) for path, why in plan.not_ours.items())
+
+
+def _require_own(images: ImagePlan, ours: Ours, view: DomainView) -> None:
+    """What an interrupted run was going to merge is known by the journal alone, which others may write to."""
+    for merge in images.merges:
+        for path in (merge.into.path, *merge.merged):
+            if not ours.is_image(path):
+                raise VirtopsError(
+                    "not_ours",
+                    "The journal of domain %s has a deletion merge %s, which is no image of the domain, and which does "
+                    "not lie beside one." % (view.name, path),
+                    "See who wrote that journal ('virsh metadata %s --uri %s'); if it was not this collection, remove "
+                    "it with --live --config --remove" % (view.name, JOURNAL_URI),
+                )
 
 
 def _require_record(name: str, texts: dict[str, str], interrupted: Operation | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -114,13 +115,49 @@ def test_what_was_begun_since_the_boot_is_left_alone(connection: Connection, def
 
 def test_one_that_needs_a_human_stops_no_other(connection: Connection, define: Define, tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.qcow2"
-    overlay.write_text("no image")
+    name = b"/img/base.raw"
+    overlay.write_bytes(b"QFI\xfb" + struct.pack(">IQI", 3, 200, len(name)) + bytes(180) + name)  # damaged
     define("a", "prepared", overlay=str(overlay))
     define("b", "prepared")
     code, said = run(connection)
     assert code == 1
     assert said["a"].startswith("NEEDS A HUMAN (image_failed): ")
     assert said["b"].startswith("healed: ")
+
+
+def test_what_is_not_ours_is_kept_and_named(connection: Connection, define: Define, tmp_path: Path) -> None:
+    """Whoever may write to the domain's metadata can put any file's name there."""
+    text, memory = tmp_path / "text", tmp_path / "memory"
+    text.write_text("precious")
+    memory.write_text("precious")
+    define("a", "prepared", overlay=str(text))
+    domain = connection.handle.lookupByName("a")
+    forged = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, JOURNAL_URI)
+    revert = (
+        f"<operation id='r' kind='revert' name='revert to s' phase='created' started='{BEFORE}'>"
+        f"<disk target='vda' base='/img/a.raw' base_format='raw' overlay='{text}'/></operation>"
+    )
+    forged = forged.replace("phase=", f"memory='{memory}' phase=").replace("</journal>", revert + "</journal>")
+    flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, forged, JOURNAL_PREFIX, JOURNAL_URI, flags)
+    code, said = run(connection)
+    assert code == 0
+    assert f"{text} was kept: the journal names it" in said["a"]
+    assert f"{memory} was kept: the journal names it" in said["a"]
+    assert (text.read_text(), memory.read_text()) == ("precious", "precious")
+    assert run(connection) == (0, {"a": "nothing to do"})
+
+
+def test_a_journal_that_came_along_with_a_copied_definition(connection: Connection, define: Define) -> None:
+    """It tells of another domain's disks."""
+    define("a", "prepared")
+    domain = connection.handle.lookupByName("a")
+    forged = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, JOURNAL_URI)
+    forged = forged.replace("<journal ", f"<journal domain='{uuid.uuid4()}' ")
+    flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, forged, JOURNAL_PREFIX, JOURNAL_URI, flags)
+    assert run(connection) == (0, {"a": "nothing to do"})
+    assert "s1" in domain.XMLDesc(0)
 
 
 def test_a_bug_is_shown_and_stops_no_other(

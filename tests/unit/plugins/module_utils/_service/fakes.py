@@ -21,6 +21,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     ImageInfo,
     Layer,
     OtherImages,
+    Signature,
     SnapshotDisk,
     SnapshotRecord,
 )
@@ -91,6 +92,7 @@ class FakeImages:
         self.while_copying: Callable[[], None] = lambda: None
         self.kinds: dict[str, str] = {}
         self.infos: dict[str, ImageInfo] = {}
+        self.signatures: dict[str, Signature] = {}
         self.calls: list[str] = []
 
     def _call(self, name: str, *arguments: str) -> None:
@@ -172,6 +174,14 @@ class FakeImages:
 
     def kind(self, path: str) -> str:
         return self.kinds.get(path, "file") if self.exists(path) else "missing"
+
+    def signature(self, path: str) -> Signature:
+        if path in self.signatures or not self.exists(path) or self.kind(path) == "block":
+            return self.signatures.get(path, Signature(self.kind(path)))
+        image, backing = self.backing[path]
+        if image == "memory":
+            return Signature("memory", domain="uuid-1")
+        return Signature(image if image == "qcow2" else "other", backing)
 
     def is_directory(self, path: str) -> bool:
         return path in self.folders

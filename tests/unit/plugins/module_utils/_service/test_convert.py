@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ pytest.importorskip("lxml")
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.convert import ConvertWish  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError  # noqa: E402
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Layer, Outcome  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import ImageInfo, Layer, Outcome  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.convert import Convert  # noqa: E402
@@ -50,6 +51,9 @@ class Images(FakeImages):
     def convert(self, source: Layer, path: str) -> None:
         self.backing[path] = ("qcow2", None)  # what is there of an image when it fails
         self._call("convert", source.path, path)
+
+    def info(self, path: str, image_format: str | None = None) -> ImageInfo:
+        return replace(super().info(path, image_format), virtual_size=self.identity(path).size)
 
     def rename(self, path: str, name: str) -> None:
         self._call("rename", path, name)

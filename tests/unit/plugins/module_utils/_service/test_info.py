@@ -121,6 +121,7 @@ def test_a_guest_with_an_interrupted_operation() -> None:
             }
         ],
         "journal_error": None,
+        "journal_of": None,
     }
 
 

@@ -112,7 +112,7 @@ def test_overlays_of_the_users_own_stay(lab: Lab) -> None:
 
 def test_half_a_memory_file_goes(lab: Lab) -> None:
     lab.die_at("create_snapshot", memory="/img/s1.mem")
-    lab.images.backing["/img/s1.mem"] = ("raw", None)
+    lab.images.backing["/img/s1.mem"] = ("memory", None)
     outcome = lab.run(**WISH)
     assert any("/img/s1.mem" in step for step in outcome.steps)
     assert lab.whole()
@@ -121,7 +121,7 @@ def test_half_a_memory_file_goes(lab: Lab) -> None:
 def test_the_memory_goes_with_the_snapshot(lab: Lab) -> None:
     wish = SnapshotWish("s1", memory="/img/s1.mem")
     ExternalSnapshot(wish, lab.domain, lab.images, lab.watchdog, lab.clock).run(False)
-    lab.images.backing["/img/s1.mem"] = ("raw", None)
+    lab.images.backing["/img/s1.mem"] = ("memory", None)
     foreseen = lab.run(True, **WISH)
     assert foreseen.steps == lab.run(**WISH).steps
     assert "delete the memory of a snapshot, /img/s1.mem" in foreseen.steps

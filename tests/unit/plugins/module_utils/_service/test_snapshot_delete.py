@@ -199,7 +199,7 @@ def test_memory_without_a_record() -> None:
     lab.take("a", metadata=False)
     journal = parse_journal(lab.domain.journal)
     lab.domain.journal = build_journal(journal.put(replace(journal.operations[0], memory="/img/a.mem")))
-    lab.images.backing["/img/a.mem"] = ("raw", None)
+    lab.images.backing["/img/a.mem"] = ("memory", None)
     lab.delete("a")
     assert "/img/a.mem" not in lab.images.backing
 
@@ -390,7 +390,7 @@ def test_data_that_nobody_merged_are_kept() -> None:
 
 def test_memory_goes_with_its_snapshot() -> None:
     lab = Lab("")
-    lab.images.backing["/img/a.mem"] = ("raw", None)
+    lab.images.backing["/img/a.mem"] = ("memory", None)
     lab.take("a")
     images = snapshot_images(lab.domain.texts["a"])
     lab.domain._keep(replace(lab.domain.records["a"], memory="external", memory_file="/img/a.mem"), images)

@@ -1,0 +1,112 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A journal that is not what we wrote: forged, copied along with a definition, or gone while its overlay is there."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from endstate import images
+from virtlab import IMAGES
+
+from .scene import Scene
+
+URI = "https://virtops.github.io/xmlns/libvirt/journal/1"
+SOCKET = "/run/libvirt/libvirt-sock"
+#: A user who may use libvirt, and nothing else.
+OPERATOR = ("setpriv", "--reuid=65534", "--regid=libvirt", "--clear-groups")
+
+
+@contextmanager
+def libvirt_group(scene: Scene) -> Iterator[None]:
+    """Members of the group libvirt may use it, as on a host where packages have set it up."""
+    scene.hypervisor.exec(["chgrp", "libvirt", SOCKET])
+    yield
+    scene.hypervisor.exec(["chgrp", "root", SOCKET])
+
+
+def write_journal(scene: Scene, operations: str, *who: str, name: str = "") -> None:
+    """Put this journal into the domain's metadata, live and persistent."""
+    words = ("metadata", name or scene.member.guest.name, "--uri", URI, "--key", "virtops", "--config", "--set")
+    live = [] if name else ["--live"]
+    journal = f"<journal schema='1'>{operations}</journal>"
+    scene.hypervisor.exec([*who, "virsh", "-c", "qemu:///system", *words, journal, *live])
+
+
+def operation(kind: str, phase: str, overlay: str, base: str, **attributes: str) -> str:
+    """Return an operation of long ago on vda, as the journal has it."""
+    more = "".join(f" {key}='{value}'" for key, value in attributes.items())
+    return (
+        f"<operation id='{uuid.uuid4()}' kind='{kind}' name='{attributes.get('memory') or kind}' phase='{phase}'"
+        f" started='20200101T000000Z'{more}><disk target='vda' base='{base}' base_format='raw' overlay='{overlay}'/>"
+        "</operation>"
+    )
+
+
+def test_forged_journal_deletes_nothing_of_roots(scene: Scene) -> None:
+    """A user of libvirt writes operations into the metadata that name root's files, and another guest's image."""
+    hypervisor = scene.hypervisor
+    (base, *_unused) = scene.before.facts.live["vda"]
+    secret = "/root/virtops-precious"
+    foreign, saved = f"{IMAGES}/foreign.qcow2", f"{IMAGES}/foreign.save"
+    hypervisor.exec(["sh", "-c", f"umask 077; echo precious >{secret}; echo LibvirtQemudSave >{saved}"])
+    hypervisor.exec(["qemu-img", "create", "-q", "-f", "qcow2", foreign, "1M"])
+    victims = [secret, foreign, saved]
+    before = {path: hypervisor.exec(["sha256sum", path]).stdout for path in victims}
+    forged = [
+        operation("revert", "created", secret, base),
+        operation("live_backup", "prepared", f"{base}.none", base, memory=secret),
+        operation("snapshot", "prepared", foreign, base, memory=saved),
+    ]
+    try:
+        with libvirt_group(scene):
+            readable = hypervisor.exec([*OPERATOR, "cat", secret], check=False)
+            assert readable.returncode != 0
+            for one in forged:
+                write_journal(scene, one, *OPERATOR)
+                healed = scene.module("recover")
+                assert "error_code" not in healed, healed
+                named = [path for path in victims if path in one]
+                assert named
+                assert [path for path in named if f"{path} was kept" not in str(healed["warnings"])] == []
+            # What would be written to is not left out, but refused
+            merge = operation("delete", "committing", foreign, base).replace(
+                "'delete' phase", "'x (children: only)' phase"
+            )
+            write_journal(scene, merge, *OPERATOR)
+            assert scene.module("recover")["error_code"] == "not_ours"
+            hypervisor.virsh("metadata", scene.member.guest.name, "--uri", URI, "--live", "--config", "--remove")
+        assert {path: hypervisor.exec(["sha256sum", path]).stdout for path in victims} == before
+    finally:
+        hypervisor.exec(["rm", "-f", *victims])
+    scene.before.assert_normal_end(sets=0)
+
+
+def test_copied_definition_brings_no_journal_along(scene: Scene) -> None:
+    """A clone of a guest that was being backed up has nothing to finish, and nothing of the guest is touched by it."""
+    hypervisor, clone = scene.hypervisor, "clone"
+    play = scene.start("Copy the bases while the guest writes on")
+    try:
+        text = hypervisor.virsh("dumpxml", "--inactive", scene.member.guest.name)
+        text = re.sub(r"<uuid>.*?</uuid>|<mac address=.*?/>|<seclabel.*?</seclabel>", "", text, flags=re.DOTALL)
+        text = text.replace("<name>web</name>", f"<name>{clone}</name>")
+        text = re.sub(r"<disk .*</disk>", "", text, flags=re.DOTALL)
+        assert "phase=" in text
+        hypervisor.outside("/root/clone.xml").write_text(text, encoding="utf-8")
+        hypervisor.virsh("define", "/root/clone.xml")
+        there = images(hypervisor)
+        (found,) = scene.stage.controller.module(hypervisor.name, "guests_info", guests=[clone])["guests"]
+        assert found["journal"] == []
+        assert found["journal_of"] == scene.member.facts().xml[0].partition("<uuid>")[2].partition("</uuid>")[0]
+        healed = scene.module("recover", domain=clone)
+        assert (healed["changed"], healed["operations"]) == (False, [])
+        assert "whose definition was copied" in str(healed["warnings"])
+        assert images(hypervisor) == there
+    finally:
+        hypervisor.virsh("undefine", clone, "--nvram", check=False)
+    scene.assert_succeeded(scene.go(play))
+    scene.before.assert_normal_end()
