@@ -13,6 +13,7 @@ from playbook import Controller, Play
 from virtlab import IMAGES, Hypervisor
 
 BUSY, CHECKED, FINE = "web2@e2e1", "web1@e2e1", "db@e2e1"
+LACKING = "files@e2e2"
 FOREIGN_COPY = f"{IMAGES}/foreign-copy.raw"
 HERE = ("--limit", "e2e1:*@e2e1")
 
@@ -50,8 +51,10 @@ def test_preflight_only(fleet: dict[str, Member], hypervisors: list[Hypervisor],
     report = play.report()
     assert report.keys() == fleet.keys()
     assert report[BUSY].startswith(f"{BUSY}: NOT READY. vdb: A block job (copy)")
-    assert report[CHECKED].startswith(f"{CHECKED}: ready. WARNING: Checkpoints")
-    others = fleet.keys() - {BUSY, CHECKED}
+    assert report[CHECKED].startswith(f"{CHECKED}: ready. WARNING: vdb: It is left out of the backup: it is shareable")
+    assert "Checkpoints of another backup tool" in report[CHECKED]
+    assert report[LACKING].startswith(f"{LACKING}: ready. WARNING: vdb: It is left out of the backup: it is read-only")
+    others = fleet.keys() - {BUSY, CHECKED, LACKING}
     assert [report[alias] for alias in others] == [f"{alias}: ready" for alias in others]
     assert {alias: member.facts() for alias, member in fleet.items()} == facts
     assert {alias: len(member.sets()) for alias, member in fleet.items()} == sets

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from ._xml_domain import owner_of
 from ._xml_tree import parse
 
 
@@ -22,6 +23,14 @@ def has_external_revert(capabilities: str) -> bool:
 def security_models(capabilities: str) -> frozenset[str]:
     """virConnectGetCapabilities: the security drivers of the host, as apparmor, selinux, dac."""
     return frozenset(found.text or "" for found in parse(capabilities).iterfind("host/secmodel/model"))
+
+
+def qemu_ids(capabilities: str) -> tuple[int, int] | None:
+    """virConnectGetCapabilities: the user and group that QEMU runs as, where a domain does not say otherwise."""
+    for model in parse(capabilities).iterfind("host/secmodel"):
+        if model.findtext("model") == "dac":
+            return owner_of(model.findtext("baselabel", ""))
+    return None
 
 
 def has_backup(domain_capabilities: str) -> bool:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
@@ -44,6 +45,7 @@ class DomainXml:
     nvram_format: str
     memory_bytes: int
     journal_of: str | None
+    qemu_ids: tuple[int, int] | None
 
 
 def unknown_volume(pool: str, volume: str) -> str | None:  # noqa: ARG001
@@ -74,6 +76,7 @@ def parse_domain(live_xml: str, config_xml: str | None, volume_path: VolumePath 
         nvram_format=next((found.get("format", "raw") for found in live.iterfind("os/nvram")), "raw"),
         memory_bytes=int(live.findtext("memory", "0")) * 1024,  # libvirt tells it in KiB, whatever was defined
         journal_of=_other_owner(live) or (None if config is None else _other_owner(config)),
+        qemu_ids=owner_of(live.findtext("seclabel[@model='dac']/label", "")),
     )
 
 
@@ -193,6 +196,12 @@ def _agent(domain: etree._Element) -> str:
         if target.get("name") == AGENT_CHANNEL:
             return "connected" if target.get("state") == "connected" else "disconnected"
     return "absent"
+
+
+def owner_of(label: str) -> tuple[int, int] | None:
+    """A DAC label, +64055:+108; None where it names nobody by number."""
+    found = re.fullmatch(r"\+(\d+):\+(\d+)", label.strip())
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def _nvram(domain: etree._Element) -> str | None:

@@ -87,7 +87,8 @@ class SourceFacts:
 class CopyOrder:
     """One image to write. The first of `methods` that the file systems can do is taken.
 
-    `backing` is the reference that the copy keeps; None: it stands alone. `needs` is the space that it may take.
+    `backing` is the reference that the copy keeps; None: it stands alone. `needs` is the space that it may take; where
+    it is `unsure`, as of a thin volume, only the copy itself tells how much of that it is.
     """
 
     target: str
@@ -101,6 +102,7 @@ class CopyOrder:
     compress: bool = False
     verify: bool = True
     rate_limit: int = 0
+    unsure: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class StorePort(Protocol):
         """The bytes of each file in it."""
 
     def unfinished(self, parent: str) -> tuple[Unfinished, ...]:
-        """The partial sets in it."""
+        """The partial sets in it; `dest_not_writable` where no other could be made there."""
 
     def begin(self, paths: SetPaths, manifest: str) -> str:
         """Make the partial set with its manifest, mode 0700, and what is missing above it; `set_under_way` where

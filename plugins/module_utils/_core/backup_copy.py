@@ -35,6 +35,7 @@ def plan_copy(wish: BackupWish, facts: SourceFacts) -> CopyOrder:
         compress=wish.compress,
         verify=wish.verify,
         rate_limit=wish.rate_limit * 1024 * 1024,
+        unsure=not facts.regular,
     )
 
 

@@ -106,8 +106,9 @@ def require_same_set(
 
 
 def require_space(orders: tuple[CopyOrder, ...], free: int, dest: str) -> None:
-    """`free` includes what the removal of unfinished sets gives back."""
-    needed = sum(order.needs for order in orders)
+    """`free` includes what the removal of unfinished sets gives back. How much data a block device holds only the copy
+    tells: one that holds too much ends it, and the guest's overlays are merged."""
+    needed = sum(order.needs for order in orders if not order.unsure)
     if needed > free:
         raise VirtopsError(
             "no_space",

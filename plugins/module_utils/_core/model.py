@@ -204,8 +204,8 @@ class DomainView:
     one). `config_disks` is the persistent XML's view; what it says below the active layer may be stale.
     `agent` is connected, disconnected (a channel, nobody answering) or absent.
     `paused_by` is the reason of state paused: user, I/O error (QEMU stopped it at a failed write), saving or other.
-    `memory_bytes` is what the guest has of it at most.
     `journal_of` is the UUID of another domain whose journal came along with a copied definition: `journal_xml` is none.
+    `memory_bytes` is what the guest has of it at most. `qemu_ids` are the user and group that its QEMU runs as.
     `pflash`: its firmware, as UEFI's, lies in flash, whose variables are `nvram`.
     """
 
@@ -226,6 +226,7 @@ class DomainView:
     nvram_format: str = "raw"
     memory_bytes: int = 0
     journal_of: str | None = None
+    qemu_ids: tuple[int, int] | None = None
 
     @property
     def active(self) -> bool:
@@ -257,6 +258,7 @@ class ImageInfo:
     backing_is_relative: bool = False
     internal_snapshots: tuple[str, ...] = ()
     corrupt: bool = False
+    bitmaps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -330,6 +330,12 @@ class ImagePort(Protocol):
 
     def is_writable(self, path: str) -> bool: ...
 
+    def may_enter(self, directory: str, user: int, group: int) -> bool:
+        """May this user reach files in the directory? True where we cannot ask."""
+
+    def extent(self, device: str, virtual_size: int) -> tuple[int, int] | None:
+        """Where the qcow2 on this block device ends, and where the device does; None: it has room for all of it."""
+
     def free_bytes(self, directory: str) -> int:
         """statvfs(3): what an unprivileged process may still write there."""
 

@@ -82,6 +82,7 @@ def _all_of(guest: GuestFacts, host: Capabilities, limits: Limits, space: tuple[
         *_denied(guest),
         *_definition(guest),
         *_checkpoints(guest),
+        *_bitmaps(guest),
         *_shared(guest),
         *_left(guest),
     ]
@@ -107,7 +108,7 @@ _FINE = {
     TARGET: "The copies fit",
     APPARMOR: "No rule of AppArmor forbids the merge",
     DEFINITION: "The persistent definition names the same images",
-    CHECKPOINTS: "It has no checkpoints",
+    CHECKPOINTS: "It has no checkpoints, and its images no bitmaps",
     SHARED: "No other domain stands on its images",
     OVERLAYS: "No overlay that it has left stands on its images",
 }
@@ -159,7 +160,17 @@ def _capabilities(host: Capabilities) -> Iterator[Check]:
 
 def _skipped(guest: GuestFacts) -> Iterator[Check]:
     for disk in guest.skipped:
-        yield Check(DISKS, OK, "It is left out of the backup: %s" % disk.reason, disk.target)
+        words = "It is left out of the backup: %s" % disk.reason
+        if not disk.holds:
+            yield Check(DISKS, OK, words, disk.target)
+            continue
+        yield warning(
+            DISKS,
+            "disk_left_out",
+            words,
+            "See that what is on it is backed up otherwise, or say in disks that it is left out (snapshot: no)",
+            disk.target,
+        )
 
 
 def _chains(guest: GuestFacts, limits: Limits) -> Iterator[Check]:
@@ -282,6 +293,21 @@ def _checkpoints(guest: GuestFacts) -> Iterator[Check]:
             "%s. What the guest writes until the merge may be missing from them" % told,
             "Let the tool that made them begin with a full backup after this one",
         )
+
+
+def _bitmaps(guest: GuestFacts) -> Iterator[Check]:
+    """Those of checkpoints are told as checkpoints."""
+    for disk in guest.disks if not guest.checkpoints else ():
+        if disk.bitmaps:
+            yield warning(
+                CHECKPOINTS,
+                "has_bitmaps",
+                "The image %s has bitmaps of another backup tool inside (%s). What the guest writes until the merge "
+                "may be missing from them" % (disk.base.path, ", ".join(disk.bitmaps)),
+                "Let the tool that made them begin with a full backup after this one; 'qemu-img bitmap --remove' ends "
+                "those that nothing uses",
+                disk.target,
+            )
 
 
 def _shared(guest: GuestFacts) -> Iterator[Check]:

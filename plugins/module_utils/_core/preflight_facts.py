@@ -92,6 +92,7 @@ class Capabilities:
     disk_snapshots: bool
     libvirt_version: int
     security_models: frozenset[str] = frozenset()
+    qemu_ids: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class DiskFacts:
     """A disk that would be snapshotted. `base_fs` is None for a block device, which cannot grow.
 
     `shared_with` are other domains that have the base in a chain; `order` is None where it was refused. `left` are
-    overlays, as snapshots of this disk make them, that stand on the base, are in no chain and hold data.
+    overlays, as snapshots of this disk make them, that stand on the base, are in no chain and hold data. `extent` is
+    where a qcow2 on a block device ends, and where the device does; None: nothing can lack. `bitmaps` are in the base.
     """
 
     target: str
@@ -120,6 +122,8 @@ class DiskFacts:
     order: CopyOrder | None = None
     shared_with: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    extent: tuple[int, int] | None = None
+    bitmaps: tuple[str, ...] = ()
 
     @property
     def base(self) -> Layer:

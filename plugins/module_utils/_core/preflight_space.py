@@ -90,18 +90,25 @@ def _target(guest: GuestFacts, copies: dict[int, int]) -> Iterator[Check]:
     needs, taken = _needs(guest), copies.get(where.device, 0)
     if needs and taken + needs > free:
         # Their true size is known only once they are made: these may take less.
-        unsure = any(order.compress or order.methods[0] == REFLINK for order in orders)
+        unsure = any(order.unsure or order.compress or order.methods[0] == REFLINK for order in orders)
         check = failed(
             TARGET,
             "no_space",
-            "The backup may take %d MiB, and %s has %d MiB free, of which those of the guests before it may take %d MiB"
-            % (mib(needs), where.path, mib(free), mib(taken)),
+            "The backup may take %d MiB%s, and %s has %d MiB free, of which those of the guests before it may take %d "
+            "MiB" % (mib(needs), _unsure_words(guest), where.path, mib(free), mib(taken)),
             "Make space there, or back up fewer guests at a time (guests, exclude)",
         )
         yield replace(check, status=WARNING if unsure else FAILED)
         if not unsure:
             return
     copies[where.device] = taken + needs
+
+
+def _unsure_words(guest: GuestFacts) -> str:
+    devices = [disk.target for disk in guest.disks if disk.order is not None and disk.order.unsure]
+    return (
+        " (the whole of %s, as nobody knows how much data block devices hold)" % ", ".join(devices) if devices else ""
+    )
 
 
 def _overlays(guest: GuestFacts, limits: Limits, copies: dict[int, int], overlays: dict[int, int]) -> Iterator[Check]:
@@ -138,10 +145,21 @@ def _growth(guest: GuestFacts, limits: Limits) -> Iterator[Check]:
     A thin base grows by at most what the overlay holds, and to at most its virtual size.
     """
     for disk in guest.disks:
-        where = disk.base_fs
+        where, reserve = disk.base_fs, limits.reserve.of(disk.virtual_size)
+        used, size = disk.extent or (0, disk.virtual_size)
+        growth = min(reserve, max(0, disk.virtual_size - used))
+        if disk.extent is not None and used + growth > size:
+            yield failed(
+                BASE_GROWTH,
+                "no_space",
+                "The merge may make the image on %s grow by %d MiB, and the device has %d MiB left behind it"
+                % (disk.base.path, mib(growth), max(0, size - used) // 1024**2),
+                "Enlarge the device (lvextend), or lower overlay_reserve if the guest writes less than that during a "
+                "backup",
+                disk.target,
+            )
         if where is None:
             continue
-        reserve = limits.reserve.of(disk.virtual_size)
         growth = min(reserve, max(0, disk.virtual_size - disk.allocation))
         if growth > where.free:
             yield failed(BASE_GROWTH, "no_space", *_growth_words(disk, growth, growth, where.free), disk.target)

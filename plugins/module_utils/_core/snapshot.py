@@ -73,10 +73,11 @@ class PlannedDisk:
 
 @dataclass(frozen=True)
 class SkippedDisk:
-    """A disk that the snapshot leaves alone, and why."""
+    """A disk that the snapshot leaves alone, and why. `holds`: it has data that nobody asked to leave out."""
 
     target: str
     reason: str
+    holds: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,10 +144,10 @@ def skipped_disks(wish: SnapshotWish, view: DomainView, made: frozenset[str] = f
                 "Leave it out of disks, or give it snapshot: no",
             )
         elif reason is not None:
-            skipped.append(SkippedDisk(disk.target, reason))
+            skipped.append(SkippedDisk(disk.target, reason, holds=not disk.empty))
         elif asked is None and disk.snapshot in _NOT_EXTERNAL and disk.target not in made:
             words = "%s; name it in disks to include it" % marked_words(disk)
-            skipped.append(SkippedDisk(disk.target, words))
+            skipped.append(SkippedDisk(disk.target, words, holds=True))
     return tuple(skipped)
 
 

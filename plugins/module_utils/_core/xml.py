@@ -6,7 +6,14 @@
 
 from __future__ import annotations
 
-from ._xml_capabilities import emulation, has_backup, has_disk_snapshots, has_external_revert, security_models
+from ._xml_capabilities import (
+    emulation,
+    has_backup,
+    has_disk_snapshots,
+    has_external_revert,
+    qemu_ids,
+    security_models,
+)
 from ._xml_domain import (
     DomainXml,
     definition_digest,
@@ -55,6 +62,7 @@ __all__ = [
     "parse_journal",
     "parse_record",
     "parse_snapshot",
+    "qemu_ids",
     "security_models",
     "snapshot_definitions",
     "snapshot_images",

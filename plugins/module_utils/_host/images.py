@@ -14,8 +14,10 @@ import contextlib
 import errno
 import json
 import os
+import pwd
 import stat
 import struct
+import subprocess
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -215,6 +217,31 @@ class Images:
         """access(2) with the effective IDs; it also knows of file systems mounted read-only."""
         return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
+    def may_enter(self, directory: str, user: int, group: int) -> bool:
+        """access(2), asked by a process of that user: ACLs and servers have their say."""
+        if os.geteuid() != 0:
+            return True  # only root can ask for others
+        try:
+            groups = os.getgrouplist(pwd.getpwuid(user).pw_name, group)
+        except KeyError:
+            groups = [group]
+        try:
+            argv = ["test", "-x", os.path.join(directory, "")]
+            return subprocess.run(argv, user=user, group=group, extra_groups=groups, check=False).returncode == 0
+        except OSError as error:
+            raise os_failure("Looking at %s as user %d" % (directory, user), error) from error
+
+    def extent(self, device: str, virtual_size: int) -> tuple[int, int] | None:
+        """`qemu-img check -U` reads all tables, so only where the device may be too small."""
+        with open(_absolute(device), "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+        # One entry of 8 and one of 2 bytes for each cluster of 64 KiB, and what comes once
+        if size >= virtual_size + virtual_size // 8192 + virtual_size // 32768 + 1024**2:
+            return None
+        argv = ["qemu-img", "check", "-U", "--output=json", "-f", "qcow2", device]
+        found = json.loads(run(argv, "Reading the image %s" % device, fine=frozenset({0, 2, 3})))
+        return int(found["image-end-offset"]), size
+
     def free_bytes(self, directory: str) -> int:
         """statvfs(3): f_bavail, without the blocks reserved for root."""
         found = self._statvfs(directory)
@@ -271,6 +298,7 @@ def image_info(path: str, entry: dict[str, Any]) -> ImageInfo:
         backing_is_relative=_is_relative(entry.get("backing-filename")),
         internal_snapshots=tuple(snapshot["name"] for snapshot in entry.get("snapshots", ())),
         corrupt=bool(specific.get("corrupt", False)),
+        bitmaps=tuple(bitmap["name"] for bitmap in specific.get("bitmaps", ())),
     )
 
 

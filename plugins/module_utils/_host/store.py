@@ -139,6 +139,12 @@ class BackupStore:
         with _opened_parent(parent) as folder:
             if folder is None:
                 return ()
+            if not os.access(".", os.W_OK | os.X_OK, dir_fd=folder):
+                raise VirtopsError(
+                    "dest_not_writable",
+                    "The directory %s for the domain's backups cannot be written to" % parent,
+                    "Mend its permissions or its mount (chmod, chattr, mount), or choose another dest",
+                )
             for name in sorted(os.listdir(folder)):
                 if name.startswith(".") and name.endswith(_PARTIAL):
                     path = os.path.join(parent, name)

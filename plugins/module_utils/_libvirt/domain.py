@@ -439,6 +439,7 @@ def read_view(connection: Connection, domain: Any, jobs: bool = True) -> DomainV
         nvram_format=parsed.nvram_format,
         memory_bytes=parsed.memory_bytes,
         journal_of=parsed.journal_of,
+        qemu_ids=parsed.qemu_ids,
     )
     if not view.active:
         return replace(view, disks=view.config_disks or view.disks)

@@ -65,7 +65,7 @@ class Host:
         with mapped("Asking libvirt what it can do"):
             told = self._connection.handle.getCapabilities()
             version = self._connection.handle.getLibVersion()
-        return Capabilities(xml.has_disk_snapshots(told), version, xml.security_models(told))
+        return Capabilities(xml.has_disk_snapshots(told), version, xml.security_models(told), xml.qemu_ids(told))
 
     def job(self, uuid: str) -> str | None:
         """The type counts from 1, bounded, and 2, unbounded; 3 and more are of a job that has ended."""

@@ -126,7 +126,7 @@ class Preflight:
             facts = replace(facts, denied=denied_writes(self._apparmor(view.uuid)))
         if not self._is_wanted(view) or resumed(facts, self._wish.limits) is not None:
             return facts
-        look = _Look(self._wish, self._images, self._store, owners, self._names)
+        look = _Look(self._wish, self._images, self._store, owners, self._names, view.qemu_ids or host.qemu_ids)
         with look.noting(IMAGES):
             view = observe_view(view, self._images)
         unseen = tuple(found for uuid, found in self._unseen.items() if uuid != view.uuid)
@@ -212,7 +212,9 @@ class _Look:
         store: StorePort,
         owners: _Owners,
         names: Callable[[str], tuple[str, ...]],
+        qemu_ids: tuple[int, int] | None,
     ) -> None:
+        self._qemu_ids = qemu_ids
         self._wish = wish
         self._images = images
         self._store = store
@@ -249,6 +251,7 @@ class _Look:
                 "Mount its file system writable",
             )
         require_place(planned, self._images)
+        self._require_reach(planned)
         regular = self._store.is_regular(base.path)
         return DiskFacts(
             target=planned.target,
@@ -260,6 +263,21 @@ class _Look:
             order=self._order(planned),
             shared_with=self._shared_with(view, base.path),
             left=self._left(view, planned),
+            extent=None if regular or base.format != "qcow2" else self._images.extent(base.path, info.virtual_size),
+            bitmaps=info.bitmaps,
+        )
+
+    def _require_reach(self, planned: PlannedDisk) -> None:
+        """libvirt gives QEMU's user the overlay, and not the folders above it."""
+        folder = os.path.dirname(planned.overlay)
+        if self._qemu_ids is None or self._images.may_enter(folder, *self._qemu_ids):
+            return
+        raise VirtopsError(
+            "permission_denied",
+            "QEMU runs as user %d, who may not enter the folder %s for the overlay of disk %s."
+            % (self._qemu_ids[0], folder, planned.target),
+            "Let that user into each folder of the path (chmod o+x, or setfacl -m u:%d:x), or choose another with "
+            "overlay_dir" % self._qemu_ids[0],
         )
 
     def _order(self, planned: PlannedDisk) -> CopyOrder | None:

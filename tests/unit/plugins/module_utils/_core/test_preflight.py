@@ -119,6 +119,9 @@ def test_a_guest_with_nothing_wrong_is_told_each_check_once() -> None:
         (replace(GUEST, checkpoints=None), []),
         (replace(GUEST, checkpoints=1), [("checkpoints", WARNING, "has_checkpoints")]),
         (replace(GUEST, checkpoints=1, incremental=False), [("checkpoints", FAILED, "has_checkpoints")]),
+        (disk(bitmaps=("b",)), [("checkpoints", WARNING, "has_bitmaps")]),
+        (replace(disk(bitmaps=("b",)), checkpoints=1), [("checkpoints", WARNING, "has_checkpoints")]),
+        (replace(GUEST, unseen=(("db", "It is gone"),)), [("shared", WARNING, "neighbour_unseen")]),
         (disk(shared_with=("db",)), [("shared", FAILED, "base_shared")]),
         (disk(left=("/img/web.vda.s.qcow2",)), [("overlays", WARNING, "overlay_in_use")]),
         (
@@ -169,6 +172,35 @@ def test_skipped_disks_come_with_their_reason() -> None:
         ("hda", OK, "It is left out of the backup: it is a cdrom drive"),
         (None, OK, "A snapshot can hold each disk that is not left out"),
     ]
+
+
+def test_a_skipped_disk_with_something_on_it_is_worth_a_warning() -> None:
+    guest = replace(GUEST, skipped=(SkippedDisk("vdb", "it is shareable", holds=True),))
+    assert found(guest) == [("disks", WARNING, "disk_left_out")]
+    assert is_ready(checks(guest))
+
+
+@pytest.mark.parametrize(
+    ("extent", "lacks"),
+    [
+        (None, False),
+        ((40, 50), False),  # 10 % of 100 MiB are kept for what the guest writes
+        ((41, 50), True),
+        ((95, 100), False),  # it has all but 5 MiB already
+        ((95, 99), True),
+        ((120, 120), False),
+    ],
+)
+def test_a_qcow2_on_a_device_that_is_too_small_for_the_merge(extent: tuple[int, int] | None, lacks: bool) -> None:
+    guest = disk(base_fs=None, extent=None if extent is None else (extent[0] * MIB, extent[1] * MIB))
+    assert found(guest) == [("base_growth", FAILED, "no_space")] * lacks
+
+
+def test_how_much_data_a_device_holds_only_the_copy_tells() -> None:
+    thin = replace(ORDER, needs=2000 * MIB, unsure=True)
+    assert found(disk(order=thin)) == [("target", WARNING, "no_space")]
+    two = replace(GUEST, disks=(replace(FACTS, order=thin), replace(FACTS, order=replace(ORDER, needs=1001 * MIB))))
+    assert found(two) == [("target", FAILED, "no_space")]
 
 
 def test_nothing_is_claimed_of_disks_that_could_not_be_seen() -> None:

@@ -81,6 +81,8 @@ class FakeImages:
         self.folders = {"/img"}
         self.read_only: set[str] = set()
         self.unreadable: set[str] = set()
+        self.closed: set[str] = set()
+        self.extents: dict[str, tuple[int, int]] = {}
         self.dirty: set[str] = set()
         self.open_by: dict[str, tuple[int, ...]] = {}
         self.fail: dict[str, VirtopsError] = {}
@@ -192,6 +194,12 @@ class FakeImages:
 
     def is_writable(self, path: str) -> bool:
         return path not in self.read_only
+
+    def may_enter(self, directory: str, user: int, group: int) -> bool:
+        return directory not in self.closed
+
+    def extent(self, device: str, virtual_size: int) -> tuple[int, int] | None:
+        return self.extents.get(device)
 
     def free_bytes(self, directory: str) -> int:
         return self.free
