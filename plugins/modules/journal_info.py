@@ -73,6 +73,11 @@ operations:
     open:
       description: Whether it is under way, or was interrupted. No other operation may start on this domain then.
       type: bool
+    noted:
+      description:
+        - Whether the journal has it. V(false) of a live backup whose journal is gone, and whose layers, record or
+          overlay are there, by their names.
+      type: bool
     consistency:
       description: What the snapshot holds, V(filesystem), V(crash) or V(offline). Empty before it is known.
       type: str
@@ -128,6 +133,7 @@ operations:
       phase: created
       started: 20261120T120000Z
       open: true
+      noted: true
       consistency: filesystem
       memory: null
       disks:

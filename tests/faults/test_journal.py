@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from endstate import images
-from virtlab import IMAGES
+from virtlab import BACKUP, IMAGES
 
-from .scene import Scene
+from .scene import SLOW_COPY, Scene
 
 URI = "https://virtops.github.io/xmlns/libvirt/journal/1"
 SOCKET = "/run/libvirt/libvirt-sock"
@@ -110,3 +110,65 @@ def test_copied_definition_brings_no_journal_along(scene: Scene) -> None:
         hypervisor.virsh("undefine", clone, "--nvram", check=False)
     scene.assert_succeeded(scene.go(play))
     scene.before.assert_normal_end()
+
+
+def forget(scene: Scene) -> None:
+    """Somebody removes the journal from the domain's metadata."""
+    scene.hypervisor.virsh("metadata", scene.member.guest.name, "--uri", URI, "--live", "--config", "--remove")
+
+
+def die_on_overlays(scene: Scene) -> str:
+    """A live backup dies while it copies, and its journal is removed. Return the snapshot's name."""
+    play = scene.start(rate_limit=SLOW_COPY)
+    scene.until_copied(2)
+    scene.kill(scene.module_pid())
+    play.kill()
+    (name,) = scene.member.facts().snapshots
+    forget(scene)
+    assert "vda" in scene.overlays()
+    return name
+
+
+def test_lost_journal_of_a_guest_on_its_overlays(scene: Scene) -> None:
+    """Each look names it, no other module works on top of it, and the next run merges it before it backs up."""
+    name = die_on_overlays(scene)
+    module = scene.stage.controller.module
+    guests = module(scene.hypervisor.name, "guests_info", guests=[scene.member.guest.name])["guests"]
+    assert [(found["name"], found["open"], found["noted"]) for found in guests[0]["journal"]] == [(name, True, False)]
+    refused = scene.module("snapshot_external", name="mine")
+    assert (refused["error_code"], "its journal is gone" in refused["msg"]) == ("operation_open", True)
+    play = scene.heal(resumed=True)
+    (recovered,) = [item.result for item in play.of(scene.member.alias, "recover")]
+    assert any(step.startswith(f"take up {name}") for step in recovered["actions"]), recovered
+    assert scene.module("recover")["actions"] == []
+
+
+def test_lost_journal_of_a_guest_started_from_older_xml(scene: Scene) -> None:
+    """Its newest data are in the overlay, which nothing refers to any more: all refuse until a human has looked."""
+    hypervisor, guest = scene.hypervisor, scene.member.guest
+    older = hypervisor.virsh("dumpxml", "--inactive", guest.name)
+    name = die_on_overlays(scene)
+    scene.before.assert_writes()
+    overlay = scene.overlays()["vda"]
+    whole = hypervisor.virsh("dumpxml", "--inactive", guest.name)
+    guest.shutdown()
+    hypervisor.virsh("snapshot-delete", guest.name, name, "--metadata")
+    hypervisor.outside("/root/older.xml").write_text(older, encoding="utf-8")
+    hypervisor.outside("/root/whole.xml").write_text(whole, encoding="utf-8")
+    hypervisor.virsh("define", "/root/older.xml")
+    there = images(hypervisor)
+    play = scene.run()
+    assert play.rc != 0
+    assert "overlay_in_use" in play.output
+    assert scene.module("recover")["error_code"] == "overlay_in_use"
+    look = scene.stage.controller.module(
+        hypervisor.name, "preflight_info", guests=[guest.name], states=[], dest=BACKUP, quiesce="never"
+    )
+    failed = {check["error_code"] for check in look["guests"][0]["checks"] if check["status"] == "failed"}
+    assert failed == {"overlay_in_use"}, look
+    assert images(hypervisor) == there
+    # The human decides for the overlay
+    hypervisor.virsh("define", "/root/whole.xml")
+    assert overlay in scene.member.facts().persistent["vda"]
+    scene.member.boot()
+    scene.heal(rebooted=True)

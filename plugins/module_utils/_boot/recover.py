@@ -27,6 +27,7 @@ from .._core import xml
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.model import DomainView
+from .._core.strays import is_stray_name
 from .._core.xml import LXML_IMPORT_ERROR
 from .._host.boottime import booted_at
 from .._host.clock import SystemClock
@@ -41,6 +42,7 @@ from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
 from .._service.recover import RecoverWish, Recovery
+from .._service.strays import lost_operations, with_bases
 
 #: Seconds that libvirt's daemon gets to answer after the boot.
 CONNECT_SECONDS = 60
@@ -67,10 +69,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def recover_all(connection: Connection, timeout: int, boot: str, say: Callable[[str], None]) -> int:
     """One guest after another; 1 where one of them needs a human."""
-    needy = 0
-    for view in Host(connection).domains():
+    needy, host = 0, Host(connection)
+    for view in host.domains():
         try:
-            if _was_interrupted(view, boot):
+            if _was_interrupted(view, boot) or _has_lost_its_journal(view, host):
                 told = _recover(connection, view, timeout)
                 say("%s: %s" % (view.name, "healed: " + "; ".join(told) if told else "nothing to do"))
             else:
@@ -89,6 +91,13 @@ def _was_interrupted(view: DomainView, boot: str) -> bool:
     """By the boot. UTC times of one form compare as text."""
     operations = xml.parse_journal(view.journal_xml).operations
     return any(operation.open and operation.started < boot for operation in operations)
+
+
+def _has_lost_its_journal(view: DomainView, host: Host) -> bool:
+    """A run writes its journal before all else, so this is of none that is at work."""
+    journal = xml.parse_journal(view.journal_xml)
+    seen = with_bases(view, Images())
+    return bool(lost_operations(seen, journal, lambda: host.records(view.uuid, is_stray_name)))
 
 
 def _recover(connection: Connection, view: DomainView, timeout: int) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ from .preflight_facts import (
 )
 from .preflight_space import space_checks
 from .refusals import operation_open
+from .strays import snapshot_of
 
 #: The active commit, as virConnectGetLibVersion counts: 1.2.6. No capability tells of it.
 _ACTIVE_COMMIT = 1002006
@@ -333,7 +334,8 @@ def _shared(guest: GuestFacts) -> Iterator[Check]:
 
 def _left(guest: GuestFacts) -> Iterator[Check]:
     """A transient domain takes its journal with it when it ends: then these files alone tell that it ended on its
-    overlays. Of another domain they are most often what a merge by hand left."""
+    overlays. Of another domain they are most often what a merge by hand left; but those of a live backup, which deletes
+    them with its journal."""
     for disk in guest.disks:
         for path in disk.left:
             check = failed(
@@ -346,4 +348,5 @@ def _left(guest: GuestFacts) -> Iterator[Check]:
                 "how to find out which data are right. If all of it was merged, remove the file",
                 disk.target,
             )
-            yield replace(check, status=WARNING if guest.view.persistent else FAILED)
+            ours = snapshot_of(path, guest.view.name, disk.target) is not None
+            yield replace(check, status=WARNING if guest.view.persistent and not ours else FAILED)

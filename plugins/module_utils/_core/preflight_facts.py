@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from .backup import CopyOrder
 from .errors import VirtopsError
 from .journal import Journal, Operation
-from .model import DomainView, Layer
+from .model import DomainView, Layer, SnapshotRecord
 from .snapshot import SkippedDisk
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
@@ -160,6 +160,9 @@ class HostPort(Protocol):
 
     def domains(self) -> tuple[DomainView, ...]:
         """virConnectListAllDomains, by name."""
+
+    def records(self, uuid: str, wanted: Callable[[str], bool]) -> tuple[SnapshotRecord, ...]:
+        """virDomainListAllSnapshots, and virDomainSnapshotGetXMLDesc of those with a wanted name."""
 
     def capabilities(self) -> Capabilities:
         """virConnectGetCapabilities, virConnectGetLibVersion."""

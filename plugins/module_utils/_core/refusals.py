@@ -13,16 +13,23 @@ from .journal import RESERVED, Journal, Operation
 from .model import Disk, DomainView
 
 
-def operation_open(domain: str, operation: Operation) -> VirtopsError:
-    """The refusal that every module gives while another operation is under way."""
+def operation_open(domain: str, operation: Operation, lost: bool = False) -> VirtopsError:
+    """The refusal that every module gives while another operation is under way. `lost`: its journal is gone."""
     return VirtopsError(
         "operation_open",
-        "Operation %r (%s, begun %s) is still open on domain %s in phase %s."
-        % (operation.name, operation.kind, operation.started, domain, operation.phase),
+        "Operation %r (%s, begun %s) is still open on domain %s in phase %s%s."
+        % (
+            operation.name,
+            operation.kind,
+            operation.started,
+            domain,
+            operation.phase,
+            "; its layers or its record are there, and its journal is gone" if lost else "",
+        ),
         "Run the play that began it again, which finishes it"
         if operation.kind in RESERVED
-        else "Run the play that began it again, or merge its layers with virtops.libvirt.block_commit and snapshot: %r"
-        % operation.name,
+        else "Run the play that began it again, or merge its layers with virtops.libvirt.block_commit, snapshot: %r "
+        "and delete_merged: true" % operation.name,
     )
 
 

@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.model import DomainView
+from .._core.model import DomainView, SnapshotRecord
 from .._core.preflight_facts import Capabilities
 from . import agent
 from .connection import Connection
@@ -58,6 +58,17 @@ class Host:
             if is_number(problem, "VIR_ERR_NO_DOMAIN") or is_connection_lost(problem):
                 raise
             return read_view(self._connection, domain, jobs=False)
+
+    def records(self, uuid: str, wanted: Callable[[str], bool]) -> tuple[SnapshotRecord, ...]:
+        """The records of a domain's snapshots with a wanted name: only those are read."""
+        with mapped(f"Listing the snapshots of the domain {uuid}"):
+            try:
+                found = [one for one in self._lookup(uuid).listAllSnapshots() if wanted(one.getName())]
+                return tuple(xml.parse_record(one.getXMLDesc()) for one in found)
+            except libvirt.libvirtError as problem:
+                if is_number(problem, "VIR_ERR_NO_DOMAIN", "VIR_ERR_NO_DOMAIN_SNAPSHOT", "VIR_ERR_NO_SUPPORT"):
+                    return ()  # gone meanwhile
+                raise
 
     # preflight.HostPort
 

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 from .._core.model import Outcome
+from .._core.strays import is_stray_name
+from .._host.images import Images
 from .._service import info
 from .entry import HostContext, run_host_module
 from .specs import ArgumentSpec
@@ -25,4 +27,11 @@ def main() -> None:
 
 def _flow(context: HostContext) -> Outcome:
     params = context.params
-    return info.guests(context.host.domains(), params["guests"], params["exclude"], params["states"])
+    return info.guests(
+        context.host.domains(),
+        params["guests"],
+        params["exclude"],
+        params["states"],
+        lambda uuid: context.host.records(uuid, is_stray_name),
+        Images(),
+    )

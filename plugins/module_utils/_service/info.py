@@ -15,18 +15,25 @@ from .._core.errors import VirtopsError
 from .._core.journal import Journal, Operation
 from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome
 from .._core.ports import BlockInfoPort, ImagePort
-from .observe import observe
+from .observe import FileSet, observe
+from .strays import GuestRecords, lost_files, lost_operations, with_bases
 
 # guests_info
 
 
 def guests(
-    domains: Iterable[DomainView], patterns: Sequence[str], exclude: Sequence[str], states: Sequence[str]
+    domains: Iterable[DomainView],
+    patterns: Sequence[str],
+    exclude: Sequence[str],
+    states: Sequence[str],
+    records: GuestRecords,
+    images: ImagePort,
 ) -> Outcome:
     """The guests that a pattern matches and no exclusion, in one of the states (none given: in any)."""
     views = tuple(domains)
     chosen = [view for view in views if is_chosen(view, patterns, exclude) and (not states or view.state in states)]
-    return Outcome(values={"guests": [_guest(view) for view in chosen], "unmatched": unmatched(views, patterns)})
+    found = [_guest(view, views, records, images) for view in chosen]
+    return Outcome(values={"guests": found, "unmatched": unmatched(views, patterns)})
 
 
 def is_chosen(view: DomainView, patterns: Iterable[str], exclude: Iterable[str]) -> bool:
@@ -43,13 +50,14 @@ def _matches(view: DomainView, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(view.name, pattern) or view.uuid == pattern.lower() for pattern in patterns)
 
 
-def _guest(view: DomainView) -> dict[str, Any]:
+def _guest(view: DomainView, views: Sequence[DomainView], records: GuestRecords, images: ImagePort) -> dict[str, Any]:
     """One guest's unreadable journal must not hide the others: it is told beside."""
     journal, unreadable = Journal(), None
     try:
         journal = xml.parse_journal(view.journal_xml)
     except VirtopsError as error:
         unreadable = str(error)
+    lost = () if unreadable else _lost(view, views, journal, records, images)
     return {
         "name": view.name,
         "uuid": view.uuid,
@@ -58,10 +66,25 @@ def _guest(view: DomainView) -> dict[str, Any]:
         "autostart": view.autostart,
         "agent": view.agent,
         "disks": [_disk(disk) for disk in view.disks],
-        "journal": [told_operation(operation) for operation in journal.operations],
+        "journal": [
+            *(told_operation(operation) for operation in journal.operations),
+            *(told_operation(operation, noted=False) for operation in lost),
+        ],
         "journal_error": unreadable,
         "journal_of": view.journal_of,
     }
+
+
+def _lost(
+    view: DomainView, views: Sequence[DomainView], journal: Journal, records: GuestRecords, images: ImagePort
+) -> tuple[Operation, ...]:
+    """What has no journal and should have one: each is told once, by its layers, its record or its file."""
+    seen = with_bases(view, images)
+    lost = lost_operations(seen, journal, lambda: records(view.uuid))
+    names = {operation.name for operation in lost}
+    disks = [disk for other in views if other is not view for disk in other.disks + other.config_disks]
+    others = FileSet((layer.path for disk in disks for layer in disk.chain), images)
+    return lost + tuple(op for op in lost_files(seen, journal, images, lambda: others) if op.name not in names)
 
 
 def _disk(disk: Disk) -> dict[str, Any]:
@@ -79,8 +102,8 @@ def _disk(disk: Disk) -> dict[str, Any]:
     }
 
 
-def told_operation(operation: Operation) -> dict[str, Any]:
-    """What the journal says of it."""
+def told_operation(operation: Operation, noted: bool = True) -> dict[str, Any]:
+    """What the journal says of it, or should."""
     return {
         "id": operation.id,
         "kind": operation.kind,
@@ -88,6 +111,7 @@ def told_operation(operation: Operation) -> dict[str, Any]:
         "phase": operation.phase,
         "started": operation.started,
         "open": operation.open,
+        "noted": noted,
         "consistency": operation.consistency,
         "disks": [
             {"name": disk.target, "base": disk.base, "base_format": disk.base_format, "overlay": disk.overlay}

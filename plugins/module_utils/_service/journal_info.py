@@ -20,16 +20,19 @@ from .._core.snapshot import is_in_chain
 from .info import told_job, told_operation
 from .observe import observe
 from .recover import RecoverWish, Recovery
+from .strays import lost_operations
 
 
 def journal(domain: DeletePort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> Outcome:
     """The operations as guests_info tells them, where their disks really stand, and how the open ones end."""
     view = observe(domain, images)
-    operations = xml.parse_journal(view.journal_xml).operations
+    journalled = xml.parse_journal(view.journal_xml)
+    lost = lost_operations(view, journalled, domain.snapshots)
+    operations = (*journalled.operations, *lost)
     recovery = _recovery(domain, images, clock, watchdog) if any(operation.open for operation in operations) else ""
     told = [
         {
-            **told_operation(operation),
+            **told_operation(operation, noted=operation not in lost),
             "memory": operation.memory,
             "disks": [
                 {**disk, **_standing(noted, view, images)}

@@ -75,6 +75,8 @@ class Merge:
         """Plan, and where not `check`, apply. Raises VirtopsError with what was done per disk."""
         view = observe(self._domain, self._images)
         journal = xml.parse_journal(view.journal_xml)
+        if self._wish.adopted is not None:
+            journal = journal.put(self._wish.adopted)
         begun: tuple[str, ...] = ()
         prepared = self._prepared(journal)
         if prepared is not None:

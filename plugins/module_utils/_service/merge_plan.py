@@ -43,7 +43,7 @@ class MergeWish:
     """What the user asked for; `bandwidth` in MiB/s (0: no limit).
 
     Where the merge is a step of another flow: `goals` of that, and `within` its operation's ID in the journal, which
-    that flow begins and ends.
+    that flow begins and ends. `adopted` is an operation as the journal should have it, and has not.
     """
 
     disks: tuple[str, ...] = ()
@@ -58,6 +58,7 @@ class MergeWish:
     pull: bool = False
     goals: tuple[MergeGoal, ...] = ()
     within: str | None = None
+    adopted: Operation | None = None
 
     @property
     def pivots(self) -> bool:

@@ -42,10 +42,12 @@ from .._core.preflight_facts import (
 from .._core.preflight_space import usage, usage_as_dict
 from .._core.refusals import guest_paused
 from .._core.snapshot import PlannedDisk, SnapshotWish, is_overlay_name, plan_snapshot
+from .._core.strays import is_stray_name, with_strays
 from .backup import left_behind, order_of
 from .info import is_chosen, unmatched
 from .observe import FileSet, chain_of_another, observe_view
 from .overlays import require_place
+from .strays import lost_operations, with_bases
 
 #: Errors of the host, and of no guest.
 _HOPELESS = ("connection_lost", "uri_unreachable", "missing_program")
@@ -144,7 +146,10 @@ class Preflight:
 
     def _with_journal(self, facts: GuestFacts) -> GuestFacts:
         try:
-            return replace(facts, journal=xml.parse_journal(facts.view.journal_xml))
+            journal = xml.parse_journal(facts.view.journal_xml)
+            seen = with_bases(facts.view, self._images)
+            lost = lost_operations(seen, journal, lambda: self._host.records(facts.view.uuid, is_stray_name))
+            return replace(facts, journal=with_strays(journal, lost))
         except VirtopsError as error:
             return replace(facts, refusals=(Refusal(JOURNAL, error),))
 

@@ -27,11 +27,12 @@ from .convert import finished
 from .interrupted import awake, undo, unswitched
 from .merge import Merge
 from .merge_plan import MergeWish
-from .observe import chains, every_image, observe
+from .observe import OtherFiles, chains, every_image, observe
 from .ours import Ours, foreign_journal
 from .overlays import is_unused, refuse_data, removable
 from .snapshot import noted_created
 from .snapshot_delete import SnapshotDeletion
+from .strays import left_behind, lost_files, lost_operations
 
 #: Finishes the backup of the snapshot of this name, in check mode only in words.
 Backup = Callable[[str], Outcome]
@@ -70,9 +71,11 @@ class Recovery:
         """Raises VirtopsError where a human has to decide; what was recovered before that stays recovered."""
         view = observe(self._domain, self._images)
         before = chains(view)
-        found = [op for op in xml.parse_journal(view.journal_xml).operations if op.open]
+        journal = xml.parse_journal(view.journal_xml)
+        found = [op for op in journal.operations if op.open]
+        lost = lost_operations(view, journal, self._domain.snapshots)
         self._refuse_lost(view)
-        foreign = [op for op in found if self._wish.operations and op.kind not in self._wish.operations]
+        foreign = [op for op in (*found, *lost) if self._wish.operations and op.kind not in self._wish.operations]
         if foreign:
             raise operation_open(view.name, foreign[0])
         steps = self._reap(view, check)
@@ -85,13 +88,38 @@ class Recovery:
                 warnings += outcome.warnings
                 after.update(outcome.after)
                 backup = outcome.values.get("backup", backup)
+        for operation in lost:
+            outcome = self._adopt(operation, check)
+            steps += outcome.steps
+            warnings += outcome.warnings
+            after.update(outcome.after)
+        self._refuse_left(observe(self._domain, self._images))
         values: dict[str, object] = {
             "operations": [
-                {"name": op.name, "kind": op.kind, "phase": op.phase, "started": op.started} for op in found
+                {"name": op.name, "kind": op.kind, "phase": op.phase, "started": op.started} for op in (*found, *lost)
             ],
             "backup": backup,
         }
         return Outcome(tuple(steps), {"disks": before}, {"disks": after}, values, tuple(warnings))
+
+    def _adopt(self, operation: Operation, check: bool) -> Outcome:
+        """A live backup whose journal is gone: merged as if it was there. Nothing tells what its bases were, so none of
+        them is backed up."""
+        view = observe(self._domain, self._images)
+        self._refuse_fork(operation, view)
+        outcome = self._merge(operation, check, operation)
+        words = "take up %s: its layers or its record are there, and its journal is gone" % operation.name
+        told = "The backup of %s cannot be finished: its journal is gone." % operation.name
+        return replace(outcome, steps=(words, *outcome.steps), warnings=(told, *outcome.warnings))
+
+    def _refuse_left(self, view: DomainView) -> None:
+        """The guest may have been started from an older definition, and its newest data be in this file."""
+        journal = xml.parse_journal(view.journal_xml)
+        for operation in lost_files(view, journal, self._images, self._others):
+            raise left_behind(operation, view)
+
+    def _others(self) -> OtherFiles:
+        return every_image(self._domain.other_images(), self._images)
 
     def _let_go(self, operation: Operation, view: DomainView, check: bool) -> list[Outcome]:
         """A merge that held the guest's writes back died, and its watchdog with it. Done before the merge is planned,
@@ -218,11 +246,11 @@ class Recovery:
                 raise
             return [Outcome(warnings=("The interrupted backup cannot be finished any more: %s" % error.cause,))]
 
-    def _merge(self, operation: Operation, check: bool) -> Outcome:
+    def _merge(self, operation: Operation, check: bool, adopted: Operation | None = None) -> Outcome:
         """The merge by the operation's own goal; a commit that runs is adopted, one that vanished begins anew."""
         outcomes = [
             Merge(wish, self._domain, self._images, self._clock, self._watchdog).run(check)
-            for wish in self._wishes(operation)
+            for wish in (replace(wish, adopted=adopted) for wish in self._wishes(operation))
         ]
         return Outcome(
             steps=tuple(step for outcome in outcomes for step in outcome.steps),

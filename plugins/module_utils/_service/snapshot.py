@@ -16,10 +16,10 @@ from typing import Any, Callable
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.journal import CREATED, PREPARED, Journal, Operation
+from .._core.journal import CREATED, KEPT, PREPARED, Journal, Operation
 from .._core.model import Creation, DomainView, Hold, Outcome, is_local
 from .._core.ports import WATCHDOG_GRACE, Clock, ImagePort, SnapshotPort, Watchdog
-from .._core.refusals import guest_paused
+from .._core.refusals import guest_paused, operation_open
 from .._core.snapshot import (
     PlannedDisk,
     SnapshotPlan,
@@ -30,9 +30,10 @@ from .._core.snapshot import (
     snapshot_disks,
 )
 from .interrupted import awake, is_left_paused, kept_memory, left_memory, memory_words
-from .observe import chains, observe
+from .observe import OtherFiles, chains, every_image, observe
 from .ours import Ours, kept_words, noted
 from .overlays import is_unused, refuse_data, require_memory_place, require_place, require_reusable
+from .strays import left_behind, lost_files, lost_operations
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class ExternalSnapshot:
         """Plan, and where not `check`, apply. Raises VirtopsError; the guest is then as before."""
         view, resumed = self._observe(check)
         journal = xml.parse_journal(view.journal_xml)
+        self._refuse_lost(view, journal)
         plan = plan_snapshot(self._wish, view, self._domain.snapshot(self._wish.name), journal)
         plan = replace(plan, disks=tuple(replace(disk, block=self._is_block(disk)) for disk in plan.disks))
         plan, kept = self._without_foreign(plan, view, journal)
@@ -101,6 +103,17 @@ class ExternalSnapshot:
         if interrupted is None or interrupted.phase != PREPARED:
             return view, ()
         return awake(interrupted, self._domain, self._images, self._clock, self._wish.timeout, check)
+
+    def _refuse_lost(self, view: DomainView, journal: Journal) -> None:
+        """A live backup on top of one whose journal is gone would leave that one's layer in the chain for ever."""
+        for operation in lost_operations(view, journal, self._domain.snapshots):
+            if operation.name != self._wish.name:
+                raise operation_open(view.name, operation, lost=True)
+        for operation in lost_files(view, journal, self._images, self._others) if self._wish.kind != KEPT else ():
+            raise left_behind(operation, view)
+
+    def _others(self) -> OtherFiles:
+        return every_image(self._domain.other_images(), self._images)
 
     def _without_foreign(
         self, plan: SnapshotPlan, view: DomainView, journal: Journal

@@ -124,6 +124,7 @@ def test_a_guest_with_nothing_wrong_is_told_each_check_once() -> None:
         (replace(GUEST, unseen=(("db", "It is gone"),)), [("shared", WARNING, "neighbour_unseen")]),
         (disk(shared_with=("db",)), [("shared", FAILED, "base_shared")]),
         (disk(left=("/img/web.vda.s.qcow2",)), [("overlays", WARNING, "overlay_in_use")]),
+        (disk(left=("/img/web.vda.live-backup-1.qcow2",)), [("overlays", FAILED, "overlay_in_use")]),
         (
             replace(disk(left=("/img/web.vda.s.qcow2",)), view=replace(VIEW, persistent=False, config_disks=())),
             [("definition", WARNING, "transient_domain"), ("overlays", FAILED, "overlay_in_use")],

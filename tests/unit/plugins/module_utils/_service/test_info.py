@@ -19,6 +19,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     DomainView,
     ImageInfo,
     Layer,
+    SnapshotRecord,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service import info, journal_info
@@ -36,6 +37,13 @@ VIEW = DomainView(
     config_disks=(),
     agent="connected",
 )
+IMAGES = FakeImages({})
+
+
+def no_records(uuid: str) -> tuple[SnapshotRecord, ...]:
+    return ()
+
+
 VIEWS = (
     VIEW,
     replace(VIEW, name="web2", uuid="1b4e28ba-2fa1-11d2-883f-000000000002", state="shut off"),
@@ -44,7 +52,7 @@ VIEWS = (
 
 
 def names(patterns: list[str], exclude: list[str] | None = None, states: list[str] | None = None) -> list[str]:
-    found = info.guests(VIEWS, patterns, exclude or [], states or []).values["guests"]
+    found = info.guests(VIEWS, patterns, exclude or [], states or [], no_records, IMAGES).values["guests"]
     return [guest["name"] for guest in found]  # type: ignore[attr-defined]
 
 
@@ -68,7 +76,7 @@ def test_guests_are_chosen(patterns: list[str], exclude: list[str], states: list
 
 
 def test_a_pattern_that_matches_nobody_is_told() -> None:
-    outcome = info.guests(VIEWS, ["web1", "wbe2", "web2"], ["web1"], ["running"])
+    outcome = info.guests(VIEWS, ["web1", "wbe2", "web2"], ["web1"], ["running"], no_records, IMAGES)
     assert outcome.values["unmatched"] == ["wbe2"], "those left out by exclusion or state are there"
     assert not outcome.changed
 
@@ -76,7 +84,7 @@ def test_a_pattern_that_matches_nobody_is_told() -> None:
 def test_a_guest_with_an_interrupted_operation() -> None:
     operation = Operation("1", "live_backup", "s", "created", "now", (JournalDisk("vda", "/b", "raw", "/o"),), "crash")
     view = replace(VIEW, journal_xml=xml.build_journal(Journal((operation,))))
-    (guest,) = info.guests([view], ["*"], [], []).values["guests"]  # type: ignore[misc,attr-defined]
+    (guest,) = info.guests([view], ["*"], [], [], no_records, IMAGES).values["guests"]  # type: ignore[misc,attr-defined]
     assert guest == {
         "name": "web1",
         "uuid": VIEW.uuid,
@@ -116,6 +124,7 @@ def test_a_guest_with_an_interrupted_operation() -> None:
                 "phase": "created",
                 "started": "now",
                 "open": True,
+                "noted": True,
                 "consistency": "crash",
                 "disks": [{"name": "vda", "base": "/b", "base_format": "raw", "overlay": "/o"}],
             }
@@ -127,7 +136,7 @@ def test_a_guest_with_an_interrupted_operation() -> None:
 
 def test_an_unreadable_journal_hides_no_guest() -> None:
     broken = replace(VIEWS[1], journal_xml="<journal schema='99'/>")
-    first, second = info.guests([VIEW, broken], ["*"], [], []).values["guests"]  # type: ignore[misc,attr-defined]
+    first, second = info.guests([VIEW, broken], ["*"], [], [], no_records, IMAGES).values["guests"]  # type: ignore[misc,attr-defined]
     assert first["journal_error"] is None
     assert second["journal"] == []
     assert "its schema is 99" in second["journal_error"]
@@ -255,7 +264,7 @@ def operation_of(domain: FakeDomain, images: FakeImages, clock: FakeClock) -> di
 def test_an_interrupted_operation_is_told_as_guests_info_does_and_how_it_stands() -> None:
     domain, images, clock = snapshotted()
     told = operation_of(domain, images, clock)
-    (guest,) = info.guests([domain.view()], ["*"], [], []).values["guests"]  # type: ignore[misc,attr-defined]
+    (guest,) = info.guests([domain.view()], ["*"], [], [], no_records, IMAGES).values["guests"]  # type: ignore[misc,attr-defined]
     short = guest["journal"][0]
     assert {key: told[key] for key in short if key != "disks"} == {key: short[key] for key in short if key != "disks"}
     for mine, brief in zip(told["disks"], short["disks"]):

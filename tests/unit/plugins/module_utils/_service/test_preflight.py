@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     Disk,
     DomainView,
     Layer,
+    SnapshotRecord,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Capabilities, Limits, Reserve
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
@@ -65,6 +66,7 @@ class Host:
         self.told = Capabilities(True, 9000000)
         self.deaf: dict[str, VirtopsError] = {}
         self.checkpoint_count: dict[str, int] = {}
+        self.recorded: dict[str, tuple[SnapshotRecord, ...]] = {}
         self.calls: list[str] = []
 
     def add(self, name: str, state: str = "running", **changes: Any) -> DomainView:
@@ -77,6 +79,9 @@ class Host:
 
     def domains(self) -> tuple[DomainView, ...]:
         return tuple(self.views)
+
+    def records(self, uuid: str, wanted: Callable[[str], bool]) -> tuple[SnapshotRecord, ...]:
+        return tuple(record for record in self.recorded.get(uuid, ()) if wanted(record.name))
 
     def capabilities(self) -> Capabilities:
         return self.told
@@ -234,7 +239,7 @@ def test_an_overlay_that_a_guest_ended_on_and_was_started_below(lab: Lab, persis
         lab.host.views[0] = replace(guest, config_disks=())
     usual = lab.found()["web"]
     made = {
-        "/img/web.vda.live-backup-1.qcow2": "/link/web.raw",  # the base by another name
+        "/img/web.vda.nightly-1.qcow2": "/link/web.raw",  # the base by another name
         "/img/web.vda.empty.qcow2": "/img/web.raw",
         "/img/web.vda.branch.qcow2": "/img/other.raw",
         "/img/web.vdb.s.qcow2": "/img/web.raw",
@@ -249,7 +254,7 @@ def test_an_overlay_that_a_guest_ended_on_and_was_started_below(lab: Lab, persis
     assert lab.found()["web"] == [*usual, ("overlays", "warning" if persistent else "failed", "overlay_in_use")]
     (check,) = [check for check in told["checks"] if check["check"] == "overlays"]
     assert (check["disk"], told["ready"]) == ("vda", persistent)
-    assert "/img/web.vda.live-backup-1.qcow2" in check["message"]
+    assert "/img/web.vda.nightly-1.qcow2" in check["message"]
 
 
 def test_overlays_that_are_in_use_are_not_left(lab: Lab) -> None:
