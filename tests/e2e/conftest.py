@@ -55,6 +55,11 @@ def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return list(pool.map(work, items))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of the fleet last: its guests, once they are up, write all the time."""
+    items.sort(key=lambda item: "fleet" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """The lab, with two hypervisors of our own."""

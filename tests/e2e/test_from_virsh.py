@@ -109,10 +109,12 @@ class Scene:
         told = self.host.exec(["qemu-img", "info", "-U", "--output=json", f"{IMAGES}/{GUEST}/{name}.qcow2"]).stdout
         return str(json.loads(told)["backing-filename"])
 
-    def stack(self, *names: str) -> None:
+    def stack(self, *names: str, **options: object) -> None:
         """Take external snapshots, one upon the other."""
-        for name in names:
-            self.module("snapshot_external", name=name)
+        task = f"{OURS}snapshot_external"
+        tasks = [{"name": name, task: {"domain": GUEST, "name": name, **options}} for name in names]
+        play = {"name": "Take external snapshots", "hosts": self.host.name, "gather_facts": False, "tasks": tasks}
+        assert len(run(self, "stack", [play]).changed()) == len(names)
 
     def internal(self, *names: str) -> None:
         """Take internal snapshots, each the child of the one before."""
@@ -205,8 +207,7 @@ def four_external(scene: Scene) -> None:
 def chain(scene: Scene) -> None:
     """Three layers on the first disk."""
     scene.fresh()
-    for name in ("monday", "tuesday", "wednesday"):
-        scene.module("snapshot_external", name=name, disks=[{"name": "vdb", "snapshot": "no"}])
+    scene.stack("monday", "tuesday", "wednesday", disks=[{"name": "vdb", "snapshot": "no"}])
 
 
 def interrupted(scene: Scene) -> None:

@@ -165,6 +165,8 @@ def on_stage(request: pytest.FixtureRequest, stage: Stage, name: str) -> Iterato
         getattr(stage, name)(),
         name_of(request.node.name),
         Path(records) if records else None,
+        # What a mutation breaks may show in the next run only
+        bool(os.environ.get("DEV_LONG") or request.config.getoption("--mutate")),
     )
     scene.member.guest.write(rate=10)
     yield scene

@@ -124,6 +124,7 @@ class Scene:
     member: Member
     name: str
     records: Path | None = None
+    is_long: bool = False
     before: Before = field(init=False)
     plays: list[RunningPlay] = field(default_factory=list, init=False)
 
@@ -197,6 +198,14 @@ class Scene:
         newest = None if resumed else mark
         self.before.assert_normal_end(sets=sets, rebooted=rebooted, marks=promised, newest=newest)
         return play
+
+    def next_run(self, *, sets: int | None = 2, rebooted: bool = False) -> None:
+        """The same play again after one that came to a normal end: a new backup. Only where there is time for it.
+
+        Else the next test's play, on the same guest, is that run.
+        """
+        if self.is_long:
+            self.heal(sets=sets, rebooted=rebooted)
 
     def assert_succeeded(self, play: Play, member: Member | None = None) -> None:
         """The play says that the guest was backed up."""

@@ -23,7 +23,7 @@ def test_fault_01_libvirtd_killed_mid_commit(scene: Scene) -> None:
     scene.record("after-restart")
     scene.assert_succeeded(play.end())
     scene.before.assert_normal_end()
-    scene.heal(sets=2)
+    scene.next_run()
 
 
 @pytest.mark.once
@@ -50,7 +50,7 @@ def test_fault_02_libvirtd_restarted_between_snapshot_and_copy(scene: Scene) -> 
     scene.restart_libvirtd()
     scene.assert_succeeded(scene.go(play))
     scene.before.assert_normal_end()
-    scene.heal(sets=2)
+    scene.next_run()
 
 
 def snapshot_options(name: str) -> dict[str, object]:
@@ -92,7 +92,7 @@ def test_fault_05_guest_destroyed_mid_copy(scene: Scene) -> None:
     scene.assert_succeeded(play.end())
     scene.member.boot()
     scene.before.assert_normal_end(rebooted=True)
-    scene.heal(rebooted=True, sets=2)
+    scene.next_run(rebooted=True)
 
 
 def test_fault_06_guest_destroyed_mid_commit_then_started(scene: Scene) -> None:
@@ -136,7 +136,7 @@ def test_fault_07_guest_ends_between_snapshot_and_merge(scene: Scene, what: str)
     else:
         scene.member.boot()
     scene.before.assert_normal_end(rebooted=True)
-    scene.heal(rebooted=True, sets=2)
+    scene.next_run(rebooted=True)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_fault_08_power_loss(scene: Scene, phase: str) -> None:
         scene.assert_succeeded(ended)
         member.boot()
         scene.before.assert_normal_end(rebooted=True)
-        scene.heal(rebooted=True, sets=2)
+        scene.next_run(rebooted=True)
         return
     scene.assert_cut_off(ended)
     if phase == "committing":
@@ -171,7 +171,7 @@ def test_fault_08_power_loss(scene: Scene, phase: str) -> None:
         scene.assert_succeeded(scene.run())
         member.boot()
         scene.before.assert_normal_end(rebooted=True)
-        scene.heal(rebooted=True, sets=2)
+        scene.next_run(rebooted=True)
         return
     member.boot()
     scene.heal(rebooted=True)

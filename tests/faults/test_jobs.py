@@ -34,7 +34,7 @@ def test_fault_15_pivot_asked_for_before_ready(scene: Scene) -> None:
     scene.record("half-pivoted")
     scene.assert_succeeded(scene.go(play))
     scene.before.assert_normal_end()
-    scene.heal(sets=2)
+    scene.next_run()
 
 
 def test_fault_16_ready_twice_or_never_as_an_event(scene: Scene) -> None:
@@ -49,7 +49,7 @@ def test_fault_16_ready_twice_or_never_as_an_event(scene: Scene) -> None:
     scene.record("aborted")
     scene.assert_succeeded(scene.go(play))
     scene.before.assert_normal_end()
-    scene.heal(sets=2)
+    scene.next_run()
 
 
 def test_fault_17_first_disk_pivoted_second_fails(scene: Scene) -> None:
@@ -79,7 +79,7 @@ def test_fault_23_two_runs_at_once(scene: Scene) -> None:
         if play.rc != 0:
             scene.assert_failed(play, "no_such_snapshot", "locked", "operation_open")
     scene.before.assert_normal_end(sets=None)
-    scene.heal(sets=None)
+    scene.next_run(sets=None)
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def test_fault_24_disk_attached_and_disk_resized(scene: Scene) -> None:
     detach(scene)
     scene.hypervisor.exec(["rm", path])
     scene.before.assert_normal_end()
-    scene.heal(sets=2)
+    scene.next_run()
 
 
 def test_fault_24_disk_detached(scene: Scene) -> None:
