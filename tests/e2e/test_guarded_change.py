@@ -163,17 +163,37 @@ def cause(play: Play) -> str:
     return str([item.result for item in play.results if item.status == "failed"][-1]["msg"])
 
 
-@pytest.fixture
-def guarded(hypervisors: list[Hypervisor], controller: Controller) -> Iterator[Guarded]:
-    """Boot a guest that writes on two disks."""
+@pytest.fixture(scope="module")
+def writing(hypervisors: list[Hypervisor]) -> Iterator[Member]:
+    """A guest that writes on two disks, for all tests."""
     member = Member(hypervisors[0].guest(NAME), (Disk("vda"), Disk("vdb", golden="base", fill_mib=8)))
-    member.define()
     try:
-        member.boot()
-        yield Guarded(member, controller)
+        yield member
     finally:
         member.guest.cleanup()
-        member.hypervisor.exec(["rm", "-f", COPY])
+
+
+@pytest.fixture
+def guarded(writing: Member, controller: Controller) -> Iterator[Guarded]:
+    """The guest as it was before any change; made anew where a test has left it otherwise."""
+    if is_as_made(writing):
+        writing.guest.command("rm -f /mnt/vd?/*ed /run/*ed; sync")
+    else:
+        writing.guest.cleanup()
+        writing.define()
+        writing.boot()
+    yield Guarded(writing, controller)
+    writing.hypervisor.exec(["rm", "-f", COPY])
+
+
+def is_as_made(member: Member) -> bool:
+    """Whether it runs, on its own images, and nothing is open."""
+    if member.guest.state() != "running":
+        return False
+    facts = member.facts()
+    images = {disk.target: member.guest.path_of(disk) for disk in member.disks}
+    at_rest = (facts.snapshots, facts.journal, facts.jobs) == ([], False, [])
+    return at_rest and {target: chain[0] for target, chain in facts.live.items()} == images
 
 
 @KINDS

@@ -13,7 +13,6 @@ import sys
 
 from .._boot import recover
 from .._core.boot import BootWish
-from .._core.errors import VirtopsError
 from .._core.model import Outcome
 from .._host.files import Files
 from .._service.boot import BootUnit
@@ -34,8 +33,6 @@ def main() -> None:
 
 
 def _flow(context: LocalContext) -> Outcome:
-    if context.params["timeout"] < 1:
-        raise VirtopsError("bad_option", "timeout is %d" % context.params["timeout"], "Give a number of 1 or more")
     wish = BootWish(context.params["state"], context.uri, context.params["timeout"], sys.executable)
     return BootUnit(wish, _sources(), recover.__name__, Files()).run(context.check)
 

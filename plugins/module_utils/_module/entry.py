@@ -18,6 +18,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from .._core.bounds import require_in_bounds
 from .._core.errors import VirtopsError
 from .._core.model import Outcome
 from .._core.ports import Clock, Watchdog
@@ -32,7 +33,7 @@ from .._libvirt.connection import Connection
 from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
-from .specs import COMMON, DOMAIN, ArgumentSpec, merged
+from .specs import COMMON, DOMAIN, ArgumentSpec, merged, numbers
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,20 @@ def run_domain_module(
     """
     module = _new_module(merged(COMMON, DOMAIN, argument_spec), options)
     readonly = not changes and not needs_secrets(module.params)
-    _finish(module, lambda: _on_domain(module, flow, changes, readonly))
+    _finish(module, argument_spec, flow, lambda: _on_domain(module, flow, changes, readonly))
 
 
 def run_host_module(argument_spec: ArgumentSpec, flow: Callable[[HostContext], Outcome], **options: Any) -> None:
     """Run a module that reads the whole host, over a read-only connection."""
     module = _new_module(merged(COMMON, argument_spec), options)
-    _finish(module, lambda: _on_host(module, flow))
+    _finish(module, argument_spec, flow, lambda: _on_host(module, flow))
 
 
 def run_local_module(argument_spec: ArgumentSpec, flow: Callable[[LocalContext], Outcome], **options: Any) -> None:
     """Run a module that changes files of the hypervisor's own. It needs the libraries all the same: what it installs
     needs them."""
     module = _new_module(merged(COMMON, argument_spec), options)
-    _finish(module, lambda: _on_local(module, flow))
+    _finish(module, argument_spec, flow, lambda: _on_local(module, flow))
 
 
 def _on_domain(
@@ -172,8 +173,12 @@ def _new_module(argument_spec: ArgumentSpec, options: dict[str, Any]) -> Ansible
     return module
 
 
-def _finish(module: AnsibleModule, run: Callable[[], _Ended]) -> None:
+def _finish(
+    module: AnsibleModule, argument_spec: ArgumentSpec, flow: Callable[..., Outcome], run: Callable[[], _Ended]
+) -> None:
     try:
+        # A flow is named after its module: that is the file that it lies in
+        require_in_bounds(flow.__module__.rpartition(".")[2], numbers(argument_spec, module.params))
         ended = run()
     except VirtopsError as error:
         partial = {} if error.partial is None else {"partial": error.partial}

@@ -40,13 +40,6 @@ def _flow(context: DomainContext) -> Outcome:
 
 def back_up(context: DomainContext, wish: BackupWish) -> Outcome:
     """The backup flow, for this module and for recover."""
-    for name, given, least in (
-        ("rate_limit", wish.rate_limit, 0),
-        ("parallel", wish.parallel, 1),
-        ("keep_free", wish.keep_free, 0),
-    ):
-        if given < least:
-            raise VirtopsError("bad_option", "%s is %d" % (name, given), "Give a number of %d or more" % least)
     store, copier = BackupStore(), ImageCopier(context.clock)
     return Backup(wish, context.domain, context.images, store, copier, context.clock).run(context.check)
 

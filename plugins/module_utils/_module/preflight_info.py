@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from .._core.backup import BackupWish
-from .._core.errors import VirtopsError
 from .._core.model import Outcome
 from .._core.preflight_facts import Limits, parse_reserve
 from .._core.snapshot import DiskWish, SnapshotWish
@@ -41,8 +40,6 @@ def main() -> None:
 
 def _flow(context: HostContext) -> Outcome:
     given = context.params
-    if given["max_chain"] < 2:
-        raise VirtopsError("bad_option", "max_chain is %d" % given["max_chain"], "An image and its overlay are 2")
     wish = PreflightWish(
         backup=BackupWish(**{name: given[name] for name in BACKUP}),
         snapshot=SnapshotWish(

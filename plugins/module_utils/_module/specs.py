@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._core.convergence import FAIL, POLICIES, Deadline
-from .._core.errors import VirtopsError
 
 ArgumentSpec = dict[str, dict[str, Any]]
 
@@ -52,12 +51,23 @@ COPY: ArgumentSpec = {
 
 
 def deadline(params: Mapping[str, Any]) -> Deadline:
-    """The options of DEADLINE, and the timeout, as a value; none of them may be negative."""
-    given = {name: params[name] for name in ("timeout", *DEADLINE)}
-    for name, value in given.items():
-        if isinstance(value, int) and value < 0:
-            raise VirtopsError("bad_option", "%s is %d" % (name, value), "Give a number of 0 or more")
-    return Deadline(**given)
+    """The options of DEADLINE, and the timeout, as a value."""
+    return Deadline(**{name: params[name] for name in ("timeout", *DEADLINE)})
+
+
+def numbers(spec: ArgumentSpec, params: Mapping[str, Any], within: str = "") -> dict[str, int]:
+    """The numeric options that have a value, by their names; one in an option by both names, with a dot."""
+    found: dict[str, int] = {}
+    for name, option in spec.items():
+        value = params.get(name)
+        if value is None:
+            continue
+        if option["type"] == "int":
+            found[within + name] = value
+        for part in value if isinstance(value, list) else [value]:
+            if "options" in option:
+                found.update(numbers(option["options"], part, "%s%s." % (within, name)))
+    return found
 
 
 def merged(*specs: ArgumentSpec) -> ArgumentSpec:
