@@ -76,7 +76,8 @@ def test_fault_04_qemu_killed_during_snapshot_creation(scene: Scene) -> None:
     """The guest is off, on its own images; started again it has all that it was promised."""
     with scene.stuck_in_snapshot(lambda: scene.start(quiesce="required", overlay_dir=ELSEWHERE)) as play:
         scene.member.guest.kill_qemu()
-    scene.assert_failed(play.end(), "operation_invalid")
+    failed = scene.assert_failed(play.end(), "guest_ended")
+    assert "The guest is now shut off" in failed["msg"]
     scene.record("off")
     scene.member.boot()
     scene.heal(rebooted=True)

@@ -97,4 +97,4 @@ def _agent_failure(domain: Any, problem: libvirt.libvirtError, doing: str) -> Li
             f"{doing} failed: the file systems of {domain.name()} are frozen already ({problem})",
             f"When no other backup is at work on this guest, thaw it: virsh domfsthaw {domain.name()}",
         )
-    return failure(problem, doing)
+    return failure(problem, doing, domain)

@@ -18,13 +18,11 @@ from .._core.journal import JOURNAL_PREFIX, JOURNAL_URI
 from .._core.model import IO_ERROR, SAVING, BlockJob, Creation, Disk, DomainView, Layer, OtherImages, SnapshotRecord
 from . import agent
 from .connection import Connection, EventWait
-from .errors import LIBVIRT_IMPORT_ERROR, failure, is_connection_lost, is_number, mapped
+from .errors import LIBVIRT_IMPORT_ERROR, STATES, failure, is_connection_lost, is_number, mapped
 
 if LIBVIRT_IMPORT_ERROR is None:
     import libvirt
 
-#: virDomainState by number, in the words of `virsh domstate`.
-STATES = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended")
 #: virDomainBlockJobType by number, in the words of the XML's <mirror job=''>.
 JOB_KINDS = ("unknown", "pull", "copy", "commit", "active-commit", "backup")
 #: virDomainPausedReason by number, in the words of `virsh domstate --reason`; the others do not matter here.
@@ -130,7 +128,7 @@ class Domain:
             capacity, allocation, physical = self._domain.blockInfo(disk)
         except libvirt.libvirtError as problem:
             if is_connection_lost(problem):
-                raise failure(problem, f"Reading the sizes of {disk} of {self.name}") from problem
+                raise failure(problem, f"Reading the sizes of {disk} of {self.name}", self._domain) from problem
             return None  # an empty drive, a missing image, a driver without the call
         return capacity, allocation, physical
 
@@ -178,7 +176,7 @@ class Domain:
             (how.halt, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_HALT),
         ):
             flags |= flag if wanted else 0
-        with mapped(f"Creating the snapshot of {self.name}"):
+        with mapped(f"Creating the snapshot of {self.name}", self._domain):
             self._domain.snapshotCreateXML(xml, flags)
 
     def has_job(self) -> bool:
@@ -188,7 +186,7 @@ class Domain:
             # It is off; or the driver has no jobs
             if is_number(problem, "VIR_ERR_OPERATION_INVALID", "VIR_ERR_NO_SUPPORT"):
                 return False
-            raise failure(problem, f"Looking for a job of {self.name}") from problem
+            raise failure(problem, f"Looking for a job of {self.name}", self._domain) from problem
 
     def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
@@ -214,11 +212,11 @@ class Domain:
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
         if halt:
             flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_HALT
-        with mapped(f"Creating the snapshot of {self.name}"):
+        with mapped(f"Creating the snapshot of {self.name}", self._domain):
             self._domain.snapshotCreateXML(xml, flags)
 
     def delete_snapshot(self, name: str, children: str) -> None:
-        with mapped(f"Deleting the snapshot {name} of {self.name}"):
+        with mapped(f"Deleting the snapshot {name} of {self.name}", self._domain):
             self._domain.snapshotLookupByName(name).delete(_family_flags(children))
 
     # RevertPort
@@ -229,7 +227,7 @@ class Domain:
             flags |= 4  # VIR_DOMAIN_SNAPSHOT_REVERT_FORCE
         if reset_nvram:
             flags |= 8  # VIR_DOMAIN_SNAPSHOT_REVERT_RESET_NVRAM, which older bindings do not name
-        with mapped(f"Reverting {self.name} to the snapshot {name}"):
+        with mapped(f"Reverting {self.name} to the snapshot {name}", self._domain):
             self._domain.revertToSnapshot(self._domain.snapshotLookupByName(name), flags)
 
     def reverts_external(self) -> bool:
@@ -241,7 +239,7 @@ class Domain:
             return bool(self._again(lambda domain: domain.hasManagedSaveImage(0)))
 
     def power_off(self) -> None:
-        with mapped(f"Turning {self.name} off"):
+        with mapped(f"Turning {self.name} off", self._domain):
             self._domain.destroy()
 
     def power_on(self, paused: bool, reset_nvram: bool = False) -> None:
@@ -272,20 +270,20 @@ class Domain:
     # BrakePort
 
     def io_tune(self, disk: str) -> dict[str, int]:
-        with mapped(f"Reading the I/O limits of {disk} of {self.name}"):
+        with mapped(f"Reading the I/O limits of {disk} of {self.name}", self._domain):
             found = self._again(lambda domain: domain.blockIoTune(disk, libvirt.VIR_DOMAIN_AFFECT_LIVE))
         return {name: value for name, value in found.items() if isinstance(value, int)}
 
     def set_io_tune(self, disk: str, limits: dict[str, int]) -> None:
-        with mapped(f"Setting the I/O limits of {disk} of {self.name}"):
+        with mapped(f"Setting the I/O limits of {disk} of {self.name}", self._domain):
             self._again(lambda domain: domain.setBlockIoTune(disk, limits, libvirt.VIR_DOMAIN_AFFECT_LIVE))
 
     def suspend(self) -> None:
-        with mapped(f"Suspending {self.name}"):
+        with mapped(f"Suspending {self.name}", self._domain):
             self._domain.suspend()
 
     def resume(self) -> None:
-        with mapped(f"Resuming {self.name}"):
+        with mapped(f"Resuming {self.name}", self._domain):
             self._domain.resume()
 
     # MergePort
@@ -297,12 +295,12 @@ class Domain:
         if active:
             flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
         self._events.start()
-        with mapped(f"Starting the commit of {disk} of {self.name} into {base}"):
+        with mapped(f"Starting the commit of {disk} of {self.name} into {base}", self._domain):
             self._domain.blockCommit(disk, base, top, bandwidth, flags)
 
     def start_pull(self, disk: str, base: str | None, bandwidth: int, relative: bool) -> None:
         self._events.start()
-        with mapped(f"Starting the pull of {disk} of {self.name}"):
+        with mapped(f"Starting the pull of {disk} of {self.name}", self._domain):
             if base is None:
                 self._domain.blockPull(disk, bandwidth, libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)
                 return
@@ -317,18 +315,18 @@ class Domain:
         try:
             self._domain.blockJobAbort(disk, flags)
         except libvirt.libvirtError as problem:
-            lost = failure(problem, f"Pivoting {disk} of {self.name}")
+            lost = failure(problem, f"Pivoting {disk} of {self.name}", self._domain)
             if is_number(problem, "VIR_ERR_BLOCK_COPY_ACTIVE"):
                 lost.code, lost.remedy = "not_ready", "Wait until the block job is ready, and repeat"
             raise lost from problem
 
     def set_job_speed(self, disk: str, bandwidth: int) -> None:
-        with mapped(f"Limiting the block job of {disk} of {self.name}"):
+        with mapped(f"Limiting the block job of {disk} of {self.name}", self._domain):
             flags = libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
             self._domain.blockJobSetSpeed(disk, bandwidth, flags)
 
     def cancel_job(self, disk: str) -> None:
-        with mapped(f"Cancelling the block job of {disk} of {self.name}"):
+        with mapped(f"Cancelling the block job of {disk} of {self.name}", self._domain):
             self._domain.blockJobAbort(disk, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_ASYNC)
 
     def wait_event(self, seconds: float) -> None:

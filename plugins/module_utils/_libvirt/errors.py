@@ -9,9 +9,12 @@ libvirt's own message goes into the cause: it names the file, the lock or the co
 
 from __future__ import annotations
 
+import re
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from .._core.errors import LibvirtFailure
 
@@ -71,6 +74,23 @@ _TABLE = {
     ),
     "VIR_ERR_RESOURCE_BUSY": ("libvirt_busy", "Wait for the operation that holds it, and repeat"),
 }
+#: What libvirt says, by any number, when QEMU ends under a call: from its monitor or agent, or on its way out.
+_ENDED = re.compile(
+    r"unable to (read from|write to) (monitor|agent)|end of file from (qemu monitor|agent)|monitor was closed"
+    r"|missing (monitor|agent) reply|failed to connect to (monitor|agent) socket|agent disappeared"
+    r"|guest unexpectedly quit|domain is (not|no longer) running",
+    re.IGNORECASE,
+)
+_ENDED_REMEDY = (
+    "See in QEMU's log (/var/log/libvirt/qemu) why it ended. Start the guest, or leave it off, and run the same task "
+    "again: it continues from what it finds"
+)
+#: virDomainState by number, in the words of `virsh domstate`.
+STATES = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended")
+_OFF = ("shut off", "crashed")
+#: How often and after how many seconds libvirt is asked again that may not yet have noticed that a QEMU has ended.
+_LOOKS, _PAUSE = 20, 0.1
+
 _OTHER = ("libvirt_error", "Look for the reason in libvirt's log and in QEMU's (/var/log/libvirt/qemu)")
 
 #: What a guest agent answers to all but fsfreeze commands while its file systems are frozen.
@@ -79,19 +99,39 @@ FROZEN_ANSWERS = ("has been disabled", "frozen state")
 BLOCKED_ANSWER = "not allowed"
 
 
-def failure(problem: libvirt.libvirtError, doing: str) -> LibvirtFailure:
-    """`doing` says what was tried, as in "Freezing the guest's file systems"."""
+def failure(problem: libvirt.libvirtError, doing: str, domain: Any = None) -> LibvirtFailure:
+    """`doing` says what was tried, as in "Freezing the guest's file systems"; `domain` is what it was tried on."""
+    if domain is not None and _ENDED.search(str(problem)) and not is_connection_lost(problem):
+        state = _state_after(domain)
+        if state in ("", *_OFF):
+            cause = f"{doing} failed, because the guest's QEMU ended ({problem}). The guest is now {state or 'gone'}"
+            return LibvirtFailure("guest_ended", cause, _ENDED_REMEDY)
     code, remedy = _known(problem)
     return LibvirtFailure(code, f"{doing} failed: {problem}", remedy)
 
 
+def _state_after(domain: Any, sleep: Callable[[float], None] = time.sleep) -> str:
+    """virDomainGetState, once libvirt has noticed that QEMU ended; empty where there is no such domain any more."""
+    state = "running"
+    for look in range(_LOOKS):
+        if look:
+            sleep(_PAUSE)
+        try:
+            state = STATES[domain.state()[0]]
+        except libvirt.libvirtError as problem:
+            return "" if is_number(problem, "VIR_ERR_NO_DOMAIN") else "unknown"
+        if state in _OFF:
+            break
+    return state
+
+
 @contextmanager
-def mapped(doing: str) -> Iterator[None]:
-    """Turn a libvirt failure in the body into ours."""
+def mapped(doing: str, domain: Any = None) -> Iterator[None]:
+    """Turn a libvirt failure in the body into ours; `domain` is what the body works on."""
     try:
         yield
     except libvirt.libvirtError as problem:
-        raise failure(problem, doing) from problem
+        raise failure(problem, doing, domain) from problem
 
 
 def is_number(problem: libvirt.libvirtError, *names: str) -> bool:

@@ -35,6 +35,9 @@ from .ours import Ours, kept_words, noted
 from .overlays import is_unused, refuse_data, require_memory_place, require_place, require_reusable
 from .strays import left_behind, lost_files, lost_operations
 
+#: Where going on without a freeze makes no sense: there is nobody to ask, or nothing to freeze.
+_NO_GUEST = ("connection_lost", "guest_ended")
+
 
 @dataclass(frozen=True)
 class _Taken:
@@ -180,7 +183,7 @@ class ExternalSnapshot:
         except VirtopsError as error:
             if thaws and error.code == "already_frozen":
                 return True, ()
-            if self._wish.quiesce == "required" or error.code == "connection_lost":
+            if self._wish.quiesce == "required" or error.code in _NO_GUEST:
                 raise
             return False, (_not_quiesced(error),)
         return True, ()
@@ -321,7 +324,7 @@ class ExternalSnapshot:
                     raise
                 self._frozen = False  # it answered that it did not freeze, and may be kept from either
             self._watchdog.disarm()
-            if self._wish.quiesce == "required" or error.code == "connection_lost":
+            if self._wish.quiesce == "required" or error.code in _NO_GUEST:
                 raise
             return 0, (_not_quiesced(error),)
         return frozen, ()

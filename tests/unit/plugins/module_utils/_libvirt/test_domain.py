@@ -14,6 +14,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal, JournalDisk, Operation
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Creation, Hold, Layer, OtherImages
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt import errors
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.host import Host
@@ -424,3 +425,55 @@ def test_without_an_event_the_wait_ends_too(connection: Connection, define: Defi
     domain.wait_event(0)
     domain.close()
     domain.wait_event(0.01)
+
+
+class Died:
+    """A libvirt domain whose QEMU ends under each call; libvirt notices after some looks."""
+
+    def __init__(self, said: str, states: list[int]) -> None:
+        self._said = said
+        self._states = states
+
+    def suspend(self) -> None:
+        raise libvirt.libvirtError(self._said)
+
+    def state(self) -> list[int]:
+        return [self._states.pop(0) if len(self._states) > 1 else self._states[0], 0]
+
+
+RUNNING, SHUTOFF = 1, 5
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Unable to read from monitor: Connection reset by peer",
+        "Unable to write to monitor: Broken pipe",
+        "End of file from qemu monitor",
+        "internal error: End of file from qemu monitor (vm='web')",
+        "operation failed: QEMU monitor was closed",
+        "operation failed: domain is no longer running",
+        "operation failed: guest unexpectedly quit",
+        "Requested operation is not valid: domain is not running",
+        "Guest agent is not responding: Guest agent disappeared while executing command",
+        "Unable to write to agent: Broken pipe",
+        "internal error: End of file from agent socket",
+        "internal error: Missing monitor reply object",
+    ],
+)
+def test_whatever_libvirt_says_when_qemu_ends(
+    connection: Connection, define: Define, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    define("dies")
+    monkeypatch.setattr(errors, "_PAUSE", 0)
+    domain = Domain(connection, "dies")
+    domain._domain = Died(said, [RUNNING, RUNNING, SHUTOFF])
+    with pytest.raises(VirtopsError) as caught:
+        domain.suspend()
+    assert caught.value.code == "guest_ended"
+    assert said in caught.value.cause
+    assert "now shut off" in caught.value.cause
+    domain._domain = Died(said, [RUNNING])
+    with pytest.raises(VirtopsError) as caught:
+        domain.suspend()
+    assert caught.value.code != "guest_ended"
