@@ -22,7 +22,7 @@ notes:
   - The guests are read over a read-only connection. libvirt asks guest agents over no such connection, and neither
     does it tell there what an emulator can do. So where agents are to be asked, or a guest has checkpoints, one that
     may write is opened for that question alone.
-  - Agents are asked five at a time. Each one that does not answer takes O(freeze_timeout) seconds.
+  - Agents are asked five at a time. Each one that does not answer takes 10 seconds.
   - Space is what is free now. It is not reserved, and hypervisors that share a file system do not know of each other.
 extends_documentation_fragment:
   - virtops.libvirt.connection
@@ -106,9 +106,11 @@ options:
     choices: [required, preferred, never]
     default: preferred
   freeze_timeout:
-    description: For how many seconds a guest agent may take to answer.
+    description:
+      - For how many seconds a guest agent may take to freeze, from 1 to 3600. Here it is only asked whether it is
+        there, and has 10 seconds to answer that, or this if it is less.
     type: int
-    default: 10
+    default: 60
   operation:
     description:
       - The name of the workflow that makes the backups. It resumes its own interrupted operations, and no other.

@@ -140,10 +140,12 @@ options:
     default: never
   freeze_timeout:
     description:
-      - For how many seconds the guest agent may take to answer. The guest stays frozen for no longer than this
-        plus 5 seconds, whatever happens.
+      - For how many seconds the guest agent may take to freeze the file systems, with all its hooks, from 1 to 3600.
+        Where that is not enough, the guest is thawed, which may take as long again; then O(quiesce=required) fails,
+        and O(quiesce=preferred) goes on without.
+      - The guest is thawed when this plus 5 seconds have passed, whatever happens.
     type: int
-    default: 10
+    default: 60
   metadata:
     description:
       - Whether libvirt keeps a record of the snapshot (as C(virsh snapshot-list) shows it). Without one only the

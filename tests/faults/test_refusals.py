@@ -113,6 +113,27 @@ def test_fault_20_agent_absent_dead_or_hanging(scene: Scene, stage: Stage) -> No
         scene.hypervisor.exec(["rm", "-rf", found.folder])
 
 
+def test_freeze_hook_that_takes_longer_than_it_may(scene: Scene) -> None:
+    """`preferred` goes on once the guest is thawed, and says so; with time enough the same guest is frozen."""
+    guest = scene.member.guest
+    guest.command("printf '#!/bin/sh\\nsleep 2\\n' >/run/hook; chmod +x /run/hook; agent stop; agent start /run/hook")
+    try:
+        guest.wait()
+        play = scene.run(quiesce="preferred", freeze_timeout=1)
+        scene.assert_succeeded(play)
+        (result,) = [item.result for item in play.of(scene.member.alias, "snapshot_external")]
+        assert result["consistency"] == "crash"
+        assert "was not frozen" in str(result["warnings"])
+        assert not scene.is_frozen()
+        scene.assert_succeeded(scene.run(quiesce="required"))
+        assert [found.manifest["consistency"] for found in scene.member.sets()] == ["crash", "filesystem"]
+    finally:
+        guest.agent_service("stop")
+        guest.agent_service("start")
+        guest.wait()
+    scene.before.assert_normal_end(sets=2)
+
+
 @pytest.mark.once
 def test_fault_21_frozen_by_somebody_else(scene: Scene) -> None:
     """Whoever froze it thaws it, not we."""

@@ -19,6 +19,13 @@ from .refusals import checked_path, marked_words, operation_open, refuse_jobs, r
 #: What <disk snapshot=''> may say against external snapshots.
 _NOT_EXTERNAL = ("no", "internal", "manual")
 
+#: Seconds. Long enough for the hooks of databases, which the agent runs before it freezes.
+FREEZE_SECONDS = 60
+#: An agent that is well answers a question at once.
+PING_SECONDS = 10
+#: A thaw waits for the rest of the freeze's hook where that ran out of time, and then for a hook of its own.
+THAW_SECONDS = 120
+
 #: NAME_MAX of every Linux file system that keeps images.
 NAME_MAX = 255
 
@@ -45,7 +52,7 @@ class SnapshotWish:
     disks: tuple[DiskWish, ...] = ()
     overlay_dir: str | None = None
     quiesce: str = "never"
-    freeze_timeout: int = 10
+    freeze_timeout: int = FREEZE_SECONDS
     metadata: bool = True
     kind: str = KEPT
     memory: str | None = None
@@ -53,6 +60,16 @@ class SnapshotWish:
     halt: bool = False
     reuse: bool = False
     timeout: float = 3600
+
+    @property
+    def ping_timeout(self) -> int:
+        """Seconds for an answer to a question, before the freeze."""
+        return min(self.freeze_timeout, PING_SECONDS)
+
+    @property
+    def thaw_timeout(self) -> int:
+        """Seconds for a thaw: nothing is gained by giving up earlier, as the guest cannot write before it."""
+        return max(2 * self.freeze_timeout, THAW_SECONDS)
 
     def disk(self, target: str) -> DiskWish | None:
         return next((wish for wish in self.disks if wish.target == target), None)

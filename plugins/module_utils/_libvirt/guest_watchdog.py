@@ -33,8 +33,8 @@ except ImportError:
 TRY_SECONDS = 24 * 60 * 60
 #: Between two tries: the first pause, and what it grows to.
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0
-#: What the agent gets for one answer.
-ANSWER_SECONDS = 10
+#: What the agent gets for one answer: it thaws first, and then runs its hooks, which would be run again by each try.
+ANSWER_SECONDS = 120
 
 
 class Releaser:

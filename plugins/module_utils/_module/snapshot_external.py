@@ -13,7 +13,7 @@ from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import KEPT, RESERVED
 from .._core.model import DomainView, Outcome
-from .._core.snapshot import DiskWish, SnapshotPlan, SnapshotWish
+from .._core.snapshot import FREEZE_SECONDS, DiskWish, SnapshotPlan, SnapshotWish
 from .._core.snapshot_tree import CHILDREN
 from .._host.store import BackupStore
 from .._service.backup import refuse_early
@@ -43,7 +43,7 @@ SPEC: ArgumentSpec = {
     "live": {"type": "bool", "default": False},
     "halt": {"type": "bool", "default": False},
     "quiesce": {"type": "str", "choices": ["required", "preferred", "never"], "default": "never"},
-    "freeze_timeout": {"type": "int", "default": 10},
+    "freeze_timeout": {"type": "int", "default": FREEZE_SECONDS},
     "metadata": {"type": "bool", "default": True},
     "operation": {"type": "str", "default": KEPT},
     "backup": {

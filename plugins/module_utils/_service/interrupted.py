@@ -18,15 +18,13 @@ from .._core.errors import VirtopsError
 from .._core.journal import JournalDisk, Operation
 from .._core.model import SAVING, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, JobPort, UndoPort
-from .._core.snapshot import is_in_chain
+from .._core.snapshot import THAW_SECONDS, is_in_chain
 from .observe import observe
 from .ours import Ours, kept_words
 from .overlays import is_unused, refuse_data
 
 #: Between two looks at libvirt's job.
 _POLL_SECONDS = 0.5
-#: For the agent's answer to a thaw.
-_THAW_SECONDS = 10
 
 
 def awake(
@@ -55,7 +53,7 @@ def _thawed(
     journal = xml.build_journal(xml.parse_journal(view.journal_xml).put(operation.held(None)))
     if not check:
         try:
-            domain.thaw(_THAW_SECONDS)
+            domain.thaw(THAW_SECONDS)
         except VirtopsError as error:
             if error.code == "connection_lost":
                 raise

@@ -172,7 +172,7 @@ class Preflight:
         asked = [guest.view for guest in guests if guest.view.active and resumed(guest, limits) is None]
         silent = {view.uuid: guest_paused(view) for view in asked if view.state != "running"}
         running = [view for view in asked if view.state == "running"]
-        deaf = {**silent, **self._host.deaf_agents(running, snapshot.freeze_timeout)}
+        deaf = {**silent, **self._host.deaf_agents(running, snapshot.ping_timeout)}
         for error in deaf.values():
             if error.code in _HOPELESS:
                 raise error

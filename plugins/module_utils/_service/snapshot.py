@@ -179,7 +179,7 @@ class ExternalSnapshot:
         try:
             if view.state != "running":
                 raise guest_paused(view)
-            self._domain.agent_ping(self._wish.freeze_timeout)
+            self._domain.agent_ping(self._wish.ping_timeout)
         except VirtopsError as error:
             if thaws and error.code == "already_frozen":
                 return True, ()
@@ -285,7 +285,7 @@ class ExternalSnapshot:
             raise
         finally:
             if frozen and not halted:
-                thawed = self._thaw_after(failed, limit)
+                thawed = self._thaw_after(failed)
             freeze_ms = int((self._clock.monotonic() - began) * 1000)
             if halted or not self._frozen:
                 self._watchdog.disarm()  # only after a thaw that succeeded: it thaws where we could not
@@ -295,10 +295,10 @@ class ExternalSnapshot:
             return _Taken("crash", freeze_ms, ("something else thawed the guest within %d ms" % freeze_ms,))
         return _Taken("filesystem", freeze_ms)
 
-    def _thaw_after(self, failed: VirtopsError | None, seconds: int) -> int:
+    def _thaw_after(self, failed: VirtopsError | None) -> int:
         """Where the snapshot failed, that is what the user has to know, as when its QEMU died."""
         try:
-            return self._thaw(seconds)
+            return self._thaw()
         except VirtopsError as error:
             if failed is None:
                 raise
@@ -318,7 +318,7 @@ class ExternalSnapshot:
                 )
         except VirtopsError as error:
             try:
-                self._thaw(seconds)  # an agent that answers too late has frozen all the same
+                self._thaw()  # an agent that answers too late has frozen all the same
             except VirtopsError:
                 if error.code != "agent_failed":
                     raise
@@ -329,8 +329,8 @@ class ExternalSnapshot:
             return 0, (_not_quiesced(error),)
         return frozen, ()
 
-    def _thaw(self, seconds: int) -> int:
-        thawed = self._domain.thaw(seconds)
+    def _thaw(self) -> int:
+        thawed = self._domain.thaw(self._wish.thaw_timeout)
         self._frozen = False
         return thawed
 
