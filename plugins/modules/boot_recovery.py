@@ -17,6 +17,8 @@ description:
     The unit has failed if a guest needs a human. It changes nothing on a healthy host.
   - It finishes no backup, because where to and how only the play knows that began it.
   - An operation that was begun after the boot is left alone, as a play may be at work on it.
+  - A guest whose memory is saved (C(virsh managedsave)) is left alone until it was started. The unit goes on for that
+    long where such a guest has an interrupted operation; C(libvirt-guests) does not wait for it.
   - The unit runs a copy of this collection's code in C(/usr/local/lib/virtops.libvirt), with the interpreter that
     Ansible uses. Run the module again after an upgrade of the collection.
   - systemd does not have to run. Where it does, have it read its units again if this module says changed.

@@ -183,7 +183,7 @@ guests:
       contains:
         check:
           description:
-            - V(journal), V(capabilities), V(disks), V(images), V(chain), V(jobs), V(agent), V(overlay_space),
+            - V(journal), V(state), V(capabilities), V(disks), V(images), V(chain), V(jobs), V(agent), V(overlay_space),
               V(base_growth), V(target), V(apparmor), V(definition), V(checkpoints), V(shared) or V(overlays).
           type: str
         status:

@@ -329,7 +329,7 @@ class Scene:
         """
         folder = self.hypervisor.outside(BACKUP)
         play = start()
-        until("the watchdog", lambda: "guest_watchdog" in self._arguments(), 60, every=0.01)
+        until("the watchdog", lambda: "guest_watchdog" in self.arguments(), 60, every=0.01)
         subprocess.run(["fsfreeze", "--freeze", folder], check=True)
         try:
             until("a frozen guest", self.is_frozen, 30)
@@ -337,7 +337,7 @@ class Scene:
         finally:
             subprocess.run(["fsfreeze", "--unfreeze", folder], check=True)
 
-    def _arguments(self) -> str:
+    def arguments(self) -> str:
         return self.hypervisor.exec(["ps", "-eo", "args="]).stdout
 
     @contextmanager
@@ -375,7 +375,7 @@ class Scene:
         command = self.hypervisor.enter(["qemu-io", "-r", "-f", image_format, path])
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         try:
-            until("the reader", lambda: "qemu-io" in self._arguments(), 20)
+            until("the reader", lambda: "qemu-io" in self.arguments(), 20)
             yield
         finally:
             process.communicate(timeout=20)  # the end of its input ends it

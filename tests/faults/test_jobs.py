@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -57,7 +58,8 @@ def test_fault_17_first_disk_pivoted_second_fails(scene: Scene) -> None:
     play = scene.start(MERGE)
     base = scene.before.facts.live["vdb"][0]
     with scene.reader(base, "qcow2"):
-        failed = scene.assert_failed(scene.go(play), "image_locked", "libvirt_error")
+        failed = scene.assert_failed(scene.go(play), "image_locked")
+        assert re.search(rf"process \d+ has {re.escape(base)} open", failed["msg"])
         scene.record("half-pivoted")
         told = {disk["disk"]: disk for disk in failed["partial"]}
         assert told["vda"]["after"] == scene.before.facts.live["vda"]

@@ -91,7 +91,7 @@ class TestRoles:
 # The error codes, read from the syntax trees: the first argument of an error, what is given for a parameter or an
 # attribute `code`, the keyword error_code, and the words in the tables that map libvirt's and the system's errors.
 ERRORS = {"VirtopsError", "LibvirtFailure"}
-TABLES = {"_TABLE", "_OTHER", "_MEANINGS"}
+TABLES = {"_TABLE", "_SAID", "_OTHER", "_MEANINGS"}
 WORD = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 

@@ -9,18 +9,22 @@
 The systemd unit that the role `hypervisor` installs runs this. It says one line for each guest, and ends with 1 where
 one of them needs a human. Only operations that were begun before this boot are looked at: nobody can be at work on
 them any more, while a later one may be between two tasks of a play. No backup is finished: where to, and how, only
-the play knows that made it.
+the play knows that made it. A guest whose memory is saved is left as it is. Where one has such an operation this goes
+on after it has told systemd that the host may go on, until that guest was started, and recovers it then.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 
 from .._core import xml
@@ -48,6 +52,8 @@ from .._service.strays import lost_operations, with_bases
 CONNECT_SECONDS = 60
 #: Seconds that a guest gets beyond its merge's timeout, for all that is done besides.
 GRACE_SECONDS = 60
+#: Between two looks at the guests whose memory is saved.
+LOOK_SECONDS = 10
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,18 +65,44 @@ def main(arguments: Sequence[str]) -> int:
         if problem is not None:
             _say("The Python library %s is missing for %s. Run the role hypervisor." % (library, sys.executable))
             return 1
+    boot = booted_at()
     try:
         with _connect(given.uri) as connection:
-            return recover_all(connection, given.timeout, booted_at(), _say)
+            found = recover_all(connection, given.timeout, boot, _say)
     except VirtopsError as error:
         _say(str(error))
         return 1
+    _tell_ready()
+    needy = found.needy
+    while found.saved:
+        time.sleep(LOOK_SECONDS)
+        with suppress(VirtopsError), _connect(given.uri) as connection:  # its daemon may be away for a while
+            found = recover_all(connection, given.timeout, boot, _say, found.saved)
+            needy = needy or found.needy
+    return 1 if needy else 0
 
 
-def recover_all(connection: Connection, timeout: int, boot: str, say: Callable[[str], None]) -> int:
-    """One guest after another; 1 where one of them needs a human."""
-    needy, host = 0, Host(connection)
+@dataclass(frozen=True)
+class Found:
+    """`needy`: a guest needs a human. `saved` are the UUIDs of those that are recovered once they were started."""
+
+    needy: bool
+    saved: tuple[str, ...]
+
+
+def recover_all(
+    connection: Connection,
+    timeout: int,
+    boot: str,
+    say: Callable[[str], None],
+    saved: Sequence[str] | None = None,
+) -> Found:
+    """One guest after another. Once again for those that were `saved` when they were looked at first."""
+    needy, left, host = False, [], Host(connection)
     for view in host.domains():
+        if saved is not None and (view.uuid not in saved or _is_saved(view)):
+            left += [view.uuid] if view.uuid in saved else []
+            continue
         try:
             if _was_interrupted(view, boot) or _has_lost_its_journal(view, host):
                 told = _recover(connection, view, timeout)
@@ -78,13 +110,31 @@ def recover_all(connection: Connection, timeout: int, boot: str, say: Callable[[
             else:
                 say("%s: nothing to do" % view.name)
         except VirtopsError as error:
-            needy += 1
-            say("%s: NEEDS A HUMAN (%s): %s" % (view.name, error.code, error))
+            if error.code == "memory_saved":
+                left.append(view.uuid)
+                say("%s: left as it is, for its memory is saved; it is recovered once it was started" % view.name)
+            elif error.code == "locked" and saved is not None:
+                left.append(view.uuid)  # a play may have come first
+            else:
+                needy = True
+                say("%s: NEEDS A HUMAN (%s): %s" % (view.name, error.code, error))
         except Exception:  # noqa: BLE001  (a bug: it is shown as one, and the other guests get their turn)
-            needy += 1
+            needy = True
             traceback.print_exc()
             say("%s: NEEDS A HUMAN: its recovery broke off, see above" % view.name)
-    return 1 if needy else 0
+    return Found(needy, tuple(left))
+
+
+def _is_saved(view: DomainView) -> bool:
+    return view.saved and not view.active
+
+
+def _tell_ready() -> None:
+    """sd_notify(3): what the unit is ordered before may start, as libvirt-guests, which starts saved guests."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as teller:
+            teller.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
 
 
 def _was_interrupted(view: DomainView, boot: str) -> bool:

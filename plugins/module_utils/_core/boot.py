@@ -31,7 +31,8 @@ After=local-fs.target remote-fs.target
 Before=libvirt-guests.service
 
 [Service]
-Type=oneshot
+# It goes on after that where the memory of a guest is saved, and recovers it once it was started
+Type=notify
 Environment=PYTHONPATH=%(library)s PYTHONDONTWRITEBYTECODE=1
 ExecStart=%(python)s -m %(entry)s --uri %(uri)s --timeout %(timeout)d
 TimeoutStartSec=1h

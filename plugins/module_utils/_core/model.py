@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-# virDomainState, in virsh's words.
-RUNNING_STATES = frozenset({"running", "idle", "paused", "in shutdown", "pmsuspended", "blocked"})
+CRASHED = "crashed"
+#: virDomainState, in virsh's words: those in which a QEMU runs. A crashed guest's is kept (on_crash preserve), with its
+#: images open; where it is not kept, libvirt says shut off.
+RUNNING_STATES = frozenset({"running", "idle", "paused", "in shutdown", "pmsuspended", "blocked", CRASHED})
 
 #: The reason of a pause (virDomainPausedReason, in virsh's words) when QEMU stopped the guest at a write that failed.
 IO_ERROR = "I/O error"
@@ -207,6 +209,9 @@ class DomainView:
     `journal_of` is the UUID of another domain whose journal came along with a copied definition: `journal_xml` is none.
     `memory_bytes` is what the guest has of it at most. `qemu_ids` are the user and group that its QEMU runs as.
     `pflash`: its firmware, as UEFI's, lies in flash, whose variables are `nvram`.
+    `saved`: its next start goes on with memory that was saved, on the images of that moment (virsh managedsave).
+    `moved`: it was migrated to another host, and this is the definition that it left here. libvirt forgets that when
+    its daemon is restarted.
     """
 
     name: str
@@ -227,6 +232,8 @@ class DomainView:
     memory_bytes: int = 0
     journal_of: str | None = None
     qemu_ids: tuple[int, int] | None = None
+    saved: bool = False
+    moved: bool = False
 
     @property
     def active(self) -> bool:

@@ -32,7 +32,8 @@ class ViewPort(Protocol):
     """Reading one domain."""
 
     def view(self) -> DomainView:
-        """virDomainGetXMLDesc (live and inactive), virDomainGetState, virDomainGetBlockJobInfo."""
+        """virDomainGetXMLDesc (live and inactive), virDomainGetState, virDomainGetBlockJobInfo,
+        virDomainHasManagedSaveImage."""
 
     def snapshot(self, name: str) -> SnapshotRecord | None:
         """virDomainSnapshotLookupByName; None where there is no such record."""
@@ -146,9 +147,6 @@ class RevertPort(SnapshotInfoPort, JournalPort, Protocol):
     def revert(self, name: str, run_state: str, force: bool, reset_nvram: bool) -> None:
         """virDomainRevertToSnapshot; `run_state` is snapshot (as it was), running or paused."""
 
-    def has_saved_memory(self) -> bool:
-        """virDomainHasManagedSaveImage."""
-
     def power_off(self) -> None:
         """virDomainDestroy."""
 
@@ -173,9 +171,6 @@ class RevertPort(SnapshotInfoPort, JournalPort, Protocol):
 
 class ConvertPort(ViewPort, JournalPort, Protocol):
     """What putting a domain on converted images needs."""
-
-    def has_saved_memory(self) -> bool:
-        """virDomainHasManagedSaveImage."""
 
     def set_config_disks(self, layers: dict[str, Layer]) -> None:
         """Write path and format of these disks into the persistent XML (virDomainDefineXMLFlags)."""
@@ -344,6 +339,10 @@ class ImagePort(Protocol):
 
     def holders(self, path: str) -> tuple[int, ...]:
         """The processes of this host that have the file open (or mapped), as PIDs."""
+
+    def is_being_written(self, path: str) -> bool:
+        """QEMU's lock: does a process write to the image, of this host or of another that shares it? False where the
+        file system has no locks."""
 
     def remove(self, path: str) -> None:
         """unlink(2) and fsync of the directory; a path that is gone is fine, and a device stays."""

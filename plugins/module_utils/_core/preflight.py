@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from .journal import Operation
+from .model import CRASHED
 from .preflight_facts import (
     AGENT,
     APPARMOR,
@@ -31,6 +32,7 @@ from .preflight_facts import (
     OVERLAY_SPACE,
     OVERLAYS,
     SHARED,
+    STATE,
     TARGET,
     WARNING,
     Capabilities,
@@ -43,7 +45,7 @@ from .preflight_facts import (
     warning,
 )
 from .preflight_space import space_checks
-from .refusals import operation_open
+from .refusals import guest_crashed, operation_open
 from .strays import snapshot_of
 
 #: The active commit, as virConnectGetLibVersion counts: 1.2.6. No capability tells of it.
@@ -60,7 +62,12 @@ def judge(guests: Sequence[GuestFacts], host: Capabilities, limits: Limits) -> d
         if operation is None:
             judged[guest.view.uuid] = _all_of(guest, host, limits, space[guest.view.uuid])
         else:
-            judged[guest.view.uuid] = (_will_be_resumed(operation), *_denied_of(guest, operation))
+            judged[guest.view.uuid] = (
+                _will_be_resumed(operation),
+                *(refused(STATE, found.error, FAILED) for found in guest.refusals if found.check == STATE),
+                *_state(guest),
+                *_denied_of(guest, operation),
+            )
     return judged
 
 
@@ -74,6 +81,7 @@ def _all_of(guest: GuestFacts, host: Capabilities, limits: Limits, space: tuple[
     found = [
         *(refused(refusal.check, refusal.error, FAILED, refusal.disk) for refusal in guest.refusals),
         *_journal(guest),
+        *_state(guest),
         *_capabilities(host),
         *_skipped(guest),
         *_chains(guest, limits),
@@ -98,6 +106,7 @@ def _all_of(guest: GuestFacts, host: Capabilities, limits: Limits, space: tuple[
 
 _FINE = {
     JOURNAL: "No operation is open",
+    STATE: "It has not crashed, and it is neither saved with its memory nor at another host",
     CAPABILITIES: "libvirt can take disk snapshots and commit active layers",
     DISKS: "A snapshot can hold each disk that is not left out",
     IMAGES: "The images and the folders for the overlays are there and can be written to",
@@ -143,6 +152,11 @@ def _journal(guest: GuestFacts) -> Iterator[Check]:
             "counts for nothing" % guest.view.journal_of,
             "Nothing need be done: the run writes its own in its place",
         )
+
+
+def _state(guest: GuestFacts) -> Iterator[Check]:
+    if guest.view.state == CRASHED:
+        yield refused(STATE, guest_crashed(guest.view), WARNING)
 
 
 def _capabilities(host: Capabilities) -> Iterator[Check]:

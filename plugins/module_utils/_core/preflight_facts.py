@@ -20,8 +20,9 @@ from .snapshot import SkippedDisk
 OK, WARNING, FAILED = "ok", "warning", "failed"
 
 #: What is looked at, in the order in which results tell it.
-JOURNAL, CAPABILITIES, DISKS, IMAGES, CHAIN, JOBS, AGENT = (
+JOURNAL, STATE, CAPABILITIES, DISKS, IMAGES, CHAIN, JOBS, AGENT = (
     "journal",
+    "state",
     "capabilities",
     "disks",
     "images",

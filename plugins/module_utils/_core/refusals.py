@@ -10,7 +10,7 @@ import os
 
 from .errors import VirtopsError
 from .journal import RESERVED, Journal, Operation
-from .model import Disk, DomainView
+from .model import CRASHED, Disk, DomainView
 
 
 def operation_open(domain: str, operation: Operation, lost: bool = False) -> VirtopsError:
@@ -33,8 +33,20 @@ def operation_open(domain: str, operation: Operation, lost: bool = False) -> Vir
     )
 
 
+def guest_crashed(view: DomainView) -> VirtopsError:
+    """It cannot be asked for anything any more, also not to shut down."""
+    return VirtopsError(
+        "guest_crashed",
+        "Domain %s has crashed, and its QEMU is kept (on_crash)." % view.name,
+        "End it with 'virsh destroy %s', which loses no more than a power loss would, then run the task again"
+        % view.name,
+    )
+
+
 def guest_paused(view: DomainView) -> VirtopsError:
     """Nothing in a guest whose CPUs stand still can freeze."""
+    if view.state == CRASHED:
+        return guest_crashed(view)
     return VirtopsError(
         "guest_paused",
         "Domain %s is %s, so its agent cannot freeze the file systems." % (view.name, view.state),
@@ -47,6 +59,31 @@ def refuse_open(view: DomainView, journal: Journal, own: str | None = None) -> N
     stuck = next((operation for operation in journal.operations if operation.open and operation.id != own), None)
     if stuck is not None:
         raise operation_open(view.name, stuck)
+
+
+def refuse_away(view: DomainView, remedy: str | None = None) -> None:
+    """A guest that is off here, and goes on all the same: its images may not be merged or deleted, and no layer may
+    come above them. One whose memory is saved goes on on the images that it was saved with, whatever its definition
+    names by then; one that moved does so at another host."""
+    if view.moved and not view.active:
+        raise guest_moved(view, "was migrated to another host")
+    if view.saved and not view.active:
+        raise VirtopsError(
+            "memory_saved",
+            "The memory of domain %s is saved (virsh managedsave), and goes on only on the images that it was saved "
+            "with." % view.name,
+            remedy or "Start it ('virsh start %s'), then run the task or the play again" % view.name,
+        )
+
+
+def guest_moved(view: DomainView, why: str) -> VirtopsError:
+    """Its journal went with it: the host that it is at now is to go on."""
+    return VirtopsError(
+        "guest_moved",
+        "Domain %s %s, so what this host still has of it is old." % (view.name, why),
+        "Run this at the host where the guest is now. If it is not to come back, remove its definition here ('virsh "
+        "undefine %s'), but no image" % view.name,
+    )
 
 
 def refuse_jobs(view: DomainView) -> None:

@@ -62,7 +62,7 @@ class ImageLock:
         for byte in (_USED + _CONSISTENT_READ, _REFUSED + _WRITE, _REFUSED + _RESIZE):
             self._take(byte)
         for byte in (_REFUSED + _CONSISTENT_READ, _USED + _WRITE, _USED + _RESIZE):
-            if self._is_taken(byte):
+            if _is_taken(self._fd, byte):
                 raise VirtopsError(
                     "image_locked",
                     "Another process writes to the image %s: a commit into it, or a guest that runs on it" % self._path,
@@ -81,11 +81,26 @@ class ImageLock:
                 ) from error
             raise os_failure("Locking the image %s" % self._path, error) from error
 
-    def _is_taken(self, byte: int) -> bool:
-        """Would an exclusive lock meet somebody? Our own locks never count against us."""
-        found = fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, byte))
-        kind: int = _FLOCK.unpack(found)[0]
-        return kind != fcntl.F_UNLCK
+
+def is_being_written(path: str) -> bool:
+    """Does somebody use the permission to write to it? Takes no lock. False where that cannot be known."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return _is_taken(fd, _USED + _WRITE)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _is_taken(fd: int, byte: int) -> bool:
+    """Would an exclusive lock meet somebody? Our own locks never count against us."""
+    found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, byte))
+    kind: int = _FLOCK.unpack(found)[0]
+    return kind != fcntl.F_UNLCK
 
 
 def _flock(kind: int, byte: int) -> bytes:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from .._core.errors import VirtopsError
 from .._core.model import FileIdentity, ImageInfo, Layer, Signature
 from .command import os_failure, run
+from .image_lock import is_being_written
 from .procs import file_key, holders
 from .qcow2 import backing_layer
 from .signature import signature
@@ -255,6 +256,10 @@ class Images:
     def holders(self, path: str) -> tuple[int, ...]:
         """/proc/PID/fd and map_files."""
         return holders(path)
+
+    def is_being_written(self, path: str) -> bool:
+        """fcntl(2) F_OFD_GETLK on the bytes that QEMU locks."""
+        return is_being_written(path)
 
     def remove(self, path: str) -> None:
         """unlink(2), and fsync(2) of the directory, so that a power loss does not bring it back.

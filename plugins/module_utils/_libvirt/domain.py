@@ -28,6 +28,8 @@ JOB_KINDS = ("unknown", "pull", "copy", "commit", "active-commit", "backup")
 #: virDomainPausedReason by number, in the words of `virsh domstate --reason`; the others do not matter here.
 PAUSED_BY = {0: SAVING, 1: "user", 2: SAVING, 5: IO_ERROR, 9: SAVING}
 
+#: virDomainShutoffReason by number.
+_MIGRATED = 4
 #: virDomainJobType: none, completed, failed, cancelled.
 _NO_JOB = (0, 3, 4, 5)
 
@@ -234,10 +236,6 @@ class Domain:
         with mapped("Asking libvirt what it can do"):
             return xml.has_external_revert(self._again(lambda _domain: self._connection.handle.getCapabilities()))
 
-    def has_saved_memory(self) -> bool:
-        with mapped(f"Looking for a saved state of {self.name}"):
-            return bool(self._again(lambda domain: domain.hasManagedSaveImage(0)))
-
     def power_off(self) -> None:
         with mapped(f"Turning {self.name} off", self._domain):
             self._domain.destroy()
@@ -438,6 +436,8 @@ def read_view(connection: Connection, domain: Any, jobs: bool = True) -> DomainV
         memory_bytes=parsed.memory_bytes,
         journal_of=parsed.journal_of,
         qemu_ids=parsed.qemu_ids,
+        saved=bool(persistent and domain.hasManagedSaveImage()),
+        moved=(state, reason) == ("shut off", _MIGRATED),
     )
     if not view.active:
         return replace(view, disks=view.config_disks or view.disks)

@@ -87,10 +87,26 @@ _ENDED_REMEDY = (
 )
 #: virDomainState by number, in the words of `virsh domstate`.
 STATES = ("no state", "running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended")
-_OFF = ("shut off", "crashed")
+#: Not crashed: of that one the QEMU is kept.
+_OFF = ("shut off",)
 #: How often and after how many seconds libvirt is asked again that may not yet have noticed that a QEMU has ended.
 _LOOKS, _PAUSE = 20, 0.1
 
+#: What QEMU said, for which libvirt has no number of its own -> (code, remedy).
+_SAID = (
+    ("already in active block job", _TABLE["VIR_ERR_BLOCK_COPY_ACTIVE"]),
+    ("Invalid job ID", ("name_unsuitable", _NAME_REMEDY)),
+    # Failed to get "write" lock; Failed to get shared "write" lock
+    ('" lock', ("image_locked", "Another process uses the image: end it, or wait for its end, then try again")),
+    (
+        "Block node is read-only",
+        (
+            "images_released",
+            "QEMU has let go of the images of a guest that was paused when its memory was saved: resume it ('virsh "
+            "resume'), then run the task again. You may pause it again afterwards",
+        ),
+    ),
+)
 _OTHER = ("libvirt_error", "Look for the reason in libvirt's log and in QEMU's (/var/log/libvirt/qemu)")
 
 #: What a guest agent answers to all but fsfreeze commands while its file systems are frozen.
@@ -142,10 +158,9 @@ def is_number(problem: libvirt.libvirtError, *names: str) -> bool:
 def _known(problem: libvirt.libvirtError) -> tuple[str, str]:
     if is_connection_lost(problem):
         return ("connection_lost", _CONNECTION_REMEDY)
-    if "already in active block job" in str(problem):
-        return _TABLE["VIR_ERR_BLOCK_COPY_ACTIVE"]
-    if "Invalid job ID" in str(problem):
-        return ("name_unsuitable", _NAME_REMEDY)
+    said = next((entry for words, entry in _SAID if words in str(problem)), None)
+    if said is not None:
+        return said
     return next((entry for name, entry in _TABLE.items() if is_number(problem, name)), _OTHER)
 
 

@@ -19,10 +19,11 @@ from .._core import xml
 from .._core.convert import Conversion, ConvertWish, interrupted, plan_conversions, removal_of
 from .._core.errors import VirtopsError
 from .._core.journal import JournalDisk, Operation
-from .._core.model import DomainView, FileIdentity, Layer, Outcome
+from .._core.model import CRASHED, DomainView, FileIdentity, Layer, Outcome
 from .._core.ports import Clock, ConvertImagePort, ConvertPort, ImagePort
-from .._core.refusals import refuse_open
+from .._core.refusals import guest_crashed, refuse_open
 from .._core.snapshot import is_in_chain
+from .away import require_here
 from .observe import FileSet, OtherFiles, chains, every_image, observe
 from .ours import Ours
 from .overlays import require_folder
@@ -86,6 +87,8 @@ class Convert:
         return {path: identity for path, identity in known.items() if self._images.kind(path) == "file"}
 
     def _refuse(self, view: DomainView, left: Operation | None) -> None:
+        if view.state == CRASHED:
+            raise guest_crashed(view)
         if view.active:
             raise VirtopsError(
                 "guest_running",
@@ -93,12 +96,7 @@ class Convert:
                 "Shut it down, then run the task again",
             )
         refuse_open(view, xml.parse_journal(view.journal_xml), None if left is None else left.id)
-        if self._domain.has_saved_memory():
-            raise VirtopsError(
-                "memory_saved",
-                "Domain %s was saved with its memory, and would go on with that on its raw images." % view.name,
-                "Start it and shut it down, then run the task again",
-            )
+        require_here(view, self._images, "Start it and shut it down, then run the task again")
 
     def _is_there(self, one: Conversion, others: Container[str]) -> bool:
         """Did an earlier run come so far? Then only the definition is to be written."""

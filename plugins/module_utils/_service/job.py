@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from .._core import xml
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, PULL, REVERT
+from .._core.journal import DELETE, PULL, RESERVED, REVERT, Operation
+from .._core.merge import goal_to_base
 from .._core.model import BlockJob, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, MergePort, Watchdog
 from .._core.refusals import require_disk
@@ -22,6 +23,10 @@ from .merge_plan import MergeWish
 from .observe import observe
 
 MIB = 1024 * 1024
+_UNFINISHED = (
+    "This job belongs to a deletion that was interrupted, which is still to delete the overlays and the records: run "
+    "that task again, or virtops.libvirt.recover."
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,8 @@ class JobControl:
                         "No block job runs on disk %s of domain %s, which still stands on %s: what %r merges is not "
                         "merged." % (target, view.name, disk.overlay, operation.name),
                         "Run virtops.libvirt.block_commit, or the play that began it, again; where its job died, the "
-                        "domain's QEMU log has the cause, most often no space for the base",
+                        "domain's QEMU log has the cause, most often no space for the base. If it fails so again, as "
+                        "after an I/O error, shut the guest down and run it once more, which merges offline",
                     )
 
     def _steps(self, job: BlockJob | None) -> tuple[str, ...]:
@@ -137,13 +143,26 @@ class JobControl:
             self._apply(job)
         wish = self._merge_wish(view, job.target)
         outcome = Merge(wish, self._domain, self._images, self._clock, self._watchdog).run(check)
-        return replace(outcome, steps=speed + outcome.steps, values={"job": None})
+        warnings = outcome.warnings if wish.within is None else (*outcome.warnings, _UNFINISHED)
+        return replace(outcome, steps=speed + outcome.steps, values={"job": None}, warnings=warnings)
 
     def _merge_wish(self, view: DomainView, base: str) -> MergeWish:
         """The merge that began this job, as the journal has it; a job of somebody else's is a merge by path."""
         wish = MergeWish(disks=(self._wish.disk,), deadline=self._wish.deadline, delete_merged=self._wish.delete_merged)
+        operation = self._operation(view, base)
+        if operation is None:
+            return replace(wish, base=base)
+        if operation.kind != DELETE:
+            return replace(wish, snapshot=operation.name)
+        goal = goal_to_base(require_disk(view, self._wish.disk), base, None, view.name)
+        goals = () if goal is None else (goal,)
+        return MergeWish(goals=goals, within=operation.id, deadline=self._wish.deadline)
+
+    def _operation(self, view: DomainView, base: str) -> Operation | None:
+        """The one that this job belongs to: of a snapshot, or of a deletion, which is not for us to end."""
         for operation in xml.parse_journal(view.journal_xml).operations:
-            mine = operation.disk(self._wish.disk)
-            if operation.open and operation.kind != COMMIT and mine is not None and mine.base == base:
-                return replace(wish, snapshot=operation.name)
-        return replace(wish, base=base)
+            ours = operation.kind == DELETE or operation.kind not in RESERVED
+            mine = [disk for disk in operation.disks if (disk.target, disk.base) == (self._wish.disk, base)]
+            if operation.open and ours and mine:
+                return operation
+        return None

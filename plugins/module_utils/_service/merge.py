@@ -22,6 +22,8 @@ from .._core.journal import COMMIT, COMMITTING, PREPARED, PULL, RESERVED, Journa
 from .._core.merge import MergeGoal, Next, Phase, config_layer, next_step, phase_of
 from .._core.model import IO_ERROR, BlockJob, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, MergePort, Watchdog
+from .._core.refusals import refuse_away
+from .away import require_here
 from .brake import GuestBrake, let_go
 from .forest import keep_times, rewrite_records
 from .interrupted import awake, undo, unswitched
@@ -80,6 +82,7 @@ class Merge:
         begun: tuple[str, ...] = ()
         prepared = self._prepared(journal)
         if prepared is not None:
+            require_here(view, self._images)
             seconds = self._wish.deadline.timeout
             view, begun = awake(prepared, self._domain, self._images, self._clock, seconds, check)
             journal = xml.parse_journal(view.journal_xml)
@@ -176,6 +179,7 @@ class Merge:
             if step is Next.PIVOT:
                 return self._pivot(item)
             if step is Next.COMMIT_OFFLINE:
+                refuse_away(view)
                 self._see_pivot(item.goal, view)
                 self._merge_offline(item.goal, view)
                 return True
@@ -188,8 +192,22 @@ class Merge:
         except VirtopsError as error:
             if error.code == "connection_lost":
                 return self._unknown(item)
+            if error.code == "image_locked":
+                self._name_holders(error, item.goal, view)
             item.error = error
         return True
+
+    def _name_holders(self, error: VirtopsError, goal: MergeGoal, view: DomainView) -> None:
+        """QEMU says that an image is locked, and not by whom. The guest's own QEMU has all of its layers open; what
+        else has the active one open reads it without a lock (`qemu-img -U`)."""
+        above = () if goal.above is None else (goal.above,)
+        paths = (*above, *(layer.path for layer in goal.merged), goal.into.path)
+        disk = view.disk(goal.target)
+        own = self._images.holders(disk.active.path) if view.active and disk is not None and disk.active else ()
+        found = [(path, pid) for path in paths for pid in self._images.holders(path) if pid not in own]
+        if found:
+            told = ", ".join("process %d has %s open" % (pid, path) for path, pid in found)
+            error.cause = "%s (%s)" % (error.cause.rstrip("."), told)
 
     def _refuse_lost(self, item: _Progress, view: DomainView) -> None:
         """libvirt's daemon may die after QEMU has ended the job and before that is written down: it never learns."""
@@ -436,7 +454,8 @@ def _ended_without_merging(goal: MergeGoal) -> VirtopsError:
         "The %s of %s into %s ended without merging it (disk %s)."
         % (goal.kind, goal.top.path, goal.into.path, goal.target),
         "Look for the cause in the domain's QEMU log (most often no space for the image), mend it, and run "
-        "the play again; the guest goes on, on its overlay",
+        "the play again; the guest goes on, on its overlay. If it fails so again, as after an I/O error, which a QEMU "
+        "does not get over, shut the guest down and run it once more: then the merge is made offline",
     )
 
 

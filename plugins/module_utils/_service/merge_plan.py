@@ -27,6 +27,7 @@ from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord, is_local
 from .._core.ports import ImagePort, MergePort
 from .._core.refusals import image_shared, operation_open, require_disk
 from .._core.snapshot import is_in_chain
+from .away import require_here
 from .brake import held_words
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of, with_bases
 from .observe import OtherFiles, every_image
@@ -115,6 +116,8 @@ class MergePlanner:
             operation = next((op for op in journal.operations if op.id == wish.within), None)
         elif wish.snapshot is None:
             operation = _interrupted_merge(journal, goals)
+        if goals or operation is not None:
+            require_here(view, self._images)
         foreign = journal.foreign_to(operation.name if operation else wish.snapshot)
         if foreign is not None:
             raise operation_open(view.name, foreign)
@@ -216,6 +219,8 @@ class MergePlanner:
                     % (target, self._wish.snapshot, overlay, view.name),
                     "Attach it again, or name the other disks in disks",
                 )
+            if disk.active is not None and disk.active.path == overlay:
+                self._require_layer(overlay, target, view)
             goal = goal_of_layer(disk, overlay, base, view.name)
             if goal is not None:
                 goals.append(goal)
@@ -232,6 +237,8 @@ class MergePlanner:
                 % (view.name, goal.target),
             )
         phase = phase_of(goal, view)
+        for layer in goal.merged if phase is Phase.OFFLINE and goal.kind != PULL else ():
+            self._require_layer(layer.path, goal.target, view)
         if next_step(phase, self._wish.pivots) is not Next.REFUSE:
             return
         disk = view.disk(goal.target)
@@ -248,6 +255,18 @@ class MergePlanner:
             % (goal.into.path, goal.target, view.name),
             "Look at the chain with virtops.libvirt.block_info before anything else is done to this guest",
         )
+
+    def _require_layer(self, path: str, target: str, view: DomainView) -> None:
+        """Another host may have merged and deleted it, for a guest that went there."""
+        if not view.active and is_local(path) and not self._images.exists(path):
+            raise VirtopsError(
+                "overlay_gone",
+                "The overlay %s, which the definition of domain %s names for disk %s, is gone."
+                % (path, view.name, target),
+                "If the guest went to another host, which merged and deleted it, remove the definition here ('virsh "
+                "undefine %s'), but no image. Else mount what it lies on, or bring it back, before you start the "
+                "domain: it holds the guest's newest data" % view.name,
+            )
 
     def _check_unshared(self, goals: tuple[MergeGoal, ...]) -> None:
         """Writing into an image that another guest stands on would change that guest's disk."""

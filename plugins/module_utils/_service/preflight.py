@@ -28,6 +28,7 @@ from .._core.preflight_facts import (
     IMAGES,
     JOBS,
     JOURNAL,
+    STATE,
     TARGET,
     Capabilities,
     DiskFacts,
@@ -43,6 +44,7 @@ from .._core.preflight_space import usage, usage_as_dict
 from .._core.refusals import guest_paused
 from .._core.snapshot import PlannedDisk, SnapshotWish, is_overlay_name, plan_snapshot
 from .._core.strays import is_stray_name, with_strays
+from .away import require_here
 from .backup import left_behind, order_of
 from .info import is_chosen, unmatched
 from .observe import FileSet, chain_of_another, observe_view
@@ -124,6 +126,10 @@ class Preflight:
     def _guest(self, view: DomainView, host: Capabilities, owners: _Owners) -> GuestFacts:
         """All but its agent. Of one that will be resumed, and of one that is not wanted, little is looked at."""
         facts = self._with_journal(GuestFacts(view))
+        try:
+            require_here(view, self._images)
+        except VirtopsError as error:
+            facts = replace(facts, refusals=(*facts.refusals, Refusal(STATE, error)))
         if "apparmor" in host.security_models and view.active:
             facts = replace(facts, denied=denied_writes(self._apparmor(view.uuid)))
         if not self._is_wanted(view) or resumed(facts, self._wish.limits) is not None:

@@ -22,6 +22,7 @@ from .._core.model import DomainView, Outcome
 from .._core.ports import Clock, DeletePort, ImagePort, ReaperPort, Watchdog
 from .._core.refusals import operation_open
 from .._core.snapshot import is_in_chain
+from .away import require_here
 from .brake import held_words, let_go
 from .convert import finished
 from .interrupted import awake, undo, unswitched
@@ -78,6 +79,8 @@ class Recovery:
         foreign = [op for op in (*found, *lost) if self._wish.operations and op.kind not in self._wish.operations]
         if foreign:
             raise operation_open(view.name, foreign[0])
+        if found or lost:
+            require_here(view, self._images)
         steps = self._reap(view, check)
         warnings = [] if view.journal_of is None else [foreign_journal(view)]
         after: dict[str, object] = dict(before)

@@ -11,6 +11,7 @@ in revert_manual.
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from dataclasses import replace
 from typing import Any
 
 from .._core import xml
@@ -22,6 +23,7 @@ from .._core.ports import Clock, ImagePort, RevertPort
 from .._core.refusals import refuse_open
 from .._core.revert import RevertWish, journal_after, refuse_internal, refuse_revert, state_after
 from .._core.snapshot_tree import children_of
+from .away import require_here
 from .internal import names_inside
 from .observe import chains, every_image, observe
 from .revert_manual import ManualRevert
@@ -60,13 +62,11 @@ class Revert:
             return Outcome(before=before, after=before, values=found)
         goal = state_after(self._wish, record)
         refuse_revert(self._wish, record, view, self._domain.libvirt_version())
-        if self._domain.has_saved_memory():
-            raise VirtopsError(
-                "memory_saved",
-                "Domain %s was saved with its memory, and would go on with that on the disks of another moment."
-                % view.name,
-                "Start it, or give that memory up ('virsh managedsave-remove'), then run the task again",
-            )
+        require_here(
+            replace(view, state="shut off"),  # as one that runs may be turned off on the way
+            self._images,
+            "Start it, or give that memory up ('virsh managedsave-remove %s'), then run the task again" % view.name,
+        )
         steps, after_chains, apply = self._way(record, current, texts, view, journal)
         warnings = () if left is None else self._manual(record, texts).warnings(view, journal)
         after: dict[str, object] = {"state": goal, "current": name, "disks": after_chains}

@@ -29,6 +29,7 @@ from .._core.snapshot import (
     plan_snapshot,
     snapshot_disks,
 )
+from .away import require_here
 from .interrupted import awake, is_left_paused, kept_memory, left_memory, memory_words
 from .observe import OtherFiles, chains, every_image, observe
 from .ours import Ours, kept_words, noted
@@ -87,6 +88,7 @@ class ExternalSnapshot:
         plan, kept = self._without_foreign(plan, view, journal)
         if plan.found == CREATED:
             return self._present(view, journal, plan, resumed, check)
+        require_here(view, self._images)
         self._check_host(plan, view)
         self._refuse(view, plan)
         quiesce, warnings = self._quiesce_mode(view, thaws=check and bool(resumed))

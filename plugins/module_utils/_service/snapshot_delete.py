@@ -42,6 +42,7 @@ from .._core.model import DomainView, Layer, Outcome, SnapshotRecord, is_local
 from .._core.ports import Clock, DeletePort, ImagePort, Watchdog
 from .._core.refusals import refuse_jobs, refuse_open
 from .._core.snapshot_tree import doomed_by
+from .away import require_here
 from .forest import (
     RecordWrite,
     current_of,
@@ -122,6 +123,7 @@ class SnapshotDeletion:
         doomed = self._doomed(texts, journal)
         if not doomed and interrupted is None:
             return self._outcome((), view, chains(view), texts, frozenset(), ())
+        require_here(view, self._images)
         refuse_open(view, journal, None if interrupted is None else interrupted.id)
         if interrupted is None:
             refuse_jobs(view)

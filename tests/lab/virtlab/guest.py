@@ -111,6 +111,11 @@ class Guest:
         pid = self.hypervisor.outside(f"/run/libvirt/qemu/{self.name}.pid").read_text(encoding="utf-8").strip()
         self.hypervisor.exec(["sh", "-c", f"kill -KILL {pid}"])
 
+    def crash(self) -> None:
+        """Make QEMU take it for crashed, as when its kernel panics: by a write to the port of its panic device."""
+        self.hypervisor.virsh("qemu-monitor-command", self.name, "--hmp", "o /b 0x505 1")
+        wait_for(f"crash of {self.name}", lambda: self.state() == "crashed", 20)
+
     # -- definition ----------------------------------------------------------------------------------------------
 
     @property
@@ -160,6 +165,7 @@ class Guest:
   </os>
   <features><acpi/></features>
   <clock offset='utc'/>
+  <on_crash>preserve</on_crash>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
 {"".join(self._disk_xml(disk) for disk in disks)}\
@@ -173,6 +179,7 @@ class Guest:
       <target type='virtio' name='lab.0'/>
     </channel>
     <memballoon model='none'/>
+    <panic model='isa'/>
   </devices>
 </domain>
 """

@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -246,7 +247,9 @@ class Hypervisor:
         config.save(self.dir / "config.json")
 
     def _configure(self, config: Config, etc: Path) -> None:
-        (etc / "libvirt/libvirtd.conf").write_text(LIBVIRTD_CONF, encoding="utf-8")
+        # libvirt migrates no guest to what it takes for the same host
+        identity = f'host_uuid = "{uuid.uuid5(uuid.NAMESPACE_DNS, self.name)}"\n'
+        (etc / "libvirt/libvirtd.conf").write_text(LIBVIRTD_CONF + identity, encoding="utf-8")
         (etc / "libvirt/qemu.conf").write_text(QEMU_CONF, encoding="utf-8")
         ours = etc / "virtlab"
         (ours / "sshd_config").write_text(SSHD_CONFIG.format(port=config.port), encoding="utf-8")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import struct
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -84,8 +86,9 @@ def define(connection: Connection) -> Iterator[Define]:
 def run(connection: Connection) -> tuple[int, dict[str, str]]:
     """The exit code, and what is said of each guest."""
     said: list[str] = []
-    code = recover.recover_all(connection, 60, BOOT, said.append)
-    return code, dict(line.split(": ", 1) for line in said if not line.startswith("test: "))
+    found = recover.recover_all(connection, 60, BOOT, said.append)
+    assert found.saved == ()
+    return int(found.needy), dict(line.split(": ", 1) for line in said if not line.startswith("test: "))
 
 
 def test_a_healthy_host(connection: Connection, define: Define, locks: Path) -> None:
@@ -111,6 +114,41 @@ def test_what_was_begun_since_the_boot_is_left_alone(connection: Connection, def
     define("a", "prepared", AFTER)
     assert run(connection) == (0, {"a": "nothing to do"})
     assert "s1" in connection.handle.lookupByName("a").XMLDesc(0)
+
+
+def test_a_saved_guest_is_recovered_once_it_was_started(
+    connection: Connection, define: Define, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """systemd is told before the wait for it; of one that goes on being saved nothing is said again."""
+    define("a", "prepared")
+    define("b")
+    saved = connection.handle.lookupByName("a")
+    saved.managedSave(0)
+    looks: list[str] = []
+
+    def wait(_seconds: float) -> None:
+        looks.append(capfd.readouterr().out)
+        if len(looks) == 3:
+            saved.create()
+
+    monkeypatch.setattr(recover.time, "sleep", wait)
+    monkeypatch.setattr(recover, "_tell_ready", lambda: looks.append("ready"))
+    monkeypatch.setattr(recover, "booted_at", lambda: BOOT)
+    monkeypatch.setattr(recover, "_connect", lambda _uri: nullcontext(connection))
+    assert recover.main(["--uri", URI]) == 0
+    assert (looks[0], looks[2:]) == ("ready", [""])
+    assert "a: left as it is, for its memory is saved" in looks[1]
+    assert capfd.readouterr().out == "a: healed: remove operation s1 from the journal\n"
+
+
+def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        recover._tell_ready()
+        assert systemd.recv(100) == b"READY=1"
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    recover._tell_ready()
 
 
 def test_one_that_needs_a_human_stops_no_other(connection: Connection, define: Define, tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_a_guest_with_nothing_wrong_is_told_each_check_once() -> None:
     assert is_ready(told)
     assert {check.status for check in told} == {OK}
     assert [check.check for check in told] == [
-        *("journal", "capabilities", "disks", "images", "chain", "jobs", "agent", "overlay_space", "base_growth"),
-        *("target", "apparmor", "definition", "checkpoints", "shared", "overlays"),
+        *("journal", "state", "capabilities", "disks", "images", "chain", "jobs", "agent", "overlay_space"),
+        *("base_growth", "target", "apparmor", "definition", "checkpoints", "shared", "overlays"),
     ]
     assert {(check.remedy, check.error_code) for check in told} == {(None, None)}
 
@@ -108,6 +108,8 @@ def test_a_guest_with_nothing_wrong_is_told_each_check_once() -> None:
         (view(disks=(replace(DISK, job=BlockJob("copy")),)), [("jobs", FAILED, "job_running")]),
         # A job on a disk that no snapshot holds makes libvirt refuse the snapshot all the same
         (view(disks=(DISK, Disk("vdb", job=BlockJob("pull")))), [("jobs", FAILED, "job_running")]),
+        (replace(GUEST, refusals=(Refusal("state", DEAF),)), [("state", FAILED, "agent_unresponsive")]),
+        (view(state="crashed"), [("state", WARNING, "guest_crashed")]),
         (replace(GUEST, job="migration out"), [("jobs", FAILED, "libvirt_busy")]),
         (replace(GUEST, agent=DEAF), [("agent", WARNING, "agent_unresponsive")]),
         (view(persistent=False, config_disks=()), [("definition", WARNING, "transient_domain")]),
@@ -207,7 +209,7 @@ def test_how_much_data_a_device_holds_only_the_copy_tells() -> None:
 def test_nothing_is_claimed_of_disks_that_could_not_be_seen() -> None:
     guest = GuestFacts(VIEW, target=BACKUP, refusals=(Refusal("disks", DEAF),))
     fine = {check.check for check in checks(guest) if check.status == OK}
-    assert fine == {"journal", "capabilities", "jobs", "agent", "apparmor", "checkpoints"}
+    assert fine == {"journal", "state", "capabilities", "jobs", "agent", "apparmor", "checkpoints"}
 
 
 # An interrupted operation

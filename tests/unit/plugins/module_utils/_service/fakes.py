@@ -93,6 +93,7 @@ class FakeImages:
         self.same = False
         self.while_copying: Callable[[], None] = lambda: None
         self.kinds: dict[str, str] = {}
+        self.written_to: set[str] = set()
         self.infos: dict[str, ImageInfo] = {}
         self.signatures: dict[str, Signature] = {}
         self.calls: list[str] = []
@@ -210,6 +211,9 @@ class FakeImages:
     def holders(self, path: str) -> tuple[int, ...]:
         return self.open_by.get(path, ())
 
+    def is_being_written(self, path: str) -> bool:
+        return path in self.written_to
+
     def remove(self, path: str) -> None:
         self._call("remove", path)
         self.backing.pop(path, None)
@@ -247,6 +251,8 @@ class FakeDomain:
         self.tunes: dict[str, dict[str, int]] = {}
         self.paused_by: str | None = None
         self.persistent = True
+        self.saved = False
+        self.moved = False
         self.job_ends_at: float | None = None
         self.created: list[Creation] = []
         self.dead = False
@@ -279,6 +285,7 @@ class FakeDomain:
 
     def view(self) -> DomainView:
         active = self.state != "shut off"
+        assert not (active and self.saved)
         disks = tuple(
             disk if active else replace(disk, chain=self.config[name], job=None) for name, disk in self.live.items()
         )
@@ -294,6 +301,8 @@ class FakeDomain:
             journal_xml=self.journal,
             paused_by=self.paused_by if self.state == "paused" else None,
             memory_bytes=1 << 28,
+            saved=self.saved,
+            moved=self.moved,
         )
 
     def has_job(self) -> bool:

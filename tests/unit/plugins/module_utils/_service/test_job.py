@@ -9,12 +9,15 @@ from dataclasses import replace
 
 import pytest
 
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.convergence import Deadline
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.job import JobControl, JobWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_delete import SnapshotDeletion
 
+from .fakes import Died
 from .test_merge import Lab
 
 
@@ -113,6 +116,29 @@ def test_refusals(lab: Lab, disk: str, code: str) -> None:
     with pytest.raises(VirtopsError) as caught:
         control(lab, disk, "present", bandwidth=1)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_pivot_leaves_an_interrupted_deletion_to_its_own_task(check: bool) -> None:
+    """Else its overlay would stay for ever: nothing would know of it any more."""
+    lab = Lab()
+    deletion = SnapshotDeletion("s1", "keep", Deadline(), lab.domain, lab.images, lab.clock, lab.watchdog)
+    lab.domain.die_after = "start_commit"
+    with pytest.raises(Died):
+        deletion.run(False)
+    lab.domain.revive()
+    journal = parse_journal(lab.domain.journal)
+    outcome = control(lab, "vda", "pivoted", check)
+    assert outcome.steps[-1] == "pivot vda to /img/a.raw"
+    assert "interrupted" in outcome.warnings[0]
+    if check:
+        return
+    assert lab.chains["vda"] == ["/img/a.raw"]
+    left = parse_journal(lab.domain.journal)
+    assert [(op.kind, op.name) for op in left.operations] == [(op.kind, op.name) for op in journal.operations]
+    assert "/img/vm.vda.s1.qcow2" in lab.images.backing
+    deletion.run(False)
+    assert lab.whole()
 
 
 def test_a_job_without_a_pivot(lab: Lab) -> None:
