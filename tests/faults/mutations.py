@@ -334,9 +334,9 @@ MUTATIONS: tuple[Mutation, ...] = (
             Edit(
                 f"{HOST}/images.py",
                 '            backing = ["-F", base.format, "-b", _absolute(base.path)]\n'
-                '            run(["qemu-img", "create"',
+                '            argv = ["qemu-img", "create"',
                 '            backing = ["-o", "backing_fmt=%s,backing_file=%s" % (base.format, base.path)]\n'
-                '            run(["qemu-img", "create"',
+                '            argv = ["qemu-img", "create"',
             ),
         ),
         sees="qemu-img",

@@ -331,6 +331,10 @@ class ImagePort(Protocol):
     def extent(self, device: str, virtual_size: int) -> tuple[int, int] | None:
         """Where the qcow2 on this block device ends, and where the device does; None: it has room for all of it."""
 
+    def others_write(self, folder: str) -> bool:
+        """May another user put something else where we make a file in it? `path_unsafe` where the way there leads
+        through a symlink that such a user may have made."""
+
     def free_bytes(self, directory: str) -> int:
         """statvfs(3): what an unprivileged process may still write there."""
 

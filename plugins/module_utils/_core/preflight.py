@@ -84,6 +84,7 @@ def _all_of(guest: GuestFacts, host: Capabilities, limits: Limits, space: tuple[
         *_state(guest),
         *_capabilities(host),
         *_skipped(guest),
+        *_open_folders(guest),
         *_chains(guest, limits),
         *_jobs(guest),
         *_agent(guest, limits),
@@ -186,6 +187,20 @@ def _skipped(guest: GuestFacts) -> Iterator[Check]:
             "See that what is on it is backed up otherwise, or say in disks that it is left out (snapshot: no)",
             disk.target,
         )
+
+
+def _open_folders(guest: GuestFacts) -> Iterator[Check]:
+    for disk in guest.disks:
+        for folder in disk.open_folders:
+            yield warning(
+                IMAGES,
+                "folder_shared",
+                "Others than root may write to the folder %s or to one above it, and so put another file in the place "
+                "of an image. The modules hold each file that they write to, but libvirt opens and chowns images by "
+                "their names, at each start and snapshot" % folder,
+                "Make the folders root's alone to write to, or choose another with overlay_dir for the overlays",
+                disk.target,
+            )
 
 
 def _chains(guest: GuestFacts, limits: Limits) -> Iterator[Check]:

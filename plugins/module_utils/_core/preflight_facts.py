@@ -112,6 +112,7 @@ class DiskFacts:
     `shared_with` are other domains that have the base in a chain; `order` is None where it was refused. `left` are
     overlays, as snapshots of this disk make them, that stand on the base, are in no chain and hold data. `extent` is
     where a qcow2 on a block device ends, and where the device does; None: nothing can lack. `bitmaps` are in the base.
+    Into `open_folders`, of the base or the overlay, others than root may write.
     """
 
     target: str
@@ -125,6 +126,7 @@ class DiskFacts:
     left: tuple[str, ...] = ()
     extent: tuple[int, int] | None = None
     bitmaps: tuple[str, ...] = ()
+    open_folders: tuple[str, ...] = ()
 
     @property
     def base(self) -> Layer:

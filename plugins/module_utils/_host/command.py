@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from .._core.errors import VirtopsError
 
@@ -33,6 +34,9 @@ os.execvp(sys.argv[2], sys.argv[2:])
 MARK = "VIRTOPS_LIBVIRT_DOMAIN"
 # A mapping rather than os.environ: a daemon that libvirt starts for us (qemu:///session) would pass it on to its own.
 _marks: dict[str, str] = {}
+
+#: How held.py calls what a program gets as a descriptor.
+_FD_NAME = re.compile(r"/proc/self/fd/(\d+)")
 
 #: Between two calls of `check`.
 _CHECK_SECONDS = 0.2
@@ -66,11 +70,13 @@ def run(
     tied: bool = False,
     fine: frozenset[int] = frozenset({0}),
     check: Callable[[], None] | None = None,
+    fds: Mapping[int, str] | None = None,
 ) -> str:
     """Run a program without a shell and return what it printed.
 
     `subject` is what the error is about, as "The copy of /a.img". `tied`: a long one, that dies with us. `fine`: the
-    exit codes of success. `check` is called now and then; it raises to stop the program.
+    exit codes of success. `check` is called now and then; it raises to stop the program. `fds`: descriptors that it
+    gets under their numbers, and how a message calls the files.
     """
     if shutil.which(argv[0]) is None:
         raise VirtopsError(
@@ -83,11 +89,17 @@ def run(
     env = {**os.environ, "LC_ALL": "C", **_marks}
     # run_command would need an AnsibleModule, which this layer does not know, and cannot be stopped midway.
     with subprocess.Popen(  # pylint: disable=ansible-bad-function
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        pass_fds=tuple(fds or ()),
     ) as process:
         out, err = _communicate(process, check)
     if process.returncode not in fine:
-        raise failure(subject, _text(err) or _text(out) or "exit code %d" % process.returncode)
+        said = _text(err) or _text(out) or "exit code %d" % process.returncode
+        raise failure(subject, _FD_NAME.sub(lambda found: (fds or {}).get(int(found[1]), found[0]), said))
     return _text(out)
 
 
@@ -119,6 +131,15 @@ def os_failure(subject: str, error: OSError, code: str = "image_failed") -> Virt
         if number and number == error.errno:
             return VirtopsError(meaning, "%s failed: %s" % (subject, said), remedy)
     return VirtopsError(code, "%s failed: %s" % (subject, said), "Mend what the message names, then try again")
+
+
+@contextlib.contextmanager
+def failing(subject: str, code: str = "image_failed") -> Iterator[None]:
+    """What the system refuses meanwhile becomes the typed error."""
+    try:
+        yield
+    except OSError as error:
+        raise os_failure(subject, error, code) from error
 
 
 def _text(data: bytes) -> str:

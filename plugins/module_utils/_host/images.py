@@ -6,6 +6,7 @@
 
 Every path is absolute. That makes each one safe as an argument: it cannot be taken for an option, and QEMU looks for a
 protocol ("nbd:") only before the first slash. Commas count in option lists alone, so no path stands in one.
+What is written to is held by a descriptor meanwhile, with all that is read for it: see held.py.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ import pwd
 import stat
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from .._core.errors import VirtopsError
 from .._core.model import FileIdentity, ImageInfo, Layer, Signature
-from .command import os_failure, run
+from .command import failing, os_failure, run
+from .held import held, made, name_of, place_of
 from .image_lock import is_being_written
 from .procs import file_key, holders
 from .qcow2 import backing_layer
 from .signature import signature
 
-_PRIVATE = 0o600
 #: The least that a header of qcow2 has.
 _HEADER_BYTES = 72
 
@@ -62,18 +64,10 @@ class Images:
     def create_overlay(self, path: str, base: Layer, virtual_size: int) -> None:
         """`qemu-img create` truncates what is there, so the name is taken first, exclusively."""
         subject = "Creating the overlay %s" % path
-        _reserve(path, subject)
-        try:
+        with _new(path, subject) as new:
             backing = ["-F", base.format, "-b", _absolute(base.path)]
-            run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, path, str(virtual_size)], subject)
-            sync_file(path)
-            sync_directory(os.path.dirname(path))
-        except (VirtopsError, OSError) as error:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            if isinstance(error, OSError):
-                raise os_failure(subject, error) from error
-            raise
+            argv = ["qemu-img", "create", "-q", "-f", "qcow2", *backing, name_of(new), str(virtual_size)]
+            run(argv, subject, fds={new: path})
 
     def holds_data(self, path: str) -> bool:
         """`qemu-img map`: extents at depth 0 are the image's own (QEMU before 6.1 does not say "present").
@@ -107,47 +101,65 @@ class Images:
         A block device's owner and mode are those of the node, and not an image's.
         """
         subject = "Converting %s into %s" % (source.path, path)
-        _reserve(path, subject)
-        formats = ["-f", source.format, "-O", "qcow2"]
-        run(["qemu-img", "convert", "-q", *formats, _absolute(source.path), path], subject, tied=True)
-        try:
-            found = os.stat(source.path)
+        with _held(source.path, subject) as origin, _new(path, subject) as new:
+            argv = ["qemu-img", "convert", "-q", "-f", source.format, "-O", "qcow2", name_of(origin), name_of(new)]
+            run(argv, subject, tied=True, fds={origin: source.path, new: path})
+            found = os.fstat(origin)
             if stat.S_ISREG(found.st_mode):
-                os.chown(path, found.st_uid, found.st_gid)
-                os.chmod(path, stat.S_IMODE(found.st_mode))
-            sync_file(path)
-        except OSError as error:
-            raise os_failure(subject, error) from error
+                os.fchown(new, found.st_uid, found.st_gid)
+                os.fchmod(new, stat.S_IMODE(found.st_mode) & 0o777)
 
     def rename(self, path: str, name: str) -> None:
         """rename(2) would replace what is there, and link(2) is not everywhere; nobody else gives such names."""
-        try:
-            if os.path.lexists(name):
+        with failing("Naming the image %s" % name), place_of(_absolute(path)) as old, place_of(_absolute(name)) as new:
+            if new.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-            os.rename(path, name)
-            sync_directory(os.path.dirname(name))
-        except OSError as error:
-            raise os_failure("Naming the image %s" % name, error) from error
+            os.rename(old.name, new.name, src_dir_fd=old.folder, dst_dir_fd=new.folder)
+            new.sync()
 
     def commit(self, top: Layer, base: Layer, check: Callable[[], None] | None = None) -> None:
         """`qemu-img commit -d`: the overlays stay as they are, and are still right if we die half-way."""
-        run(
-            ["qemu-img", "commit", "-q", "-d", "-f", top.format, "-b", _absolute(base.path), _absolute(top.path)],
-            "Committing %s into %s" % (top.path, base.path),
-            tied=True,
-            check=check,
-        )
+        subject = "Committing %s into %s" % (top.path, base.path)
+        with self._held_chain(top, base, subject) as chain:
+            argv = ["qemu-img", "commit", "-q", "-d", "-b", chain.last, chain.name]
+            run(argv, subject, tied=True, check=check, fds=chain.fds)
 
     def rebase(self, path: str, base: Layer | None, check: Callable[[], None] | None = None) -> None:
         """`qemu-img rebase` copies first and changes the header last: still right if we die half-way."""
-        backing = ["-b", ""] if base is None else self._backing(path, base)
-        argv = ["qemu-img", "rebase", "-q", "-f", "qcow2", *backing, _absolute(path)]
-        run(argv, "Rebasing %s" % path, tied=True, check=check)
+        subject = "Rebasing %s" % path
+        words = None if base is None else self._backing(path, base)
+        with self._held_chain(Layer(path, "qcow2"), base, subject) as chain:
+            # A relative name means nothing beside the name that qemu-img gets of the image: that comes after it
+            backing = ["-b", ""] if base is None else ["-F", base.format, "-b", _absolute(base.path)]
+            argv = ["qemu-img", "rebase", "-q", *backing, chain.name]
+            run(argv, subject, tied=True, check=check, fds=chain.fds)
+        if base is not None and words is not None and words[-1] != base.path:
+            self._write_backing(path, words)
 
     def rebase_unsafe(self, path: str, base: Layer) -> None:
         """`qemu-img rebase -u`; `path` is qcow2, as only that holds a backing file here."""
-        argv = ["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", *self._backing(path, base), _absolute(path)]
-        run(argv, "Rebasing %s" % path)
+        self._write_backing(path, self._backing(path, base))
+
+    def _write_backing(self, path: str, words: list[str]) -> None:
+        subject = "Rebasing %s" % path
+        with _held(path, subject) as fd:
+            run(["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", *words, name_of(fd)], subject, fds={fd: path})
+
+    @contextlib.contextmanager
+    def _held_chain(self, top: Layer, base: Layer | None, subject: str) -> Iterator[_Chain]:
+        """The chain from `top` down to `base` (None: to its end). Where it goes on over the network, QEMU finds the
+        rest by what the last header on this host says."""
+        layers = list(self.chain(_absolute(top.path), top.format))
+        keys = [file_key(layer.path) for layer in layers]
+        key = file_key(base.path) if base is not None else None
+        count = keys.index(key) + 1 if key in keys else len(layers)
+        with contextlib.ExitStack() as stack:
+            fds = {}
+            for layer in layers[:count]:
+                if not os.path.isabs(layer.path):
+                    break
+                fds[stack.enter_context(_held(layer.path, subject))] = layer.path
+            yield _Chain(tuple(layers[: len(fds)]), fds, base)
 
     def _backing(self, path: str, base: Layer) -> list[str]:
         """QEMU puts the folder of `path` before a relative name, which has to give the very words of `base`."""
@@ -169,9 +181,10 @@ class Images:
 
     def keep_time(self, path: str, mtime_ns: int) -> None:
         """utimensat(2): a device's time says nothing of its data."""
-        with contextlib.suppress(OSError):
-            if os.path.isfile(path):
-                os.utime(path, ns=(os.stat(path).st_atime_ns, mtime_ns))
+        with contextlib.suppress(OSError, VirtopsError), held(_absolute(path)) as fd:
+            found = os.fstat(fd)
+            if stat.S_ISREG(found.st_mode):
+                os.utime(name_of(fd), ns=(found.st_atime_ns, mtime_ns))
 
     def identity(self, path: str) -> FileIdentity:
         """stat(2): a block device's size is 0 there."""
@@ -243,6 +256,11 @@ class Images:
         found = json.loads(run(argv, "Reading the image %s" % device, fine=frozenset({0, 2, 3})))
         return int(found["image-end-offset"]), size
 
+    def others_write(self, folder: str) -> bool:
+        """By the owner and the permissions of the folder and of each one above it."""
+        with failing("Looking at the folder %s" % folder), place_of(os.path.join(_absolute(folder), "any")) as place:
+            return place.shared
+
     def free_bytes(self, directory: str) -> int:
         """statvfs(3): f_bavail, without the blocks reserved for root."""
         found = self._statvfs(directory)
@@ -269,8 +287,9 @@ class Images:
         try:
             if self.kind(path) == "block":
                 return
-            os.unlink(path)
-            sync_directory(os.path.dirname(path))
+            with place_of(_absolute(path)) as place:
+                os.unlink(place.name, dir_fd=place.folder)
+                place.sync()
         except FileNotFoundError:
             return
         except OSError as error:
@@ -288,6 +307,32 @@ class Images:
         argv += ["-f", image_format] if image_format else []
         found = json.loads(run([*argv, _absolute(path)], "Reading the image %s" % path))
         return found if isinstance(found, list) else [found]
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Layers that are held, the topmost first, and how qemu-img opens them."""
+
+    layers: tuple[Layer, ...]
+    fds: dict[int, str]
+    base: Layer | None
+
+    @property
+    def name(self) -> str:
+        """Each layer by its descriptor, whatever the headers say."""
+        below: dict[str, Any] | None = None
+        for layer, fd in reversed(list(zip(self.layers, self.fds))):
+            driver = "host_device" if stat.S_ISBLK(os.fstat(fd).st_mode) else "file"
+            node = {"driver": layer.format, "file": {"driver": driver, "filename": name_of(fd)}}
+            below = node if below is None else {**node, "backing": below}
+        return "json:" + json.dumps(below)
+
+    @property
+    def last(self) -> str:
+        """What -b calls the base."""
+        if self.base is None or file_key(self.base.path) != file_key(self.layers[-1].path):
+            return "" if self.base is None else self.base.path
+        return name_of(list(self.fds)[-1])
 
 
 def image_info(path: str, entry: dict[str, Any]) -> ImageInfo:
@@ -363,22 +408,26 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
-def _reserve(path: str, subject: str) -> None:
-    """Make an empty file that is ours, or fail: O_EXCL also refuses a dangling symlink."""
-    try:
-        fd = os.open(_absolute(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE)
+@contextlib.contextmanager
+def _held(path: str, subject: str) -> Iterator[int]:
+    """An image, held while it is used."""
+    with failing(subject), held(_absolute(path)) as fd:
+        yield fd
+
+
+@contextlib.contextmanager
+def _new(path: str, subject: str) -> Iterator[int]:
+    """A file that was not there, held while it is written, and on the disk at the end."""
+    with failing(subject):
         try:
-            os.fchmod(fd, _PRIVATE)
-        finally:
-            os.close(fd)
-    except FileExistsError:
-        raise VirtopsError(
-            "overlay_exists",
-            "The file %s is there already" % path,
-            "Choose another name; remove that file only once you know that no domain uses it",
-        ) from None
-    except OSError as error:
-        raise os_failure(subject, error) from error
+            with made(_absolute(path)) as fd:
+                yield fd
+        except FileExistsError:
+            raise VirtopsError(
+                "overlay_exists",
+                "The file %s is there already" % path,
+                "Choose another name; remove that file only once you know that no domain uses it",
+            ) from None
 
 
 def _absolute(path: str) -> str:

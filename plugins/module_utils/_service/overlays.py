@@ -52,6 +52,13 @@ def require_memory_place(path: str, view: DomainView, images: ImagePort, stale: 
             % (view.name, view.memory_bytes >> 20, folder, free >> 20),
             "Make space there, or choose another folder",
         )
+    if images.others_write(folder):
+        raise VirtopsError(
+            "path_unsafe",
+            "The memory of domain %s would be written to %s, which another user may write to: libvirt writes that file "
+            "as root by its name, and the user may put a symlink there." % (view.name, folder),
+            "Choose a folder that only root may write to, also all folders above it",
+        )
 
 
 def require_folder(path: str, what: str, options: str, images: ImagePort) -> str:
@@ -69,6 +76,7 @@ def require_folder(path: str, what: str, options: str, images: ImagePort) -> str
             "The folder %s for the %s cannot be written to." % (folder, what),
             "Run the module with the rights to it (become), or choose another folder",
         )
+    images.others_write(folder)  # it refuses a way there that another user may have made
     return folder
 
 

@@ -276,6 +276,7 @@ class _Look:
             left=self._left(view, planned),
             extent=None if regular or base.format != "qcow2" else self._images.extent(base.path, info.virtual_size),
             bitmaps=info.bitmaps,
+            open_folders=self._open_folders(planned),
         )
 
     def _require_reach(self, planned: PlannedDisk) -> None:
@@ -290,6 +291,12 @@ class _Look:
             "Let that user into each folder of the path (chmod o+x, or setfacl -m u:%d:x), or choose another with "
             "overlay_dir" % self._qemu_ids[0],
         )
+
+    def _open_folders(self, planned: PlannedDisk) -> tuple[str, ...]:
+        """A device's node lies in /dev."""
+        base = (planned.base.path,) if self._store.is_regular(planned.base.path) else ()
+        folders = sorted({os.path.dirname(path) for path in (*base, planned.overlay)})
+        return tuple(folder for folder in folders if self._images.others_write(folder))
 
     def _order(self, planned: PlannedDisk) -> CopyOrder | None:
         source = Source(planned.target, planned.base, planned.overlay)

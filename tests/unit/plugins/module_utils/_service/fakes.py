@@ -83,6 +83,7 @@ class FakeImages:
         self.unreadable: set[str] = set()
         self.closed: set[str] = set()
         self.extents: dict[str, tuple[int, int]] = {}
+        self.shared_folders: set[str] = set()
         self.dirty: set[str] = set()
         self.open_by: dict[str, tuple[int, ...]] = {}
         self.fail: dict[str, VirtopsError] = {}
@@ -201,6 +202,9 @@ class FakeImages:
 
     def extent(self, device: str, virtual_size: int) -> tuple[int, int] | None:
         return self.extents.get(device)
+
+    def others_write(self, folder: str) -> bool:
+        return folder in self.shared_folders
 
     def free_bytes(self, directory: str) -> int:
         return self.free
