@@ -47,12 +47,12 @@ EXAMPLES = r"""
   loop: "{{ web1.disks }}"
   when: item.chain | length > 1
 
-- name: Follow the block job of one disk
+- name: Wait until the block job of one disk has ended, or is ready for its pivot
   virtops.libvirt.block_info:
     domain: web1
     disks: [vda]
   register: vda
-  until: not vda.disks[0].job
+  until: vda.disks[0].job is none or vda.disks[0].job.ready
   retries: 60
   delay: 5
 """
