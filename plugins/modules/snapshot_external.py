@@ -64,7 +64,7 @@ options:
   disks:
     description:
       - What to do otherwise than usual with single disks. Disks that are not named here are treated as usual, that is,
-        each disk that can be snapshotted is.
+        each disk that can be snapshotted is, unless its definition says C(snapshot='no'), C('internal') or C('manual').
     type: list
     elements: dict
     default: []
