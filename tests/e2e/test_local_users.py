@@ -97,3 +97,16 @@ def test_a_link_of_another_user_is_refused_before_anything_is_done(
         assert "symlink" in result["msg"]
     assert hypervisor.virsh("dumpxml", guest.name) == before
     until("no file there", lambda: not list(hypervisor.outside("/etc").glob("vda*")), 1)
+
+
+def test_what_is_no_image_does_not_make_root_wait(
+    hypervisors: list[Hypervisor], controller: Controller, guest: Guest
+) -> None:
+    """A FIFO in the place of the image: nobody ever writes to it."""
+    hypervisor = hypervisors[0]
+    pipe = f"rm {FOLDER}/vda.raw && mkfifo {FOLDER}/vda.raw"
+    hypervisor.exec(["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "sh", "-c", pipe])
+    for module, options in (("snapshot_external", {"name": "one"}), ("image_convert", {})):
+        play = controller.start_module(hypervisor.name, module, domain=guest.name, **options).end(timeout=60)
+        result = play.results[-1].result
+        assert result.get("error_code") == "no_image", result

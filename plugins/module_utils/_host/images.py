@@ -25,13 +25,17 @@ from typing import Any, BinaryIO
 
 from .._core.errors import VirtopsError
 from .._core.model import FileIdentity, ImageInfo, Layer, Signature
-from .command import failing, os_failure, run
+from .command import WORK, Limits, failing, os_failure, run
 from .held import held, made, name_of, place_of
 from .image_lock import is_being_written
 from .procs import file_key, holders
 from .qcow2 import backing_layer
 from .signature import signature
 
+#: A look at each extent, of the images below as well.
+_MAP = Limits(WORK.memory, seconds=600.0)
+#: The most that QEMU takes of each, whatever a header says.
+_MOST_NAME, _MOST_TABLE, _MOST_OFFSET = 1023, 32 << 20, (1 << 63) - 1
 #: The least that a header of qcow2 has.
 _HEADER_BYTES = 72
 
@@ -76,23 +80,32 @@ class Images:
         without a header, as a death in the middle of `create_overlay` leaves it, cannot have been written through.
         A base on the network is not opened, whose server may take no second client: then the table tells it.
         """
-        with open(_absolute(path), "rb") as file:
+        with failing("Reading the image %s" % path), _opened(_absolute(path)) as file:
             header = file.read(_HEADER_BYTES)
             if not header.strip(b"\0"):
                 return False
             tables = _has_tables(file, header)
             if _is_remote(_backing_name(file, header)):
                 return tables
+        found: list[bool] = []
+
+        def is_own(line: str) -> bool:
+            """Each extent is a line of its own. What is there of a big image does not fit into memory at once."""
+            extent = json.loads(line.strip("[], ") or "{}")
+            # Without "present", what lies beyond the end of a smaller base looks like zeros of the image's own
+            found.append(extent.get("depth") == 0 and extent.get("present", tables))
+            return found[-1]
+
         argv = ["qemu-img", "map", "-U", "--output=json", "-f", "qcow2", _absolute(path)]
-        found = run(argv, "Reading the image %s" % path)
-        # Without "present", what lies beyond the end of a smaller base looks like zeros of the image's own
-        return any(extent["depth"] == 0 and extent.get("present", tables) for extent in json.loads(found))
+        run(argv, "Reading the image %s" % path, limits=_MAP, until=is_own)
+        return any(found[-1:])
 
     def same_content(self, one: Layer, other: Layer) -> bool:
         """`qemu-img compare`; its exit code is 1 where they differ."""
         formats = ["-f", one.format, "-F", other.format]
-        argv = ["qemu-img", "compare", *formats, _absolute(one.path), _absolute(other.path)]
-        said = run(argv, "Comparing %s with %s" % (one.path, other.path), tied=True, fine=frozenset({0, 1}))
+        subject = "Comparing %s with %s" % (one.path, other.path)
+        argv = ["qemu-img", "compare", *formats, _image(one.path, subject), _image(other.path, subject)]
+        said = run(argv, subject, tied=True, fine=frozenset({0, 1}))
         return "identical" in said
 
     def convert(self, source: Layer, path: str) -> None:
@@ -247,13 +260,13 @@ class Images:
 
     def extent(self, device: str, virtual_size: int) -> tuple[int, int] | None:
         """`qemu-img check -U` reads all tables, so only where the device may be too small."""
-        with open(_absolute(device), "rb") as file:
+        with failing("Looking at the image %s" % device), _opened(_absolute(device)) as file:
             size = file.seek(0, os.SEEK_END)
         # One entry of 8 and one of 2 bytes for each cluster of 64 KiB, and what comes once
         if size >= virtual_size + virtual_size // 8192 + virtual_size // 32768 + 1024**2:
             return None
         argv = ["qemu-img", "check", "-U", "--output=json", "-f", "qcow2", device]
-        found = json.loads(run(argv, "Reading the image %s" % device, fine=frozenset({0, 2, 3})))
+        found = json.loads(run(argv, "Reading the image %s" % device, fine=frozenset({0, 2, 3}), limits=_MAP))
         return int(found["image-end-offset"]), size
 
     def others_write(self, folder: str) -> bool:
@@ -305,7 +318,8 @@ class Images:
         argv = ["qemu-img", "info", "-U", "--output=json"]
         argv += ["--backing-chain"] if chain else []
         argv += ["-f", image_format] if image_format else []
-        found = json.loads(run([*argv, _absolute(path)], "Reading the image %s" % path))
+        subject = "Reading the image %s" % path
+        found = json.loads(run([*argv, _image(path, subject)], subject))
         return found if isinstance(found, list) else [found]
 
 
@@ -372,8 +386,8 @@ def _backing_name(file: BinaryIO, header: bytes) -> str:
     if len(header) < _HEADER_BYTES:
         return ""
     offset, size = struct.unpack(">QI", header[8:20])
-    file.seek(offset)
-    return file.read(size if offset else 0).decode("utf-8", "replace")
+    file.seek(min(offset, _MOST_OFFSET))
+    return file.read(min(size, _MOST_NAME) if offset else 0).decode("utf-8", "replace")
 
 
 def _is_remote(backing: str) -> bool:
@@ -386,8 +400,13 @@ def _has_tables(file: BinaryIO, header: bytes) -> bool:
     if len(header) < _HEADER_BYTES:
         return True
     size, offset = struct.unpack(">IQ", header[36:48])
-    file.seek(offset)
-    return bool(file.read(8 * size).strip(b"\0"))
+    file.seek(min(offset, _MOST_OFFSET))
+    return bool(file.read(min(8 * size, _MOST_TABLE)).strip(b"\0"))
+
+
+def _opened(path: str) -> BinaryIO:
+    """A FIFO would wait for its writer."""
+    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 
 def sync_file(path: str) -> None:
@@ -428,6 +447,15 @@ def _new(path: str, subject: str) -> Iterator[int]:
                 "The file %s is there already" % path,
                 "Choose another name; remove that file only once you know that no domain uses it",
             ) from None
+
+
+def _image(path: str, subject: str) -> str:
+    """A path that a program is given by its name: that of a FIFO would make it wait for ever."""
+    with failing(subject):
+        mode = os.stat(_absolute(path)).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise VirtopsError("no_image", "%s is neither a file nor a block device" % path, "Check the path")
+    return path
 
 
 def _absolute(path: str) -> str:

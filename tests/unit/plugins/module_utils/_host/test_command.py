@@ -15,7 +15,14 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.command import failure, os_failure, run
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.command import (
+    LOOK,
+    Limits,
+    failing,
+    failure,
+    os_failure,
+    run,
+)
 
 
 def test_the_output_of_a_program() -> None:
@@ -47,6 +54,48 @@ def test_what_words_mean(said: str, code: str) -> None:
 def test_numbers_mean_the_same_in_every_language() -> None:
     assert os_failure("It", OSError(errno.ENOSPC, "Kein Platz")).code == "no_space"
     assert os_failure("It", OSError(errno.EIO, "E/A-Fehler"), "copy_failed").code == "copy_failed"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("limits", "code", "words"),
+    [
+        (Limits(LOOK.memory, 1), "while True: pass", "time or memory"),
+        (Limits(1 << 28), "bytearray(1 << 30)", "MemoryError"),
+        (Limits(LOOK.memory, seconds=0.5), "import time; time.sleep(60)", "within 0 s"),
+        (LOOK, "while True: print('x' * 65536)", "printed more than"),
+    ],
+)
+def test_a_program_has_limits(limits: Limits, code: str, words: str, tied: bool) -> None:
+    began = time.monotonic()
+    with pytest.raises(VirtopsError) as caught:
+        run([sys.executable, "-c", code], "Looking", tied=tied, limits=limits)
+    assert words in str(caught.value)
+    assert time.monotonic() - began < 30
+
+
+def test_what_is_enough_ends_a_program() -> None:
+    seen: list[str] = []
+
+    def enough(line: str) -> bool:
+        seen.append(line)
+        return line == "3"
+
+    code = "import itertools\nfor number in itertools.count(): print(number, flush=True)"
+    assert run([sys.executable, "-c", code], "Counting", until=enough) == ""
+    assert seen == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread"), OSError(errno.ENOMEM, "")])
+def test_no_memory_is_told(error: Exception) -> None:
+    with pytest.raises(VirtopsError) as caught, failing("The copy"):
+        raise error
+    assert caught.value.code == "no_memory"
+
+
+def test_a_bug_stays_one() -> None:
+    with pytest.raises(RuntimeError), failing("The copy"):
+        raise RuntimeError("generator raised StopIteration")
 
 
 def test_a_tied_child_dies_with_us(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
 import stat
+import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,22 @@ def test_whether_an_overlay_holds_data_while_a_guest_writes_into_its_base(tmp_pa
         writer.stdin.close()
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write 0 4k", overlay], check=True, stdout=subprocess.PIPE)
     assert images.holds_data(overlay)
+
+
+def test_a_header_that_lies_of_its_table_fills_no_memory(tmp_path: Path) -> None:
+    """As a user makes one: a table of 32 GiB, in a file that takes no space."""
+    path = make(tmp_path / "o.qcow2").path
+    with open(path, "r+b") as file:
+        file.seek(36)
+        file.write(struct.pack(">I", 0xFFFFFFFF))
+    os.truncate(path, 40 << 30)
+    code = (
+        "import resource, sys; from %s import Images; "
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); Images().holds_data(sys.argv[1])"
+    ) % images_module.__name__
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code, path], env=env, stderr=subprocess.PIPE, text=True)
+    assert "L1 table too large" in done.stderr
 
 
 def test_an_overlay_is_for_its_owner_alone(tmp_path: Path, images: Images) -> None:
@@ -260,11 +279,32 @@ def test_a_corrupt_image_and_its_snapshots_are_told(tmp_path: Path, images: Imag
 
 
 def test_a_missing_program_is_named(tmp_path: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(VirtopsError) as caught:
-        images.info("/x")
+        images.info(str(tmp_path / "x"))
     assert caught.value.code == "missing_program"
     assert "qemu-utils" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["loop/x", "file/x", "n" * 300, "folder", "pipe", "none"])
+@pytest.mark.parametrize("name", [name for name in vars(Images) if not name.startswith("_")])
+def test_what_the_system_refuses_is_told_with_its_path(tmp_path: Path, images: Images, name: str, path: str) -> None:
+    """No call lets an OSError through, and none waits."""
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    whole = str(tmp_path / path)
+    values = {"str": whole, "Layer": Layer(whole, "qcow2"), "int": 1 << 20, "Layer | None": None}
+    call = getattr(images, name)
+    given = [one for one in inspect.signature(call).parameters.values() if one.default is one.empty]
+    error = None
+    try:
+        call(*(values[str(one.annotation)] for one in given))
+    except VirtopsError as caught:
+        error = caught
+    assert error is None or whole in str(error)
 
 
 def test_files(tmp_path: Path, images: Images) -> None:
@@ -352,5 +392,6 @@ def test_an_overlay_larger_than_its_base_with_an_older_qemu(
     images.create_overlay(path, make(tmp_path / "base.raw", "raw"), 2 * MIB)
     if write:
         subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -z 0 64k", path], check=True, capture_output=True)
-    monkeypatch.setattr(images_module, "run", lambda *_: '[{"depth": 1}, {"depth": 0, "zero": true, "data": false}]')
+    lines = ['[{ "depth": 1},', '{ "depth": 0, "zero": true, "data": false}]']
+    monkeypatch.setattr(images_module, "run", lambda *_, until, limits: any(until(line) for line in lines))
     assert images.holds_data(path) == write
