@@ -20,7 +20,7 @@ from .._core.backup import CONVERT, REFLINK, Copied, CopyOrder
 from .._core.errors import VirtopsError
 from .._core.ports import Clock
 from .clock import SystemClock
-from .command import os_failure, run
+from .command import failing, os_failure, run
 from .folders import shown
 from .image_lock import ImageLock
 from .images import Images
@@ -55,10 +55,11 @@ class ImageCopier:
         slots = self._slots(parallel)
         stop = _Stop()
         with ThreadPoolExecutor(max(1, len(orders))) as pool:
-            futures = {
-                order.target: pool.submit(_Copy(order, directory, self._clock, stop).run, slots) for order in orders
-            }
+            futures = {}
             try:
+                with failing("Starting the copies", "copy_failed"):
+                    for order in orders:
+                        futures[order.target] = pool.submit(_Copy(order, directory, self._clock, stop).run, slots)
                 _wait(set(futures.values()), watch)
             finally:
                 stop.set()

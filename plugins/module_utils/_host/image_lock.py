@@ -19,7 +19,7 @@ import struct
 from types import TracebackType
 
 from .._core.errors import VirtopsError
-from .command import os_failure
+from .command import failing, os_failure
 
 _USED = 100
 _REFUSED = 200
@@ -62,7 +62,9 @@ class ImageLock:
         for byte in (_USED + _CONSISTENT_READ, _REFUSED + _WRITE, _REFUSED + _RESIZE):
             self._take(byte)
         for byte in (_REFUSED + _CONSISTENT_READ, _USED + _WRITE, _USED + _RESIZE):
-            if _is_taken(self._fd, byte):
+            with failing("Looking for locks on the image %s" % self._path):
+                taken = _is_taken(self._fd, byte)
+            if taken:
                 raise VirtopsError(
                     "image_locked",
                     "Another process writes to the image %s: a commit into it, or a guest that runs on it" % self._path,

@@ -6,6 +6,9 @@
 
 The kernel drops the locks when the process dies, however it dies. Their files lie on a tmpfs and are removed with
 the lock; one that a killed process left behind is only a file, and the next run takes it over.
+
+No merge may fail because /run is full or read-only: the lock of a domain is taken in each of two folders where it can
+be, and holds with one of them. Two tasks meet where they have one in common.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from .._core.errors import VirtopsError
@@ -26,24 +29,46 @@ _POLL = 0.2
 
 
 def lock_directory() -> str:
-    """For root under /run, else in the user's own runtime directory; mode 0700, ours."""
-    parent = "/run"
+    """For root under /run, else in the user's own runtime directory; mode 0700, ours. /dev/shm where that fails."""
+    return lock_directories()[0]
+
+
+def lock_directories() -> tuple[str, ...]:
+    """Those of the two that can be had; raises where that is none."""
+    parent, mine = "/run", "virtops.libvirt"
     if os.geteuid() != 0:
         parent = os.environ.get("XDG_RUNTIME_DIR") or "/run/user/%d" % os.geteuid()
-    path = os.path.join(parent, "virtops.libvirt")
+        mine = "virtops.libvirt-%d" % os.geteuid()
+    found, errors = [], []
+    for path in (os.path.join(parent, "virtops.libvirt"), os.path.join("/dev/shm", mine)):
+        try:
+            found.append(_own_directory(path))
+        except VirtopsError as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return tuple(found)
+
+
+def _own_directory(path: str) -> str:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
         found = os.lstat(path)
     except OSError as error:
-        raise VirtopsError(
-            "no_lock_directory",
-            "The directory %s for locks cannot be made: %s" % (path, os.strerror(error.errno or 0)),
-            "Run the module as root (become), or with XDG_RUNTIME_DIR set",
-        ) from error
+        raise _no_lock(path, error) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise VirtopsError("no_lock_directory", "%s is not a directory of this user" % path, "Remove it")
     return path
+
+
+def _no_lock(path: str, error: OSError) -> VirtopsError:
+    return VirtopsError(
+        "no_lock_directory",
+        "%s, for a lock, cannot be made: %s" % (path, os.strerror(error.errno or 0)),
+        "Run the module as root (become), or with XDG_RUNTIME_DIR set, and see that there is space on /run or /dev/shm "
+        "and that one of them is writable",
+    )
 
 
 def never_stop() -> None:
@@ -53,28 +78,46 @@ def never_stop() -> None:
 class DomainLock:
     """Held while a module changes a domain. A second one is refused, not queued: it would plan on old ground."""
 
-    def __init__(self, uuid: str, directory: Callable[[], str] = lock_directory) -> None:
+    def __init__(self, uuid: str, directories: Callable[[], Sequence[str]] = lock_directories) -> None:
         self._uuid = uuid
-        self._directory = directory
-        self._held: _FileLock | None = None
+        self._directories = directories
+        self._held: list[_FileLock] = []
 
     def __enter__(self) -> DomainLock:
-        lock = _FileLock(os.path.join(self._directory(), "domain-%s.lock" % self._uuid))
-        if not lock.acquire():
-            raise VirtopsError(
-                "locked",
-                "Another task%s works on domain %s" % (lock.owner(), self._uuid),
-                "Wait until it has ended, then try again",
-            )
-        self._held = lock
+        try:
+            self._acquire()
+        except BaseException:
+            self._release()
+            raise
         return self
+
+    def _acquire(self) -> None:
+        errors = []
+        for directory in self._directories():
+            lock = _FileLock(os.path.join(directory, "domain-%s.lock" % self._uuid))
+            try:
+                taken = lock.acquire()
+            except OSError as error:
+                errors.append(_no_lock(lock.path, error))
+                continue
+            if not taken:
+                raise VirtopsError(
+                    "locked",
+                    "Another task%s works on domain %s" % (lock.owner(), self._uuid),
+                    "Wait until it has ended, then try again",
+                )
+            self._held.append(lock)
+        if not self._held:
+            raise errors[0]
+
+    def _release(self) -> None:
+        while self._held:
+            self._held.pop().release()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._held is not None:
-            self._held.release()
-            self._held = None
+        self._release()
 
 
 class CopySlots:
@@ -104,8 +147,11 @@ class CopySlots:
             check()
             for number in range(self._count):
                 lock = _FileLock(os.path.join(directory, "copy-%d.lock" % number))
-                if lock.acquire():
-                    return lock
+                try:
+                    if lock.acquire():
+                        return lock
+                except OSError as error:
+                    raise _no_lock(lock.path, error) from error
             self._clock.sleep(_POLL)
 
 
@@ -113,42 +159,49 @@ class _FileLock:
     """An exclusive flock(2) on a file that is removed on release."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         self._fd = -1
 
     def acquire(self) -> bool:
+        """False where another holds it; OSError where there can be no such file."""
         while True:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(fd)
                 return False
+            except OSError:
+                os.close(fd)
+                raise
             # Its holder may have removed it between our open and our lock: then we hold a file without a name.
             if self._is_current(fd):
                 break
             os.close(fd)
-        os.truncate(fd, 0)
-        os.write(fd, b"%d\n" % os.getpid())
+        # For a message only: where no byte can be written, it holds all the same.
+        with contextlib.suppress(OSError):
+            os.truncate(fd, 0)
+            os.write(fd, b"%d\n" % os.getpid())
         self._fd = fd
         return True
 
     def release(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+        # Where it cannot be removed, on what is read-only by now, the next task takes it over.
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
         os.close(self._fd)
 
     def owner(self) -> str:
         """The holder for a message, as " (process 123)"; nothing where it is just gone."""
         try:
-            with open(self._path, encoding="ascii") as file:
+            with open(self.path, encoding="ascii") as file:
                 pid = file.read().strip()
-        except OSError:
+        except (OSError, ValueError):
             return ""
         return " (process %s)" % pid if pid else ""
 
     def _is_current(self, fd: int) -> bool:
         try:
-            return os.path.samestat(os.fstat(fd), os.stat(self._path))
+            return os.path.samestat(os.fstat(fd), os.stat(self.path))
         except FileNotFoundError:
             return False

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import stat
 
+from .command import os_failure
+
 
 def holders(path: str) -> tuple[int, ...]:
     """The PIDs that have `path` open or mapped, whatever name they opened it by; none where it is gone.
@@ -20,6 +22,8 @@ def holders(path: str) -> tuple[int, ...]:
         key = key_of(os.stat(path))
     except FileNotFoundError:
         return ()
+    except OSError as error:
+        raise os_failure("Looking for the users of %s" % path, error) from error
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
     return tuple(sorted(pid for pid in pids if _holds(pid, key)))
 

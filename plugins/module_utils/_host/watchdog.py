@@ -28,6 +28,7 @@ from dataclasses import asdict
 
 from .._core.errors import VirtopsError
 from .._core.model import Hold
+from .command import failing
 
 #: Seconds for it to say "armed": Python starts, imports libvirt and connects, on a busy host.
 ARM_SECONDS = 20.0
@@ -51,20 +52,8 @@ class PythonWatchdog:
 
     def arm(self, uuid: str, seconds: int, hold: Hold) -> None:
         """Start it and wait for "armed"; only then the one before it ends. `seconds` count from then on."""
-        # Our end of its stdin is close-on-exec, as all that Python opens: no other child keeps the pipe open.
-        # run_command waits for the end, and this has to outlive us.
-        process = subprocess.Popen(  # pylint: disable=ansible-bad-function
-            [sys.executable, "-m", self._module_name, self._uri, uuid, str(seconds), json.dumps(asdict(hold))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            # Out of AnsiballZ's zip as well: our sys.path names it.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-            cwd="/",
-            close_fds=True,
-            # Of its own session: the hangup of a dropped SSH connection does not reach it.
-            start_new_session=True,
-        )
+        with failing("Starting the watchdog that would let go of the guest", "watchdog_failed"):
+            process = self._start(uuid, seconds, hold)
         said = self._wait_armed(process)
         if not said.endswith(_ARMED):
             process.kill()
@@ -76,6 +65,22 @@ class PythonWatchdog:
             )
         self.disarm()
         self._process = process
+
+    def _start(self, uuid: str, seconds: int, hold: Hold) -> subprocess.Popen[bytes]:
+        # Our end of its stdin is close-on-exec, as all that Python opens: no other child keeps the pipe open.
+        # run_command waits for the end, and this has to outlive us.
+        return subprocess.Popen(  # pylint: disable=ansible-bad-function
+            [sys.executable, "-m", self._module_name, self._uri, uuid, str(seconds), json.dumps(asdict(hold))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # Out of AnsiballZ's zip as well: our sys.path names it.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            cwd="/",
+            close_fds=True,
+            # Of its own session: the hangup of a dropped SSH connection does not reach it.
+            start_new_session=True,
+        )
 
     def disarm(self) -> None:
         """Say "done" and wait for its end. It may have acted and ended by itself: that is fine."""

@@ -145,8 +145,19 @@ class Domain:
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if self._domain.isActive() or not lasting else 0
         if self._domain.isPersistent() and lasting:
             flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
-        prefix = None if journal is None else JOURNAL_PREFIX
         element = None if journal is None else xml.owned_journal(journal, self.uuid)
+        both = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        try:
+            self._put_journal(element, flags)
+        except libvirt.libvirtError as error:
+            if flags != both or error.get_error_code() != libvirt.VIR_ERR_SYSTEM_ERROR:
+                raise
+            # libvirt has changed what it has in memory, and cannot write its status file, as /run is full. It commits
+            # and pivots all the same. The definition, which lies elsewhere, then has the journal until there is space.
+            self._put_journal(element, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+    def _put_journal(self, element: str | None, flags: int) -> None:
+        prefix = None if element is None else JOURNAL_PREFIX
         self._domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, element, prefix, JOURNAL_URI, flags)
 
     # SnapshotPort

@@ -180,6 +180,13 @@ def _finish(
         # A flow is named after its module: that is the file that it lies in
         require_in_bounds(flow.__module__.rpartition(".")[2], numbers(argument_spec, module.params))
         ended = run()
+    except MemoryError as error:
+        module.fail_json(
+            msg="This module found no memory left on its host. Give it more: see its limits (ulimit -v, those of its "
+            "service or container) and what else runs there, then run it again.",
+            error_code="no_memory",
+            exception=str(error),
+        )
     except VirtopsError as error:
         partial = {} if error.partial is None else {"partial": error.partial}
         module.fail_json(msg=str(error), error_code=error.code, **partial)

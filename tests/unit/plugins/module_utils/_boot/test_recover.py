@@ -50,7 +50,7 @@ Define = Callable[..., None]
 @pytest.fixture(autouse=True)
 def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A place for locks that needs no root."""
-    monkeypatch.setattr(recover, "DomainLock", lambda domain: DomainLock(domain, lambda: str(tmp_path)))
+    monkeypatch.setattr(recover, "DomainLock", lambda domain: DomainLock(domain, lambda: [str(tmp_path)]))
     return tmp_path
 
 
@@ -217,7 +217,7 @@ def test_a_bug_is_shown_and_stops_no_other(
 
 def test_one_that_somebody_works_on(connection: Connection, define: Define, locks: Path) -> None:
     define("a", "prepared")
-    with DomainLock(connection.handle.lookupByName("a").UUIDString(), lambda: str(locks)):
+    with DomainLock(connection.handle.lookupByName("a").UUIDString(), lambda: [str(locks)]):
         code, said = run(connection)
     assert code == 1
     assert said["a"].startswith("NEEDS A HUMAN (locked): ")

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,30 +25,71 @@ def directory(tmp_path: Path) -> Callable[[], str]:
 
 
 def test_a_second_task_is_refused_and_told_who(tmp_path: Path, directory: Callable[[], str]) -> None:
-    with DomainLock("u", directory):
-        with pytest.raises(VirtopsError) as caught, DomainLock("u", directory):
+    with DomainLock("u", lambda: [directory()]):
+        with pytest.raises(VirtopsError) as caught, DomainLock("u", lambda: [directory()]):
             pass
-        with DomainLock("other", directory):
+        with DomainLock("other", lambda: [directory()]):
             pass
     assert caught.value.code == "locked"
     assert str(os.getpid()) in str(caught.value)
     assert os.listdir(tmp_path) == []
-    with DomainLock("u", directory):
+    with DomainLock("u", lambda: [directory()]):
         pass
 
 
 def test_the_file_of_a_killed_task_is_taken_over(tmp_path: Path, directory: Callable[[], str]) -> None:
     (tmp_path / "domain-u.lock").write_text("99999999\n")
-    with DomainLock("u", directory):
+    with DomainLock("u", lambda: [directory()]):
         assert (tmp_path / "domain-u.lock").read_text() == "%d\n" % os.getpid()
 
 
 def test_a_child_does_not_inherit_it(directory: Callable[[], str]) -> None:
-    with DomainLock("u", directory):
+    with DomainLock("u", lambda: [directory()]):
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
-    with DomainLock("u", directory):
+    with DomainLock("u", lambda: [directory()]):
         pass
     child.communicate(b"\n")
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A file system on which a file can be made, and no byte written."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts")
+    folder = tmp_path / "full"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(folder)]).returncode:
+        pytest.skip("this place forbids mounts")
+    (folder / "ballast").write_bytes(bytes(4096))
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_lock_holds_without_its_text(full: Path) -> None:
+    with DomainLock("u", lambda: [str(full)]):
+        assert (full / "domain-u.lock").read_bytes() == b""
+        with pytest.raises(VirtopsError) as caught, DomainLock("u", lambda: [str(full)]):
+            pass
+        assert caught.value.code == "locked"
+    assert os.listdir(full) == ["ballast"]
+
+
+def test_one_folder_is_enough_and_all_are_looked_at(tmp_path: Path) -> None:
+    """Two tasks that have one folder in common exclude each other, whatever becomes of the others."""
+    gone, kept = str(tmp_path / "gone"), str(tmp_path)
+    with DomainLock("u", lambda: [gone, kept]):
+        with pytest.raises(VirtopsError) as caught, DomainLock("u", lambda: [kept]):
+            pass
+        assert caught.value.code == "locked"
+    with pytest.raises(VirtopsError) as caught, DomainLock("u", lambda: [gone]):
+        pass
+    assert caught.value.code == "no_lock_directory"
+    assert gone in str(caught.value)
+    (tmp_path / "gone").mkdir()
+    with DomainLock("u", lambda: [kept]):
+        with pytest.raises(VirtopsError) as caught, DomainLock("u", lambda: [gone, kept]):
+            pass
+        assert os.listdir(gone) == [], "what was taken first is let go"
 
 
 def test_slots_run_out_and_come_back(tmp_path: Path, directory: Callable[[], str]) -> None:

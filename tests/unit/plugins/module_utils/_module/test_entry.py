@@ -50,7 +50,7 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A place for locks that needs no root."""
 
     def lock(uuid: str) -> DomainLock:
-        return DomainLock(uuid, lambda: str(tmp_path))
+        return DomainLock(uuid, lambda: [str(tmp_path)])
 
     monkeypatch.setattr(entry, "DomainLock", lock)
     return tmp_path
@@ -102,7 +102,7 @@ def test_the_lock_is_held_for_a_change_only(
 
 
 def test_a_domain_at_work_is_refused(run: Run, locks: Path) -> None:
-    with DomainLock(UUID, lambda: str(locks)):
+    with DomainLock(UUID, lambda: [str(locks)]):
         result = run(module(outcome, changes=True), domain="test")
     assert (result["failed"], result["error_code"]) == (True, "locked")
 

@@ -1,0 +1,48 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A hypervisor whose /run is full, or closed to us, while a guest stands on its overlays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from endstate import Before
+from fleet import Member
+from playbook import Controller
+from virtlab import Hypervisor
+
+FULL = "mount -o remount,size=$(($(df --output=used -k /run | tail -1) + 16))k /run; cat /dev/zero >/run/ballast"
+FREE = "rm -f /run/ballast; mount -o remount,size=50% /run"
+CLOSED = "mkdir -p -m 700 /run/virtops.libvirt && mount -t tmpfs -o ro none /run/virtops.libvirt"
+OPEN = "umount /run/virtops.libvirt"
+
+
+@contextmanager
+def closed(hypervisor: Hypervisor, how: str) -> Iterator[None]:
+    """No byte can be written to /run, or no lock be made there."""
+    begin, end = {"full": (FULL, FREE), "read-only": (CLOSED, OPEN)}[how]
+    # cat fails, as there is no space
+    hypervisor.exec(["sh", "-c", begin], check=how != "full")
+    try:
+        yield
+    finally:
+        hypervisor.exec(["sh", "-c", end])
+
+
+@pytest.mark.parametrize("how", ["full", "read-only"])
+def test_the_merge_needs_no_space_on_run(fleet: dict[str, Member], controller: Controller, how: str) -> None:
+    """The lock holds without its text, and the journal without libvirt's status file: the run ends as any other."""
+    member = fleet["web1@e2e2"]
+    before = Before.of(member)
+    play = controller.start(gate="Merge the overlays back", live_backup_guests=[member.guest.name], target="second")
+    play.reach_gate()
+    with closed(member.hypervisor, how):
+        play.open_gate()
+        ended = play.end()
+        assert ended.rc == 0, ended.output
+    before.assert_normal_end()
+    for found in member.sets():
+        member.hypervisor.exec(["rm", "-rf", found.folder])
