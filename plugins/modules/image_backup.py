@@ -18,7 +18,8 @@ description:
   - A base is never copied once a merge into it was begun.
   - The result is a set, the directory C(DEST/DOMAIN NAME/UTC TIME), where the time is the snapshot's. It holds one
     image for each disk, named C(TARGET.FORMAT), the domain's definition as it was without the snapshot
-    (C(domain.xml), with its secrets), the NVRAM where the domain has one, and C(manifest.json).
+    (C(domain.xml), with its secrets), the NVRAM and the state of an emulated TPM where the domain has them, and
+    C(manifest.json), which also lists what the set does not hold.
   - Until it is complete and on the disk, a set is named C(.TIME.partial). A failure removes it. After a death the next
     run on the same host does so, as nothing in it was ever checked; a run on another host only when nothing was
     written to it for an hour. Complete sets are never touched.
@@ -27,14 +28,15 @@ description:
   - Directories get the mode 0700 and files 0600.
   - A copy never allocates more than its source does, since holes stay holes. Exceptions are sources whose clusters are
     compressed, and the few metadata of an image that changes its format.
-  - The NVRAM is copied as it is at the time of the copy. A disk-only snapshot holds neither its state nor a TPM's.
+  - A disk-only snapshot holds neither the NVRAM nor a TPM's state. Both are copied first of all, before the disks, as
+    they are at that moment, whose time is in the manifest.
 notes:
   - To restore a disk to where the domain expects it, shut the domain off, make sure that its definition names no
     overlay any more, and write the image with C(qemu-img convert -O FORMAT vda.FORMAT PATH), or copy it with
     C(cp --sparse=always). PATH and FORMAT are C(source) and C(source_format) in the manifest.
-  - To restore the domain, put its disks and its NVRAM in place first, then C(virsh define domain.xml) and
-    C(virsh start). For a copy beside the original remove C(uuid) and the C(mac) elements and change the name and the
-    paths in C(domain.xml) before.
+  - To restore the domain, put its disks, its NVRAM and its TPM's state in place first, then C(virsh define domain.xml)
+    and C(virsh start). For a copy beside the original remove C(uuid) and the C(mac) elements and change the name and
+    the paths in C(domain.xml) before.
   - C(sha256sum) of the files must give what the manifest says.
 extends_documentation_fragment:
   - virtops.libvirt.connection
@@ -230,10 +232,59 @@ backup:
       description: The file with the domain's definition.
       type: str
       sample: domain.xml
+    autostart:
+      description: Whether the domain starts with the host.
+      type: bool
+      sample: true
     nvram:
-      description: The copied NVRAM with source, file, bytes and sha256. Null where there is none.
+      description: The copied NVRAM with source, file, bytes and sha256, as in C(extras). Null where there is none.
       type: dict
       sample:
+    extras:
+      description: The NVRAM, and the state of an emulated TPM.
+      type: list
+      elements: dict
+      contains:
+        kind:
+          description: V(NVRAM) or V(TPM state).
+          type: str
+        source:
+          description: The file's path on the hypervisor.
+          type: str
+        file:
+          description: The copy's name in the set.
+          type: str
+        bytes:
+          description: The copy's length.
+          type: int
+        sha256:
+          description: The SHA-256 of the copy.
+          type: str
+        taken:
+          description: The UTC time at which it was copied.
+          type: str
+      sample: []
+    lacks:
+      description: What the domain needs and the set does not hold.
+      type: list
+      elements: dict
+      contains:
+        kind:
+          description:
+            - V(disk), V(kernel), V(initrd), V(dtb), V(shim), V(loader), V(ACPI table), V(NVRAM), V(TPM), V(TPM state),
+              V(shared folder), V(persistent memory) or V(libvirt secret).
+          type: str
+        name:
+          description: The disk's target, or the secret's UUID.
+          type: str
+        source:
+          description: Its path on the hypervisor.
+          type: str
+        reason:
+          description: Why the set does not hold it.
+          type: str
+      sample:
+        - {kind: kernel, name: , source: /srv/boot/vmlinuz, reason: it is no part of the disks}
     disks:
       description: The images.
       type: list

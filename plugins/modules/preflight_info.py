@@ -184,7 +184,8 @@ guests:
         check:
           description:
             - V(journal), V(state), V(capabilities), V(disks), V(images), V(chain), V(jobs), V(agent), V(overlay_space),
-              V(base_growth), V(target), V(apparmor), V(definition), V(checkpoints), V(shared) or V(overlays).
+              V(base_growth), V(target), V(apparmor), V(definition), V(checkpoints), V(shared), V(overlays)
+              or V(extras).
           type: str
         status:
           description: V(ok), V(warning) or V(failed).

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 import yaml
 from fleet import Set, until
 from virtlab import BACKUP
@@ -100,6 +101,7 @@ def test_two_hosts_share_a_target(scene: Scene) -> None:
     assert scene.member.phase() == ""
 
 
+@pytest.mark.once
 def test_another_user_in_the_target(scene: Scene) -> None:
     """Neither believed where the folder is theirs, nor followed where they swap it under a copy."""
     dest, guest = f"{BACKUP}/open", scene.member.guest.name

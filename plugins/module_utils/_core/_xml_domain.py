@@ -14,10 +14,11 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Union
 
+from ._xml_parts import parts_of
 from ._xml_tree import child_of, parse, remove, serialize, set_attribute
 from .errors import VirtopsError
 from .journal import JOURNAL_PREFIX, JOURNAL_URI
-from .model import BlockJob, Disk, Layer, OtherImages, is_device
+from .model import BlockJob, Disk, Layer, OtherImages, Part, is_device
 
 with suppress(ImportError):  # _xml_tree.LXML_IMPORT_ERROR tells
     from lxml import etree
@@ -40,7 +41,7 @@ class DomainXml:
     journal_xml: str | None
     machine: str
     nvram: str | None
-    tpm: bool
+    parts: tuple[Part, ...]
     pflash: bool
     nvram_format: str
     memory_bytes: int
@@ -71,7 +72,7 @@ def parse_domain(live_xml: str, config_xml: str | None, volume_path: VolumePath 
         journal_xml=journal_of(live) or (None if config is None else journal_of(config)),
         machine=next((kind.get("machine", "") for kind in live.iterfind("os/type")), ""),
         nvram=_nvram(live),
-        tpm=live.find("devices/tpm") is not None,
+        parts=parts_of(live),
         pflash=live.find("os/loader[@type='pflash']") is not None or live.find("os[@firmware='efi']") is not None,
         nvram_format=next((found.get("format", "raw") for found in live.iterfind("os/nvram")), "raw"),
         memory_bytes=int(live.findtext("memory", "0")) * 1024,  # libvirt tells it in KiB, whatever was defined

@@ -117,12 +117,14 @@ class Copied:
 
 @dataclass(frozen=True)
 class PlainFile:
-    """A file beside the images, as the NVRAM."""
+    """A file beside the images, as the NVRAM. `taken` is the UTC time of its copy, 20261120T120000Z."""
 
     source: str
     file: str
+    kind: str = "NVRAM"
     bytes: int | None = None
     sha256: str | None = None
+    taken: str | None = None
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,11 @@ class StorePort(Protocol):
     def write(self, directory: str, name: str, text: str) -> None:
         """Write a file, mode 0600, and sync it."""
 
-    def copy_plain(self, source: str, directory: str, name: str) -> tuple[int, str]:
-        """Copy a small file, mode 0600, and sync it: its bytes and SHA-256."""
+    def tpm_root(self) -> str:
+        """Where libvirt keeps the state of emulated TPMs."""
+
+    def copy_plain(self, source: str, directory: str, name: str) -> tuple[int, str, bool]:
+        """Copy a small file, mode 0600, and sync it: its bytes, its SHA-256, and whether nothing wrote to it then."""
 
     def finish(self, paths: SetPaths) -> None:
         """Sync the directory and give the set its final name."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .backup import DOMAIN_XML, SAME, BackupWish, Copied, CopyOrder, PlainFile, Selection, SetPaths, Unfinished
+from .backup import DOMAIN_XML, SAME, BackupWish, Copied, CopyOrder, Selection, SetPaths, Unfinished
 from .errors import VirtopsError
+from .extras import NVRAM, Extras
 from .journal import epoch
 from .model import DomainView
 
@@ -96,7 +97,8 @@ def require_same_set(
             "The backup %s of this snapshot is there already, with other disks or in another format" % path,
             "Move that set away, or ask for what it holds",
         )
-    damaged = [disk["file"] for disk in disks.values() if sizes.get(disk["file"], -1) != disk["bytes"]]
+    files = [*disks.values(), *found.get("extras", ())]
+    damaged = [entry["file"] for entry in files if sizes.get(entry["file"], -1) != entry["bytes"]]
     if damaged:
         raise VirtopsError(
             "set_damaged",
@@ -133,7 +135,8 @@ class Manifest:
     machine: str
     orders: tuple[CopyOrder, ...]
     copied: dict[str, Copied]
-    nvram: PlainFile | None = None
+    extras: Extras = field(default_factory=Extras)
+    autostart: bool = False
     begun: str | None = None
     finished: str | None = None
 
@@ -152,9 +155,17 @@ class Manifest:
             },
             "consistency": self.selection.consistency,
             "domain_xml": DOMAIN_XML,
-            "nvram": None if self.nvram is None else asdict(self.nvram),
+            "autostart": self.autostart,
+            "nvram": self._nvram(),
+            "extras": [{**asdict(file), "taken": iso8601(file.taken)} for file in self.extras.files],
+            "lacks": [asdict(lack) for lack in self.extras.lacks],
             "disks": [self._disk(order) for order in self.orders],
         }
+
+    def _nvram(self) -> dict[str, Any] | None:
+        """The same file as in extras; earlier releases wrote no such list."""
+        found = next((asdict(file) for file in self.extras.files if file.kind == NVRAM), None)
+        return None if found is None else {name: found[name] for name in ("source", "file", "bytes", "sha256")}
 
     def _disk(self, order: CopyOrder) -> dict[str, Any]:
         copied = self.copied.get(order.target)
@@ -172,8 +183,8 @@ class Manifest:
             "backing": None if order.backing is None else asdict(order.backing),
         }
 
-    def complete(self, copied: dict[str, Copied], nvram: PlainFile | None, finished: str) -> Manifest:
-        return replace(self, copied=copied, nvram=nvram, finished=finished)
+    def complete(self, copied: dict[str, Copied], extras: Extras, finished: str) -> Manifest:
+        return replace(self, copied=copied, extras=extras, finished=finished)
 
 
 def iso8601(stamp: str | None) -> str | None:

@@ -58,6 +58,12 @@ def _count(value: object) -> int:
     return value
 
 
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("neither true nor false")
+    return value
+
+
 def _version(value: object) -> int:
     if value != 1 or isinstance(value, bool):
         raise ValueError("a version that this release does not know")
@@ -99,6 +105,17 @@ def _object(fields: dict[str, _Reader], later: dict[str, _Reader] | None = None)
 
 
 _PLAIN_FILE = _object({"source": _text, "file": _file_name, "bytes": _maybe(_count), "sha256": _maybe(_text)})
+_EXTRA = _object(
+    {
+        "kind": _text,
+        "source": _text,
+        "file": _file_name,
+        "bytes": _maybe(_count),
+        "sha256": _maybe(_text),
+        "taken": _maybe(_text),
+    }
+)
+_LACK = _object({"kind": _text, "name": _maybe(_text), "source": _maybe(_text), "reason": _text})
 _DISK = _object(
     {
         "target": _text,
@@ -127,5 +144,5 @@ _MANIFEST = _object(
         "nvram": _maybe(_PLAIN_FILE),
         "disks": _list_of(_DISK),
     },
-    later={"machine": _text},
+    later={"machine": _text, "autostart": _flag, "extras": _list_of(_EXTRA), "lacks": _list_of(_LACK)},
 )

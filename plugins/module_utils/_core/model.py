@@ -199,6 +199,16 @@ class SnapshotRecord:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Something that a domain needs besides its disks. `path` is where it lies (of a secret: its UUID), "" where only
+    libvirt knows; `form` is the version of a TPM that swtpm emulates."""
+
+    kind: str
+    path: str
+    form: str = ""
+
+
+@dataclass(frozen=True)
 class DomainView:
     """One reading of a domain.
 
@@ -225,7 +235,7 @@ class DomainView:
     journal_xml: str | None = None
     machine: str = ""
     nvram: str | None = None
-    tpm: bool = False
+    parts: tuple[Part, ...] = ()
     paused_by: str | None = None
     pflash: bool = False
     nvram_format: str = "raw"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from .extras import is_packaged
 from .journal import Operation
 from .model import CRASHED
 from .preflight_facts import (
@@ -24,6 +25,7 @@ from .preflight_facts import (
     CHECKPOINTS,
     DEFINITION,
     DISKS,
+    EXTRAS,
     FAILED,
     IMAGES,
     JOBS,
@@ -95,6 +97,7 @@ def _all_of(guest: GuestFacts, host: Capabilities, limits: Limits, space: tuple[
         *_bitmaps(guest),
         *_shared(guest),
         *_left(guest),
+        *_lacking(guest),
     ]
     unseen = any(refusal.check in (DISKS, IMAGES) for refusal in guest.refusals)
     told: list[Check] = []
@@ -122,6 +125,7 @@ _FINE = {
     CHECKPOINTS: "It has no checkpoints, and its images no bitmaps",
     SHARED: "No other domain stands on its images",
     OVERLAYS: "No overlay that it has left stands on its images",
+    EXTRAS: "",
 }
 #: What cannot be told of disks that could not be looked at.
 _OF_DISKS = frozenset({DISKS, IMAGES, CHAIN, OVERLAY_SPACE, BASE_GROWTH, TARGET, DEFINITION, SHARED, OVERLAYS})
@@ -379,3 +383,24 @@ def _left(guest: GuestFacts) -> Iterator[Check]:
             )
             ours = snapshot_of(path, guest.view.name, disk.target) is not None
             yield replace(check, status=WARNING if guest.view.persistent and not ours else FAILED)
+
+
+def _lacking(guest: GuestFacts) -> Iterator[Check]:
+    """Disks are told by themselves; what a package brings is there again where the package is."""
+    if any(refusal.check == EXTRAS for refusal in guest.refusals):
+        return
+    lacks = [lack for lack in guest.lacks if lack.kind != "disk"]
+    missing = [lack for lack in lacks if not is_packaged(lack)]
+    if missing:
+        told = ", ".join("%s (%s)" % (lack.words(), lack.reason) for lack in missing)
+        yield warning(
+            EXTRAS,
+            "not_in_set",
+            "A set will not hold all that this guest needs to be restored: %s" % told,
+            "Back that up by itself; manifest.json lists it as 'lacks'",
+        )
+    elif lacks:
+        told = ", ".join(lack.words() for lack in lacks)
+        yield Check(EXTRAS, OK, "A set will lack only what a package installs: %s" % told)
+    else:
+        yield Check(EXTRAS, OK, "A set will hold all that the guest needs besides its disks")

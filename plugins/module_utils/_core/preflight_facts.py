@@ -13,6 +13,7 @@ from typing import Protocol
 
 from .backup import CopyOrder
 from .errors import VirtopsError
+from .extras import Lack
 from .journal import Journal, Operation
 from .model import DomainView, Layer, SnapshotRecord
 from .snapshot import SkippedDisk
@@ -30,7 +31,7 @@ JOURNAL, STATE, CAPABILITIES, DISKS, IMAGES, CHAIN, JOBS, AGENT = (
     "jobs",
     "agent",
 )
-OVERLAY_SPACE, BASE_GROWTH, TARGET, APPARMOR, DEFINITION, CHECKPOINTS, SHARED, OVERLAYS = (
+OVERLAY_SPACE, BASE_GROWTH, TARGET, APPARMOR, DEFINITION, CHECKPOINTS, SHARED, OVERLAYS, EXTRAS = (
     "overlay_space",
     "base_growth",
     "target",
@@ -39,6 +40,7 @@ OVERLAY_SPACE, BASE_GROWTH, TARGET, APPARMOR, DEFINITION, CHECKPOINTS, SHARED, O
     "checkpoints",
     "shared",
     "overlays",
+    "extras",
 )
 
 
@@ -140,7 +142,7 @@ class GuestFacts:
     `job` is virDomainGetJobStats' operation, `checkpoints` their number (None: unknown), `incremental` whether block
     jobs keep them, `reclaimed` the bytes on the target that unfinished sets of this guest hold, `denied` the images
     that AppArmor lets it not write to. `agent` is None where it answered, or was not asked. `unseen` are other domains
-    whose chains nobody can tell, and why.
+    whose chains nobody can tell, and why. `lacks` is what its sets will not hold.
     """
 
     view: DomainView
@@ -156,6 +158,7 @@ class GuestFacts:
     reclaimed: int = 0
     denied: frozenset[str] = frozenset()
     unseen: tuple[tuple[str, str], ...] = ()
+    lacks: tuple[Lack, ...] = ()
 
 
 class HostPort(Protocol):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -141,3 +142,21 @@ def shown(directory: str) -> str:
         return os.readlink(directory)
     except OSError:
         return directory
+
+
+def open_plain(path: str) -> int:
+    """A descriptor of a regular file. A symlink counts only where it is root's or ours: in the folders of NVRAM and of
+    TPMs, QEMU's user and swtpm's may make others, and would have us read for them."""
+    at = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with held(at):
+        found = os.fstat(at)
+        if stat.S_ISLNK(found.st_mode):
+            if found.st_uid not in (0, os.geteuid()):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            path = os.path.join(os.path.dirname(path), os.readlink("", dir_fd=at))
+    # O_NONBLOCK: a FIFO would never open
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "It is no regular file", path)
+    return fd

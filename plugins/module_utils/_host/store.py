@@ -24,20 +24,24 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from .._core.backup import MANIFEST, SetPaths, Unfinished
 from .._core.backup_set import under_way
 from .._core.errors import VirtopsError
 from .._core.manifest import MANIFEST_LIMIT, parse_manifest
 from .command import os_failure
-from .folders import held, is_at, make_own, not_private, reach, reach_own, shown, way_to
+from .folders import held, is_at, make_own, not_private, open_plain, reach, reach_own, shown, way_to
 from .transfer import sha256
 
 _PARTIAL = ".partial"
 #: The name of a complete set.
 _STAMP = re.compile(r"\d{8}T\d{6}Z")
 _MACHINE_ID = "/etc/machine-id"
+#: Bytes of an NVRAM or a TPM's state, at most: the flash of an ARM machine has 64 MiB.
+_PLAIN_LIMIT = 256 << 20
+_PLAIN_CHUNK = 1 << 20
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -229,17 +233,24 @@ class BackupStore:
         except OSError as error:
             raise os_failure("Writing %s/%s" % (shown(directory), name), _bare(error), "copy_failed") from error
 
-    def copy_plain(self, source: str, directory: str, name: str) -> tuple[int, str]:
-        """Of a few MiB at most: read at once."""
+    def tpm_root(self) -> str:
+        """The folders of qemu:///system and of qemu:///session; nothing of libvirt's tells them."""
+        if os.geteuid() == 0:
+            return "/var/lib/libvirt/swtpm"
+        config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+        return os.path.join(config, "libvirt/qemu/swtpm")
+
+    def copy_plain(self, source: str, directory: str, name: str) -> tuple[int, str, bool]:
+        """QEMU and swtpm may write to it, the one in place: a copy during which that happened is made again."""
         path = os.path.join(directory, name)
         try:
-            with open(source, "rb") as original:
+            with held(open_plain(source)) as original:
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 with open(fd, "wb") as file:
-                    shutil.copyfileobj(original, file)
+                    steady = any(_copy_steady(original, file) for _try in range(_TRIES))
                     file.flush()
                     os.fsync(fd)
-            return os.path.getsize(path), sha256(path, lambda: None)
+            return os.path.getsize(path), sha256(path, lambda: None), steady
         except OSError as error:
             raise os_failure(
                 "The copy of %s to %s" % (source, shown(directory)), _bare(error), "copy_failed"
@@ -293,6 +304,24 @@ def _opened_parent(parent: str) -> Iterator[int | None]:
             return
         with held(fd):
             yield fd
+
+
+def _copy_steady(source: int, target: BinaryIO) -> bool:
+    """Copy all of it; was it the same file from the first byte to the last?"""
+    before = os.fstat(source)
+    if before.st_size > _PLAIN_LIMIT:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    target.seek(0)
+    target.truncate()
+    offset = 0
+    while offset < before.st_size:
+        data = os.pread(source, min(_PLAIN_CHUNK, before.st_size - offset), offset)
+        if not data:
+            break
+        target.write(data)
+        offset += len(data)
+    after = os.fstat(source)
+    return (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns) and offset == before.st_size
 
 
 def _read_manifest(folder: int) -> dict[str, Any]:

@@ -440,7 +440,7 @@ def read_view(connection: Connection, domain: Any, jobs: bool = True) -> DomainV
         journal_xml=parsed.journal_xml,
         machine=parsed.machine,
         nvram=parsed.nvram,
-        tpm=parsed.tpm,
+        parts=parsed.parts,
         paused_by=PAUSED_BY.get(reason, "other") if state == "paused" else None,
         pflash=parsed.pflash,
         nvram_format=parsed.nvram_format,

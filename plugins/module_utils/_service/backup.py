@@ -4,16 +4,16 @@
 
 """Private to virtops.libvirt: the flow of a backup of the bases below a snapshot's overlays.
 
-observe -> select -> a complete set is there: done -> refuse -> plan -> (check mode stops here) -> partial set
--> copies under QEMU's image lock -> bases unchanged? -> manifest -> final name. A failure removes the partial set; a
-death leaves it, and the next run of the same host removes it: what is in it was never checked, and copying again is
-quick. Another host's is left alone until nobody has written to it for long.
+observe -> select -> a complete set is there: done -> refuse -> plan -> (check mode stops here) -> partial set -> NVRAM
+and TPM, whose state no snapshot holds, as soon after it as can be -> copies under QEMU's image lock -> bases unchanged?
+-> manifest -> final name. A failure removes the partial set; a death leaves it, and the next run of the same host
+removes it: what is in it was never checked, and copying again is quick. Another host's is left alone until nobody has
+written to it for long.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +25,6 @@ from .._core.backup import (
     BackupWish,
     CopyOrder,
     CopyPort,
-    PlainFile,
     Selection,
     SetPaths,
     Source,
@@ -51,6 +50,7 @@ from .._core.backup_set import (
     require_space,
     set_paths,
 )
+from .._core.extras import Extras, plan_extras, with_unsteady
 from .._core.journal import Journal
 from .._core.model import DomainView, Layer, Outcome
 from .._core.ports import Clock, ImagePort, ViewPort
@@ -67,7 +67,7 @@ class _Plan:
     orders: tuple[CopyOrder, ...]
     locked: tuple[str, ...]
     stale: tuple[Unfinished, ...]
-    nvram: PlainFile | None
+    extras: Extras
 
 
 def refuse_early(
@@ -83,6 +83,11 @@ def order_of(wish: BackupWish, source: Source, images: ImagePort, store: StorePo
     """How this base would be copied; refuses options that do not fit its image."""
     require_local(source.target, source.base)
     return plan_copy(wish, _facts(source, images, store))
+
+
+def extras_of(view: DomainView, targets: frozenset[str], images: ImagePort, store: StorePort) -> Extras:
+    """What a set of these disks has besides them, and lacks."""
+    return plan_extras(view, targets, store.tpm_root(), images.kind, images.names)
 
 
 def left_behind(wish: BackupWish, view: DomainView, store: StorePort) -> int:
@@ -147,7 +152,8 @@ class Backup:
             self._store.machine(),
             plan.orders,
             {},
-            plan.nvram,
+            plan.extras,
+            view.autostart,
             self._clock.utcnow(),
         )
         if not check:
@@ -177,13 +183,10 @@ class Backup:
         stale = removable(unfinished, view.uuid)
         free = self._images.free_bytes(self._wish.dest) + sum(partial.allocated for partial in stale)
         require_space(orders, free, self._wish.dest)
-        return _Plan(selection, paths, orders, _locked(facts), stale, self._nvram(view))
+        return _Plan(selection, paths, orders, _locked(facts), stale, self._extras(view, selection))
 
-    def _nvram(self, view: DomainView) -> PlainFile | None:
-        """A domain that never ran has none yet."""
-        if view.nvram is None or not self._store.is_regular(view.nvram):
-            return None
-        return PlainFile(view.nvram, "nvram" + os.path.splitext(view.nvram)[1])
+    def _extras(self, view: DomainView, selection: Selection) -> Extras:
+        return extras_of(view, frozenset(source.target for source in selection.sources), self._images, self._store)
 
     # -- effects
 
@@ -207,16 +210,23 @@ class Backup:
         return manifest
 
     def _fill(self, plan: _Plan, directory: str, manifest: Manifest) -> Manifest:
+        extras = self._copy_extras(plan.extras, directory)
         copied = self._copier.copy_all(plan.orders, directory, self._wish.parallel, self._watch(plan))
         view = self._require_unchanged(plan.selection)
         self._store.write(directory, DOMAIN_XML, self._domain_xml(plan.selection, view))
-        nvram = plan.nvram
-        if nvram is not None:
-            size, digest = self._store.copy_plain(nvram.source, directory, nvram.file)
-            nvram = replace(nvram, bytes=size, sha256=digest)
-        manifest = manifest.complete(copied, nvram, self._clock.utcnow())
+        manifest = manifest.complete(copied, extras, self._clock.utcnow())
         self._store.write(directory, MANIFEST, _text(manifest))
         return manifest
+
+    def _copy_extras(self, extras: Extras, directory: str) -> Extras:
+        files, unsteady = [], {}
+        for file in extras.files:
+            taken = self._clock.utcnow()
+            size, digest, steady = self._store.copy_plain(file.source, directory, file.file)
+            files.append(replace(file, bytes=size, sha256=digest, taken=taken))
+            if not steady:
+                unsteady[file.source] = file.kind
+        return with_unsteady(replace(extras, files=tuple(files)), unsteady)
 
     def _watch(self, plan: _Plan) -> Callable[[], None]:
         """The guest writes to its overlays meanwhile. A full file system there stops it, so the copy gives way.
@@ -261,11 +271,15 @@ def _locked(facts: tuple[SourceFacts, ...]) -> tuple[str, ...]:
 
 def _made(plan: _Plan, manifest: Manifest) -> Outcome:
     values = manifest.as_dict()
+    torn = [lack for lack in manifest.extras.lacks if lack not in plan.extras.lacks]
     return Outcome(
         steps=_steps(plan),
         before={"path": None, "files": []},
         after={"path": plan.paths.final, "files": _files_of(values)},
         values={"backup": {**values, "path": plan.paths.final}},
+        warnings=tuple(
+            "The copy of %s may be torn: something wrote to it all the time" % lack.words() for lack in torn
+        ),
     )
 
 
@@ -274,16 +288,16 @@ def _steps(plan: _Plan) -> tuple[str, ...]:
         "remove the unfinished set %s: an interrupted run left it, and its copies were never checked" % partial.path
         for partial in plan.stale
     ]
+    steps += ["copy the %s %s" % (file.kind, file.source) for file in plan.extras.files]
     for order in plan.orders:
         steps.append(
             "copy %s (%s, %d MiB) as %s by %s"
             % (order.source.path, order.target, mib(order.needs), order.file, " or ".join(order.methods))
         )
-    if plan.nvram is not None:
-        steps.append("copy the NVRAM %s" % plan.nvram.source)
     return (*steps, "write the manifest and the domain's XML, and name the set %s" % plan.paths.final)
 
 
 def _files_of(manifest: dict[str, Any]) -> list[str]:
-    nvram = [manifest["nvram"]["file"]] if manifest.get("nvram") else []
-    return sorted([MANIFEST, DOMAIN_XML, *nvram, *(disk["file"] for disk in manifest["disks"])])
+    nvram = [manifest["nvram"]] if manifest.get("nvram") else []  # earlier releases wrote no list of extras
+    files = {entry["file"] for entry in (*nvram, *manifest.get("extras", ()), *manifest["disks"])}
+    return sorted([MANIFEST, DOMAIN_XML, *files])

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from .._core import xml
 from .._core.backup import BackupWish, CopyOrder, Source, StorePort
 from .._core.errors import VirtopsError
+from .._core.extras import Lack
 from .._core.journal import Journal
 from .._core.model import DomainView, Outcome, is_local
 from .._core.ports import ImagePort
@@ -25,6 +26,7 @@ from .._core.preflight import is_ready, judge
 from .._core.preflight_facts import (
     CHECKPOINTS,
     DISKS,
+    EXTRAS,
     IMAGES,
     JOBS,
     JOURNAL,
@@ -45,7 +47,7 @@ from .._core.refusals import guest_paused
 from .._core.snapshot import PlannedDisk, SnapshotWish, is_overlay_name, plan_snapshot
 from .._core.strays import is_stray_name, with_strays
 from .away import require_here
-from .backup import left_behind, order_of
+from .backup import extras_of, left_behind, order_of
 from .info import is_chosen, unmatched
 from .observe import FileSet, chain_of_another, observe_view
 from .overlays import require_place
@@ -144,6 +146,8 @@ class Preflight:
             bare = view.with_disks(tuple(replace(disk, job=None) for disk in view.disks))
             plan = plan_snapshot(self._wish.snapshot, bare, None, Journal())
             facts = replace(facts, skipped=plan.skipped, disks=look.disks(view, plan.disks))
+        with look.noting(EXTRAS):
+            facts = replace(facts, lacks=look.lacks(view, facts.disks))
         with look.noting(TARGET):
             target, reclaimed = look.target(view)
             facts = replace(facts, target=target, reclaimed=reclaimed)
@@ -329,6 +333,9 @@ class _Look:
             return below is not None and base in FileSet([below], self._images) and self._images.holds_data(path)
         except VirtopsError:
             return False  # no image, or not one of ours
+
+    def lacks(self, view: DomainView, disks: tuple[DiskFacts, ...]) -> tuple[Lack, ...]:
+        return extras_of(view, frozenset(disk.target for disk in disks), self._images, self._store).lacks
 
     def target(self, view: DomainView) -> tuple[FileSystem, int]:
         wish = self._wish.backup

@@ -31,6 +31,13 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_set i
     set_paths,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.extras import (
+    Extras,
+    Lack,
+    is_packaged,
+    plan_extras,
+    with_unsteady,
+)
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import (
     COMMITTING,
     CREATED,
@@ -46,6 +53,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     DomainView,
     ImageInfo,
     Layer,
+    Part,
 )
 
 RAW, QCOW2 = Layer("/img/a.raw", "raw"), Layer("/img/a.qcow2", "qcow2")
@@ -204,9 +212,14 @@ def test_space() -> None:
 def test_the_manifest_before_and_after() -> None:
     order = CopyOrder("vda", RAW, "vda.raw", "raw", ("copy",), 100, 10, backing=GOLDEN)
     nvram = PlainFile("/nvram/web.fd", "nvram.fd")
-    planned = Manifest(SELECTION, "web", "uuid", "hv", "0a", (order,), {}, nvram, "20261120T120001Z")
+    lack = Lack("kernel", None, "/boot/vmlinuz", "it is no part of the disks")
+    planned = Manifest(
+        SELECTION, "web", "uuid", "hv", "0a", (order,), {}, Extras((nvram,), (lack,)), True, "20261120T120001Z"
+    )
     done = planned.complete(
-        {"vda": Copied("copy", 100, 10, "abc")}, replace(nvram, bytes=1, sha256="d"), "20261120T120005Z"
+        {"vda": Copied("copy", 100, 10, "abc")},
+        Extras((replace(nvram, bytes=1, sha256="d", taken="20261120T120002Z"),), (lack,)),
+        "20261120T120005Z",
     )
     before, after = planned.as_dict(), done.as_dict()
     assert before.keys() == after.keys()
@@ -227,7 +240,19 @@ def test_the_manifest_before_and_after() -> None:
         "times": {**before["times"], "finished": "2026-11-20T12:00:05Z"},
         "consistency": "crash",
         "domain_xml": "domain.xml",
+        "autostart": True,
         "nvram": {"source": "/nvram/web.fd", "file": "nvram.fd", "bytes": 1, "sha256": "d"},
+        "extras": [
+            {
+                "kind": "NVRAM",
+                "source": "/nvram/web.fd",
+                "file": "nvram.fd",
+                "bytes": 1,
+                "sha256": "d",
+                "taken": "2026-11-20T12:00:02Z",
+            }
+        ],
+        "lacks": [{"kind": "kernel", "name": None, "source": "/boot/vmlinuz", "reason": "it is no part of the disks"}],
         "disks": [
             {
                 "target": "vda",
@@ -287,6 +312,9 @@ def changed(path: str, value: object) -> bytes:
         changed("domain/uuid", {}),
         changed("times", "now"),
         changed("machine", []),
+        changed("autostart", "yes"),
+        changed("extras", [{"kind": "NVRAM"}]),
+        changed("lacks", [[]]),
         changed("nvram", []),
         changed("nvram", {"source": "/a", "file": "../b", "bytes": 1, "sha256": ""}),
         changed("domain_xml", "/etc/shadow"),
@@ -318,3 +346,62 @@ def test_a_disk_twice() -> None:
     found = Manifest(SELECTION, "web", "uuid", "hv", "0a", (order, order), {}).as_dict()
     with pytest.raises(ValueError, match="twice"):
         parse_manifest(json.dumps(found).encode())
+
+
+def extras_of(*parts: Part, nvram: str | None = None, names: tuple[str, ...] = (), kind: str = "file") -> Extras:
+    cdrom = Disk("hda", device="cdrom", chain=(Layer("/iso/seed.iso", "raw"),), readonly=True)
+    seen = replace(view(DISK, cdrom, Disk("hdb", device="cdrom")), parts=parts, nvram=nvram)
+    return plan_extras(seen, frozenset({"vda"}), "/swtpm", lambda path: kind, lambda folder: names)
+
+
+SEED = Lack("disk", "hda", "/iso/seed.iso", "it is a cdrom drive")
+
+
+def test_extras_of_a_plain_domain() -> None:
+    assert extras_of() == Extras((), (SEED,))
+
+
+def test_the_nvram() -> None:
+    assert extras_of(nvram="/nvram/web_VARS.fd").files == (PlainFile("/nvram/web_VARS.fd", "nvram.fd", "NVRAM"),)
+    assert extras_of(nvram="/nvram/web", kind="missing") == Extras((), (SEED,))
+    assert [lack.kind for lack in extras_of(nvram="/dev/vg/nvram", kind="block").lacks] == ["disk", "NVRAM"]
+
+
+NAMES = (".lock", "tpm-00.permall", "tpm2-00.permall", "tpm2-00.savestate", "TMP2-00.permall", "tpm2-00.permall.old")
+
+
+@pytest.mark.parametrize(
+    ("part", "files"),
+    [
+        (Part("TPM state", "", "2.0"), ["/swtpm/%s/tpm2/" + name for name in NAMES[1:4]]),
+        (Part("TPM state", "", "1.2"), ["/swtpm/%s/tpm1.2/" + name for name in NAMES[1:4]]),
+        (Part("TPM state", "/tpms/web", "2.0"), ["/tpms/web/" + name for name in NAMES[1:4]]),
+        (Part("TPM state file", "/tpms/web.state", "2.0"), ["/tpms/web.state"]),
+    ],
+)
+def test_the_state_of_a_tpm(part: Part, files: list[str]) -> None:
+    found = extras_of(part, names=NAMES)
+    wanted = [path % view().uuid if "%s" in path else path for path in files]
+    assert [file.source for file in found.files] == wanted
+    assert found.lacks == (SEED,)
+    assert [lack.kind for lack in extras_of(part, kind="missing").lacks] == ["disk", "TPM state"]
+
+
+@pytest.mark.parametrize(
+    ("part", "words", "packaged"),
+    [
+        (Part("kernel", "/boot/vmlinuz"), "the kernel /boot/vmlinuz", False),
+        (Part("loader", "/usr/share/OVMF/OVMF_CODE.fd"), "the loader /usr/share/OVMF/OVMF_CODE.fd", True),
+        (Part("TPM", "/dev/tpm0"), "the TPM /dev/tpm0", False),
+        (Part("TPM", ""), "the TPM", False),
+        (Part("libvirt secret", "2d3f"), "the libvirt secret 2d3f", False),
+    ],
+)
+def test_what_a_set_lacks(part: Part, words: str, packaged: bool) -> None:
+    (lack,) = [lack for lack in extras_of(part).lacks if lack != SEED]
+    assert lack.words() == words
+    assert is_packaged(lack) == packaged
+
+
+def test_what_was_written_to_all_the_time() -> None:
+    assert [lack.words() for lack in with_unsteady(Extras(), {"/a": "NVRAM"}).lacks] == ["the NVRAM /a"]

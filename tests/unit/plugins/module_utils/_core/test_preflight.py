@@ -12,6 +12,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import CONVERT, COPY, REFLINK, CopyOrder
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.extras import Lack
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import (
     COMMIT,
     COMMITTING,
@@ -95,7 +96,7 @@ def test_a_guest_with_nothing_wrong_is_told_each_check_once() -> None:
     assert {check.status for check in told} == {OK}
     assert [check.check for check in told] == [
         *("journal", "state", "capabilities", "disks", "images", "chain", "jobs", "agent", "overlay_space"),
-        *("base_growth", "target", "apparmor", "definition", "checkpoints", "shared", "overlays"),
+        *("base_growth", "target", "apparmor", "definition", "checkpoints", "shared", "overlays", "extras"),
     ]
     assert {(check.remedy, check.error_code) for check in told} == {(None, None)}
 
@@ -209,7 +210,20 @@ def test_how_much_data_a_device_holds_only_the_copy_tells() -> None:
 def test_nothing_is_claimed_of_disks_that_could_not_be_seen() -> None:
     guest = GuestFacts(VIEW, target=BACKUP, refusals=(Refusal("disks", DEAF),))
     fine = {check.check for check in checks(guest) if check.status == OK}
-    assert fine == {"journal", "state", "capabilities", "jobs", "agent", "apparmor", "checkpoints"}
+    assert fine == {"journal", "state", "capabilities", "jobs", "agent", "apparmor", "checkpoints", "extras"}
+
+
+def test_what_sets_will_lack() -> None:
+    """Disks are told by themselves, and what a package installs is no reason to warn."""
+    disk, loader = Lack("disk", "vdb", "/b", "it is shareable"), Lack("loader", None, "/usr/share/x.fd", "why")
+    kernel, secret = Lack("kernel", None, "/boot/vmlinuz", "why"), Lack("libvirt secret", "2d3f", None, "why")
+    assert found(replace(GUEST, lacks=(disk, loader))) == []
+    (told,) = [check for check in checks(replace(GUEST, lacks=(disk, loader))) if check.check == "extras"]
+    assert "/usr/share/x.fd" in told.message
+    assert found(replace(GUEST, lacks=(disk, loader, kernel, secret))) == [("extras", WARNING, "not_in_set")]
+    (told,) = [check for check in checks(replace(GUEST, lacks=(loader, kernel, secret))) if check.check == "extras"]
+    assert told.message.endswith("the kernel /boot/vmlinuz (why), the libvirt secret 2d3f (why)")
+    assert found(replace(GUEST, refusals=(Refusal("extras", DEAF),))) == [("extras", FAILED, "agent_unresponsive")]
 
 
 # An interrupted operation

@@ -25,6 +25,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     FileIdentity,
     Hold,
     Layer,
+    Part,
     SnapshotDisk,
 )
 
@@ -49,7 +50,7 @@ def overlay(target: str) -> Layer:
 def test_a_running_domain_shows_its_whole_chains() -> None:
     seen = xml.parse_domain(recorded("overlays.live"), recorded("overlays.config"))
     assert (seen.name, seen.uuid) == ("web", "5d300c17-f26b-4ae9-8281-dc9ecd06eb1c")
-    assert (seen.agent, seen.machine, seen.nvram, seen.tpm) == ("connected", "pc-i440fx-7.2", None, False)
+    assert (seen.agent, seen.machine, seen.nvram) == ("connected", "pc-i440fx-7.2", None)
     assert {disk.target: disk.chain for disk in seen.disks} == {
         "vda": (overlay("vda"), Layer(f"{IMAGES}/vda.raw", "raw")),
         "vdb": (
@@ -96,7 +97,7 @@ def test_every_kind_of_disk_is_told_apart() -> None:
     seen = xml.parse_domain(
         recorded("every_disk.live"), None, lambda pool, volume: f"/{pool}/{volume}" if volume[0] == "k" else None
     )
-    assert (seen.agent, seen.machine, seen.tpm) == ("disconnected", "pc-q35-7.2", True)
+    assert (seen.agent, seen.machine) == ("disconnected", "pc-q35-7.2")
     assert seen.nvram == "/var/lib/libvirt/qemu/nvram/every_VARS.fd"
     disks = {disk.target: disk for disk in seen.disks}
     assert {name: (disk.device, disk.source_type) for name, disk in disks.items()} == {
@@ -135,6 +136,37 @@ def test_nvram_in_the_newer_notation() -> None:
         ">/var/lib/libvirt/qemu/nvram/every_VARS.fd</nvram>", " type='file'><source file='/vars.qcow2'/></nvram>"
     )
     assert xml.parse_domain(text, None).nvram == "/vars.qcow2"
+
+
+def test_what_a_domain_needs_besides_disks() -> None:
+    text = """<domain><name>web</name><uuid>u</uuid><os><loader type='pflash'>/usr/share/OVMF_CODE.fd</loader>
+      <nvram type='network'><source protocol='nbd' name='vars'/></nvram><kernel>/boot/vmlinuz</kernel><initrd/>
+      <acpi><table type='slic'>/etc/slic.bin</table></acpi></os><devices>
+      <disk type='file'><source file='/a'><encryption format='luks'><secret type='passphrase' uuid='s1'/></encryption>
+      </source><target dev='vda'/></disk>
+      <filesystem type='mount'><source dir='/srv/share'/><target dir='share'/></filesystem>
+      <filesystem type='ram'><source usage='1'/><target dir='ram'/></filesystem>
+      <memory model='nvdimm'><source><path>/srv/pmem</path></source></memory>
+      <tpm model='tpm-crb'><backend type='emulator' version='2.0'><encryption secret='s2'/></backend></tpm>
+      <tpm><backend type='emulator' version='1.2'><source type='dir' path='/tpms/web'/></backend></tpm>
+      <tpm><backend type='emulator' version='2.0'><source type='file' path='/tpms/state'/></backend></tpm>
+      <tpm><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>
+      <tpm><backend type='external'><source type='unix' path='/run/tpm'/></backend></tpm></devices></domain>"""
+    assert xml.parse_domain(text, None).parts == (
+        Part("kernel", "/boot/vmlinuz"),
+        Part("loader", "/usr/share/OVMF_CODE.fd"),
+        Part("ACPI table", "/etc/slic.bin"),
+        Part("NVRAM", "vars"),
+        Part("TPM state", "", "2.0"),
+        Part("TPM state", "/tpms/web", "1.2"),
+        Part("TPM state file", "/tpms/state", "2.0"),
+        Part("TPM", "/dev/tpm0"),
+        Part("TPM", "/run/tpm"),
+        Part("shared folder", "/srv/share"),
+        Part("persistent memory", "/srv/pmem"),
+        Part("libvirt secret", "s1"),
+        Part("libvirt secret", "s2"),
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import SetPaths
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
-from ansible_collections.virtops.libvirt.plugins.module_utils._host import folders
+from ansible_collections.virtops.libvirt.plugins.module_utils._host import folders, store
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.store import BackupStore
 
 STORE = BackupStore()
@@ -87,7 +87,7 @@ def test_a_set_from_begin_to_end(paths: SetPaths, tmp_path: Path) -> None:
         plain = STORE.copy_plain(str(tmp_path / "vars.fd"), way, "nvram.fd")
     finally:
         os.umask(old)
-    assert plain == (5, hashlib.sha256(b"nvram").hexdigest())
+    assert plain == (5, hashlib.sha256(b"nvram").hexdigest(), True)
     assert [mode(path) for path in (paths.parent, paths.partial)] == [0o700, 0o700]
     assert {mode(os.path.join(paths.partial, name)) for name in os.listdir(paths.partial)} == {0o600}
     assert STORE.manifest(paths.final) is None
@@ -256,3 +256,55 @@ def test_a_symlink_in_place_of_the_domains_directory(paths: SetPaths, tmp_path: 
             call()
         assert caught.value.code == "dest_symlink"
     assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_a_file_that_something_writes_to(paths: SetPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is copied anew until nothing did, or often enough."""
+    source = tmp_path / "vars.fd"
+    source.write_bytes(b"old")
+    real, reads = os.pread, []
+
+    def pread(fd: int, count: int, offset: int) -> bytes:
+        reads.append(offset)
+        data = real(fd, count, offset)
+        if len(reads) < stop:
+            source.write_bytes(b"new, and longer %d" % len(reads))
+        return data
+
+    monkeypatch.setattr(os, "pread", pread)
+    way = STORE.begin(paths, text())
+    for stop, steady in ((2, True), (100, False)):
+        reads.clear()
+        name = "nvram%d" % stop
+        assert STORE.copy_plain(str(source), way, name)[2] == steady
+    assert Path(way, "nvram2").read_bytes() == b"new, and longer 1"
+    monkeypatch.setattr("%s._PLAIN_LIMIT" % store.__name__, 3)
+    assert code_of(lambda: STORE.copy_plain(str(source), way, "big")) == "copy_failed"
+    STORE.remove(paths.partial)
+
+
+def test_files_that_are_none(paths: SetPaths, tmp_path: Path) -> None:
+    """A link of ours counts, and a FIFO is never waited for."""
+    (tmp_path / "real").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    os.mkfifo(tmp_path / "fifo")
+    way = STORE.begin(paths, text())
+    assert STORE.copy_plain(str(tmp_path / "link"), way, "a")[0] == 1
+    assert code_of(lambda: STORE.copy_plain(str(tmp_path / "fifo"), way, "b")) == "copy_failed"
+    STORE.remove(paths.partial)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_link_of_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    os.lchown(tmp_path / "link", 4711, 4711)
+    with pytest.raises(OSError, match="symbolic"):
+        folders.open_plain(str(tmp_path / "link"))
+
+
+def test_where_the_state_of_tpms_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert STORE.tpm_root() == "/var/lib/libvirt/swtpm"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/home/u/.config")
+    assert STORE.tpm_root() == "/home/u/.config/libvirt/qemu/swtpm"

@@ -58,6 +58,8 @@ class FakeHost:
         self.missing: set[str] = set()
         self.free = 1 << 40
         self.sets: dict[str, dict[str, str]] = {}
+        self.folders: dict[str, tuple[str, ...]] = {}
+        self.unsteady: set[str] = set()
         self.ages: dict[str, float] = {}
         self.begun: Callable[[], None] = lambda: None
         self.held: set[str] = set()
@@ -82,6 +84,12 @@ class FakeHost:
 
     def exists(self, path: str) -> bool:
         return path in self.backing
+
+    def kind(self, path: str) -> str:
+        return "missing" if path in self.missing else "file"
+
+    def names(self, directory: str) -> tuple[str, ...]:
+        return self.folders.get(directory, ())
 
     def size_bytes(self, directory: str) -> int:
         return 1 << 22
@@ -146,10 +154,13 @@ class FakeHost:
         self._call("write " + name)
         self.sets[directory][name] = text
 
-    def copy_plain(self, source: str, directory: str, name: str) -> tuple[int, str]:
+    def tpm_root(self) -> str:
+        return "/swtpm"
+
+    def copy_plain(self, source: str, directory: str, name: str) -> tuple[int, str, bool]:
         self._call("copy_plain " + name)
         self.sets[directory][name] = "nvram"
-        return 5, "sha of nvram"
+        return 5, "sha of nvram", source not in self.unsteady
 
     def finish(self, paths: SetPaths) -> None:
         self._call("finish")

@@ -22,7 +22,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup impor
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_set import LEASE, RENEWAL
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING, PREPARED, Journal
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, Layer, Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, Layer, Outcome, Part
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.backup import Backup, refuse_early
 
 from .fakes import FakeClock
@@ -298,3 +298,35 @@ def test_an_nvram_that_is_not_there_yet(host: FakeHost, domain: FakeDomain) -> N
     domain.current = replace(domain.current, nvram="/nvram/web.fd")
     host.missing.add("/nvram/web.fd")
     assert run(host, domain).values["backup"]["nvram"] is None
+
+
+def test_what_no_snapshot_holds_is_copied_before_the_disks(host: FakeHost, domain: FakeDomain) -> None:
+    state = Part("TPM state", "", "2.0")
+    domain.current = replace(domain.current, nvram="/nvram/web.fd", parts=(state, Part("kernel", "/boot/vmlinuz")))
+    host.folders["/swtpm/%s/tpm2" % UUID] = (".lock", "tpm2-00.permall")
+    planned = run(host, domain, check=True)
+    done = run(host, domain)
+    assert done.steps == planned.steps
+    wanted = ["copy_plain nvram.fd", "copy_plain tpm2-00.permall", "copy_all"]
+    assert [call for call in host.calls if call.startswith("copy")] == wanted
+    manifest = done.values["backup"]
+    assert [(extra["kind"], extra["file"]) for extra in manifest["extras"]] == [
+        ("NVRAM", "nvram.fd"),
+        ("TPM state", "tpm2-00.permall"),
+    ]
+    assert manifest["nvram"]["file"] == "nvram.fd"
+    assert [lack["kind"] for lack in manifest["lacks"]] == ["kernel"]
+    assert done.after["files"] == ["domain.xml", "manifest.json", "nvram.fd", "tpm2-00.permall", "vda.raw", "vdb.raw"]
+    assert done.warnings == ()
+    del host.sets[FINAL]["tpm2-00.permall"]
+    with pytest.raises(VirtopsError) as caught:
+        run(host, domain)
+    assert caught.value.code == "set_damaged"
+
+
+def test_an_nvram_that_never_stands_still(host: FakeHost, domain: FakeDomain) -> None:
+    domain.current = replace(domain.current, nvram="/nvram/web.fd")
+    host.unsteady.add("/nvram/web.fd")
+    done = run(host, domain)
+    assert "/nvram/web.fd" in done.warnings[0]
+    assert [lack["kind"] for lack in done.values["backup"]["lacks"]] == ["NVRAM"]

@@ -1,0 +1,122 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: what a set holds besides the images of a domain's disks, and what it lacks."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from .backup import PlainFile
+from .model import DomainView, Part
+from .snapshot import why_not_snapshotable
+
+NVRAM, TPM = "NVRAM", "TPM state"
+_TPM_FILE = "TPM state file"
+
+#: What swtpm keeps of a TPM that lasts: libtpms' permanent state, and that of a TPM that was suspended.
+_STATE = re.compile(r"tpm2?-00\.(permall|savestate)")
+#: Who installs what lies there again: the package.
+_PACKAGED = "/usr/"
+
+_WHY = {
+    "TPM": "its state is not in a file of this host",
+    "NVRAM": "it is not a file of this host",
+    "libvirt secret": "libvirt keeps its value",
+    "shared folder": "it is no disk",
+    "persistent memory": "it is no disk",
+}
+
+
+@dataclass(frozen=True)
+class Lack:
+    """Something of the domain that a set does not hold. `name` is a disk's target or what it is known by."""
+
+    kind: str
+    name: str | None
+    source: str | None
+    reason: str
+
+    def words(self) -> str:
+        return " ".join(["the", self.kind, *filter(None, [self.name or self.source])])
+
+
+@dataclass(frozen=True)
+class Extras:
+    """The small files that a set gets besides the images, and what it will lack."""
+
+    files: tuple[PlainFile, ...] = ()
+    lacks: tuple[Lack, ...] = ()
+
+
+def plan_extras(
+    view: DomainView,
+    targets: frozenset[str],
+    tpm_root: str,
+    kind_of: Callable[[str], str],
+    names_in: Callable[[str], tuple[str, ...]],
+) -> Extras:
+    """`targets` are the disks that the set holds, `tpm_root` is where libvirt keeps the state of TPMs; `kind_of` and
+    `names_in` look at the host (see ImagePort)."""
+    files: list[PlainFile] = []
+    lacks = list(_lacking_disks(view, targets))
+    if view.nvram is not None:
+        kind = kind_of(view.nvram)
+        if kind == "file":
+            files.append(PlainFile(view.nvram, "nvram" + os.path.splitext(view.nvram)[1], NVRAM))
+        elif kind != "missing":  # a domain that never ran has none yet
+            lacks.append(Lack(NVRAM, None, view.nvram, "it is no regular file"))
+    for part in view.parts:
+        if part.kind in (TPM, _TPM_FILE):
+            found = _tpm_files(part, view.uuid, tpm_root, kind_of, names_in)
+            files += found
+            if not found:
+                lacks.append(Lack(TPM, None, part.path or tpm_root, "none was found there"))
+        else:
+            lacks.append(_lack_of(part))
+    return Extras(tuple(files), tuple(lacks))
+
+
+def _lacking_disks(view: DomainView, targets: frozenset[str]) -> Iterator[Lack]:
+    for disk in view.disks:
+        if disk.target not in targets and not disk.empty:
+            source = disk.active or disk.remote
+            reason = why_not_snapshotable(disk) or "the snapshot does not have it"
+            yield Lack("disk", disk.target, None if source is None else source.path, reason)
+
+
+def _lack_of(part: Part) -> Lack:
+    reason = _WHY.get(part.kind, "it is no part of the disks")
+    if part.kind == "libvirt secret":
+        return Lack(part.kind, part.path or None, None, reason)
+    return Lack(part.kind, None, part.path or None, reason)
+
+
+def _tpm_files(
+    part: Part,
+    uuid: str,
+    tpm_root: str,
+    kind_of: Callable[[str], str],
+    names_in: Callable[[str], tuple[str, ...]],
+) -> list[PlainFile]:
+    if part.kind == _TPM_FILE:
+        return [PlainFile(part.path, "tpm.state", TPM)] if kind_of(part.path) == "file" else []
+    folder = part.path or os.path.join(tpm_root, uuid, "tpm1.2" if part.form == "1.2" else "tpm2")
+    names = [name for name in names_in(folder) if _STATE.fullmatch(name)]
+    paths = [os.path.join(folder, name) for name in names]
+    return [PlainFile(path, os.path.basename(path), TPM) for path in paths if kind_of(path) == "file"]
+
+
+def with_unsteady(extras: Extras, unsteady: Mapping[str, str]) -> Extras:
+    """What could be read only while something wrote to it counts as lacking, too: source and kind of each."""
+    why = "it was written to while it was copied, so that the copy may be torn"
+    return replace(extras, lacks=extras.lacks + tuple(Lack(unsteady[path], None, path, why) for path in unsteady))
+
+
+def is_packaged(lack: Lack) -> bool:
+    """Is it there again where the same packages are installed?"""
+    return (lack.source or "").startswith(_PACKAGED)
