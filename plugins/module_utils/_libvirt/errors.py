@@ -41,6 +41,11 @@ _NAME_REMEDY = (
     "such a name, or do this while the domain is off"
 )
 
+_RELEASED_REMEDY = (
+    "QEMU has let go of the images of a guest that was paused when its memory was saved: resume it ('virsh resume'), "
+    "then run the task again. You may pause it again afterwards"
+)
+
 #: The constant of libvirt (some are newer than the oldest libvirt that we support) -> (code, remedy).
 _TABLE = {
     "VIR_ERR_NO_DOMAIN": ("no_such_domain", "List the domains of this connection with virsh list --all"),
@@ -98,14 +103,8 @@ _SAID = (
     ("Invalid job ID", ("name_unsuitable", _NAME_REMEDY)),
     # Failed to get "write" lock; Failed to get shared "write" lock
     ('" lock', ("image_locked", "Another process uses the image: end it, or wait for its end, then try again")),
-    (
-        "Block node is read-only",
-        (
-            "images_released",
-            "QEMU has let go of the images of a guest that was paused when its memory was saved: resume it ('virsh "
-            "resume'), then run the task again. You may pause it again afterwards",
-        ),
-    ),
+    ("Block node is read-only", ("images_released", _RELEASED_REMEDY)),
+    ("Inactive '", ("images_released", _RELEASED_REMEDY)),  # since QEMU 10
 )
 _OTHER = ("libvirt_error", "Look for the reason in libvirt's log and in QEMU's (/var/log/libvirt/qemu)")
 
