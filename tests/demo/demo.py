@@ -34,7 +34,7 @@ DISKS = (
     Disk("vdb", format="qcow2", size_mib=256, fill_mib=96),
     Disk("vdc", golden="debian", size_mib=256, fill_mib=96),
 )
-FREEZE_LIMIT_MS = 10_000  # a freeze is given up after that; a longer stall would be a hang
+FREEZE_LIMIT_MS = 10_000  # an agent without hooks freezes at once; a longer stall would be a hang
 NAMESPACE = "virtops"  # in the URI of our journal's element; nothing else in the guest's definition has it
 BEGAN = time.monotonic()
 

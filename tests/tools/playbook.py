@@ -27,4 +27,4 @@ def environment() -> dict[str, str]:
     """Return a process environment with nothing of the caller's Ansible in it."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("ANSIBLE_", "PYTHON"))}
     ours = {"ANSIBLE_CONFIG": str(CONFIG), "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "LC_ALL": "C.UTF-8"}
-    return {**env, **ours, "PYTHONUNBUFFERED": "1"}
+    return {**env, **ours, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
