@@ -115,6 +115,7 @@ def _disk(element: etree._Element, volume_path: VolumePath) -> Disk:
         remote=Layer(_remote_name(element), _driver_format(element)) if element.get("type") == "network" else None,
         volume=_volume(element),
         snapshot=element.get("snapshot", ""),
+        whole=_tells_its_end(element),
     )
 
 
@@ -123,11 +124,11 @@ def chain_of(disk: etree._Element, volume_path: VolumePath) -> tuple[Layer, ...]
     path = _local_path(disk, volume_path)
     if path is None:
         return ()
-    layers = [Layer(path, _driver_format(disk))]
+    layers = [Layer(path, _driver_format(disk), _oddity(disk), _data_file(disk))]
     backing = disk.find("backingStore")
     while backing is not None and backing.get("type") is not None:
         layer_path = _local_path(backing, volume_path) or _remote_name(backing)
-        layers.append(Layer(layer_path, _format(backing)))
+        layers.append(Layer(layer_path, _format(backing), _oddity(backing), _data_file(backing)))
         backing = backing.find("backingStore")
     return tuple(layers)
 
@@ -137,6 +138,27 @@ def _volume(disk: etree._Element) -> str | None:
     if disk.get("type") != "volume" or source is None:
         return None
     return "%s/%s" % (source.get("pool", ""), source.get("volume", ""))
+
+
+def _tells_its_end(disk: etree._Element) -> bool:
+    """An empty <backingStore/>; where there is none at all, libvirt asks the images."""
+    backing = disk.find("backingStore")
+    while backing is not None and backing.get("type") is not None:
+        backing = backing.find("backingStore")
+    return backing is not None
+
+
+def _oddity(element: etree._Element) -> str:
+    """Of a <disk> or <backingStore>: why its file is not, as it lies there, what the guest reads."""
+    if element.find("encryption") is not None or element.find("source/encryption") is not None:
+        return "encrypted"
+    return "a slice of its file" if element.find("source/slices") is not None else ""
+
+
+def _data_file(element: etree._Element) -> str | None:
+    """libvirt names it since 10.10."""
+    source = element.find("source/dataStore/source")
+    return None if source is None else source.get("file") or source.get("dev")
 
 
 def _driver_format(disk: etree._Element) -> str:
@@ -257,6 +279,14 @@ def with_disk_layers(
     return serialize(domain)
 
 
+def without_data_files(domain_xml: str) -> str:
+    """The domain for images that stand alone: what is left of a data file would be the running guest's own."""
+    domain = parse(domain_xml)
+    for data_file in list(domain.iterfind("devices/disk//source/dataStore")):
+        remove(data_file)
+    return serialize(domain)
+
+
 def with_journal(domain_xml: str, journal_xml: str | None) -> str:
     """The domain with this journal instead of its own (None: with none)."""
     domain = parse(with_disk_layers(domain_xml, {}, drop_journal=True))
@@ -290,18 +320,6 @@ def definition_digest(domain_xml: str) -> str:
         element.text = element.text if (element.text or "").strip() else None
         element.tail = None
     return hashlib.sha256(etree.tostring(domain)).hexdigest()
-
-
-def odd_sources(domain_xml: str) -> dict[str, str]:
-    """The disks whose image is not, as it lies there, what the guest reads; and why."""
-    found = {}
-    for disk in parse(domain_xml).findall("devices/disk"):
-        target = child_of(disk, "target").get("dev", "")
-        if disk.find("encryption") is not None or disk.find("source/encryption") is not None:
-            found[target] = "it is encrypted"
-        elif disk.find("source/slices") is not None:
-            found[target] = "it is a slice of its image"
-    return found
 
 
 def set_layer(disk: etree._Element, layer: Layer, volume_path: VolumePath = unknown_volume) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .backup import AUTO, CONVERT, COPY, REFLINK, SAME, BackupWish, CopyOrder, SourceFacts
 from .errors import VirtopsError
+from .images import needs_rewrite
 from .model import Layer
 
 
@@ -74,6 +75,8 @@ def _needs_convert(wish: BackupWish, facts: SourceFacts, image_format: str, back
         return "its format changes from %s to %s" % (facts.source.base.format, image_format)
     if wish.compress:
         return "it is to be compressed"
+    if facts.info.beside:
+        return needs_rewrite(facts.info)
     if len(facts.layers) > 1 and backing is None:
         return "its base stands on %s, whose content the copy takes in" % facts.layers[1].path
     return ""

@@ -180,7 +180,7 @@ class Manifest:
             "allocated": None if copied is None else copied.allocated,
             "sha256": None if copied is None else copied.sha256,
             "method": None if copied is None else copied.method,
-            "backing": None if order.backing is None else asdict(order.backing),
+            "backing": None if order.backing is None else {"path": order.backing.path, "format": order.backing.format},
         }
 
     def complete(self, copied: dict[str, Copied], extras: Extras, finished: str) -> Manifest:

@@ -44,14 +44,8 @@ class Conversion:
         return os.path.join(folder, ".%s.partial" % name)
 
 
-def plan_conversions(
-    wish: ConvertWish, view: DomainView, odd: Mapping[str, str], others: Container[str]
-) -> tuple[Conversion, ...]:
-    """The disks that have to be converted, in the domain's order.
-
-    `odd` says of disks what their image is besides an image (encrypted, a slice of it); `others` are the images of the
-    host's other domains.
-    """
+def plan_conversions(wish: ConvertWish, view: DomainView, others: Container[str]) -> tuple[Conversion, ...]:
+    """The disks that have to be converted, in the domain's order; `others` are the images of other domains."""
     if wish.dest_dir is not None:
         checked_path(wish.dest_dir)
     named = None if wish.disks is None else {require_disk(view, target).target for target in wish.disks}
@@ -63,7 +57,7 @@ def plan_conversions(
             if named is not None and (disk.active is None or disk.active.format != "qcow2"):
                 raise _unsuitable(disk, view, "it has no raw image on this host")
             continue
-        why = _why_not(disk, odd)
+        why = why_not_snapshotable(disk) or _odd(disk.active)
         if why is not None:
             if named is not None:
                 raise _unsuitable(disk, view, why)
@@ -93,8 +87,9 @@ def interrupted(journal: Journal) -> Operation | None:
     return next((operation for operation in journal.operations if operation.kind == CONVERT), None)
 
 
-def _why_not(disk: Disk, odd: Mapping[str, str]) -> str | None:
-    return why_not_snapshotable(disk) or odd.get(disk.target)
+def _odd(image: Layer) -> str | None:
+    """Its file is then not, as it lies there, what the guest reads."""
+    return "it is %s" % image.odd if image.odd else None
 
 
 def _unsuitable(disk: Disk, view: DomainView, why: str) -> VirtopsError:

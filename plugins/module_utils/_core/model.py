@@ -31,10 +31,17 @@ def is_device(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Layer:
-    """One image of a backing chain: an absolute path (or a device) and its explicit format."""
+    """One image of a backing chain: an absolute path (or a device) and its explicit format.
+
+    `format` is "" where it is the lowest that a header names, and no header tells it: nothing opens such an image.
+    `odd` is what its file is besides an image, by libvirt's XML (encrypted, a slice of its file); `data_file` the one
+    that libvirt has for its data.
+    """
 
     path: str
     format: str
+    odd: str = field(default="", compare=False)
+    data_file: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,8 @@ class Disk:
 
     `chain` is empty for an empty drive and for sources that are not local images. `remote` stands for a source on the
     network: words like a URI, and the format. `volume` names a source in a storage pool as POOL/VOLUME; `snapshot` is
-    what the definition says of snapshots: no, internal, external, manual, or nothing.
+    what the definition says of snapshots: no, internal, external, manual, or nothing. `whole`: its XML tells the chain
+    to its end.
     """
 
     target: str
@@ -81,6 +89,7 @@ class Disk:
     remote: Layer | None = None
     volume: str | None = None
     snapshot: str = ""
+    whole: bool = False
 
     @property
     def active(self) -> Layer | None:
@@ -264,6 +273,7 @@ class ImageInfo:
     """`qemu-img info`: sizes in bytes. `allocation` is what the file system really holds.
 
     `backing_path` is absolute; `backing_is_relative` tells that the image itself names it relative to where it lies.
+    `backing_format` is what the header says. `beside` are other files that have the image's own data.
     """
 
     path: str
@@ -276,6 +286,8 @@ class ImageInfo:
     internal_snapshots: tuple[str, ...] = ()
     corrupt: bool = False
     bitmaps: tuple[str, ...] = ()
+    encrypted: bool = False
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

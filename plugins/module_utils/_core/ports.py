@@ -264,11 +264,17 @@ class Watchdog(Protocol):
 class ImagePort(Protocol):
     """Images and files on the hypervisor."""
 
-    def info(self, path: str, image_format: str | None = None) -> ImageInfo:
-        """`qemu-img info -U`: metadata only, so that it also works on a running guest's image."""
+    def info(self, path: str, image_format: str) -> ImageInfo:
+        """`qemu-img info -U`: metadata only, so that it also works on a running guest's image.
 
-    def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:
-        """`qemu-img info -U --backing-chain`, active layer first, absolute paths."""
+        Formats are never guessed: a guest could have written any header to its raw disk.
+        """
+
+    def chain(self, path: str, image_format: str) -> tuple[Layer, ...]:
+        """What the headers say, active layer first, absolute paths.
+
+        It ends with the first one that is not to be opened: on the network, or of a format that no header tells ("").
+        """
 
     def below(self, image: Layer) -> Layer | None:
         """What the header of another domain's image names as its backing file, without opening that; None where it

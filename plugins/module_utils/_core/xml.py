@@ -18,11 +18,11 @@ from ._xml_domain import (
     DomainXml,
     definition_digest,
     images,
-    odd_sources,
     owned_journal,
     parse_domain,
     with_disk_layers,
     with_journal,
+    without_data_files,
 )
 from ._xml_journal import build_journal, parse_journal
 from ._xml_snapshot import (
@@ -56,7 +56,6 @@ __all__ = [
     "has_disk_snapshots",
     "has_external_revert",
     "images",
-    "odd_sources",
     "owned_journal",
     "parse_domain",
     "parse_journal",
@@ -73,4 +72,5 @@ __all__ = [
     "with_journal",
     "with_moved_images",
     "with_snapshot_files",
+    "without_data_files",
 ]

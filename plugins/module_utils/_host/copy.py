@@ -18,6 +18,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 
 from .._core.backup import CONVERT, REFLINK, Copied, CopyOrder
 from .._core.errors import VirtopsError
+from .._core.images import why_not_alone
 from .._core.ports import Clock
 from .clock import SystemClock
 from .command import failing, os_failure, run
@@ -149,12 +150,23 @@ class _Copy:
         bytewise = self._order.verify and method != CONVERT and self._order.backing is None
         with ThreadPoolExecutor(1) as side:
             synced = side.submit(os.fsync, fd)
+            self._require_alone()
             if self._order.verify:
                 self._verify(bytewise)
             digest = sha256(self._path, self._check, self._order.source.path if bytewise else None)
             synced.result()
         found = os.fstat(fd)
         return Copied(method, found.st_size, found.st_blocks * 512, digest)
+
+    def _require_alone(self) -> None:
+        """A set has to be good when everything else is gone."""
+        why = why_not_alone(Images().info(self._path, self._order.format), self._order.backing)
+        if why:
+            raise VirtopsError(
+                "verify_failed",
+                "%s failed: the copy cannot be opened alone, %s" % (self._subject, why),
+                "Use method: convert and format: qcow2",
+            )
 
     def _verify(self, bytewise: bool) -> None:
         order = self._order

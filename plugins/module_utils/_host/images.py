@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from .._core.errors import VirtopsError
-from .._core.model import FileIdentity, ImageInfo, Layer, Signature
+from .._core.images import looped
+from .._core.model import FileIdentity, ImageInfo, Layer, Signature, is_local
 from .command import WORK, Limits, failing, os_failure, run
 from .held import held, made, name_of, place_of
 from .image_lock import is_being_written
@@ -35,7 +36,7 @@ from .signature import signature
 #: A look at each extent, of the images below as well.
 _MAP = Limits(WORK.memory, seconds=600.0)
 #: The most that QEMU takes of each, whatever a header says.
-_MOST_NAME, _MOST_TABLE, _MOST_OFFSET = 1023, 32 << 20, (1 << 63) - 1
+_MOST_TABLE, _MOST_OFFSET = 32 << 20, (1 << 63) - 1
 #: The least that a header of qcow2 has.
 _HEADER_BYTES = 72
 
@@ -43,15 +44,29 @@ _HEADER_BYTES = 72
 class Images:
     """Implements `_core.ports.ImagePort`."""
 
-    def info(self, path: str, image_format: str | None = None) -> ImageInfo:
-        """`qemu-img info -U`; QEMU's own guess of the format where `image_format` is None."""
-        return image_info(path, self._info(path, image_format, chain=False)[0])
+    def info(self, path: str, image_format: str) -> ImageInfo:
+        """`qemu-img info -U` of this image alone."""
+        if not image_format:
+            raise VirtopsError(
+                "backing_format",
+                "Nothing tells the format of the image %s" % path,
+                "Write it into the header of the image on it with 'qemu-img rebase -u -F', when its domain is off",
+            )
+        subject = "Reading the image %s" % path
+        argv = ["qemu-img", "info", "-U", "--output=json", "-f", image_format, _image(path, subject)]
+        return image_info(path, json.loads(run(argv, subject)))
 
-    def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:
-        """`qemu-img info -U --backing-chain`."""
-        entries = self._info(path, image_format, chain=True)
-        paths = [path] + [_backing_path(entry, entry["filename"]) or "" for entry in entries[:-1]]
-        return tuple(Layer(name, str(entry["format"])) for name, entry in zip(paths, entries))
+    def chain(self, path: str, image_format: str) -> tuple[Layer, ...]:
+        """Not by --backing-chain, which goes wherever a header leads, and guesses formats that no header tells."""
+        found = [Layer(path, image_format)]
+        while found[-1].format and is_local(found[-1].path):
+            info = self.info(found[-1].path, found[-1].format)
+            if info.backing_path is None:
+                break
+            if any(layer.path == info.backing_path for layer in found):
+                raise looped(path, info.backing_path)
+            found.append(Layer(info.backing_path, info.backing_format or ""))
+        return tuple(found)
 
     def below(self, image: Layer) -> Layer | None:
         """A raw image stands on nothing; of formats other than qcow2 qemu-img tells it."""
@@ -74,29 +89,28 @@ class Images:
             run(argv, subject, fds={new: path})
 
     def holds_data(self, path: str) -> bool:
-        """`qemu-img map`: extents at depth 0 are the image's own (QEMU before 6.1 does not say "present").
+        """`qemu-img map` of this image alone: what its header names below is not opened (QEMU before 6.1 does not say
+        "present": then the table tells it).
 
-        -U because it opens the base as well, and a guest that was not switched goes on writing into that. A file
-        without a header, as a death in the middle of `create_overlay` leaves it, cannot have been written through.
-        A base on the network is not opened, whose server may take no second client: then the table tells it.
+        -U because a guest that was not switched goes on. A file without a header, as a death in the middle of
+        `create_overlay` leaves it, cannot have been written through.
         """
         with failing("Reading the image %s" % path), _opened(_absolute(path)) as file:
             header = file.read(_HEADER_BYTES)
             if not header.strip(b"\0"):
                 return False
             tables = _has_tables(file, header)
-            if _is_remote(_backing_name(file, header)):
-                return tables
         found: list[bool] = []
 
         def is_own(line: str) -> bool:
             """Each extent is a line of its own. What is there of a big image does not fit into memory at once."""
             extent = json.loads(line.strip("[], ") or "{}")
-            # Without "present", what lies beyond the end of a smaller base looks like zeros of the image's own
-            found.append(extent.get("depth") == 0 and extent.get("present", tables))
+            found.append(bool(extent) and extent.get("present", tables))
             return found[-1]
 
-        argv = ["qemu-img", "map", "-U", "--output=json", "-f", "qcow2", _absolute(path)]
+        protocol = "host_device" if self.kind(path) == "block" else "file"
+        alone = {"driver": "qcow2", "backing": None, "file": {"driver": protocol, "filename": path}}
+        argv = ["qemu-img", "map", "-U", "--output=json", "json:%s" % json.dumps(alone)]
         run(argv, "Reading the image %s" % path, limits=_MAP, until=is_own)
         return any(found[-1:])
 
@@ -314,14 +328,6 @@ class Images:
         except OSError as error:
             raise os_failure("Looking for space on %s" % directory, error) from error
 
-    def _info(self, path: str, image_format: str | None, chain: bool) -> list[dict[str, Any]]:
-        argv = ["qemu-img", "info", "-U", "--output=json"]
-        argv += ["--backing-chain"] if chain else []
-        argv += ["-f", image_format] if image_format else []
-        subject = "Reading the image %s" % path
-        found = json.loads(run([*argv, _image(path, subject)], subject))
-        return found if isinstance(found, list) else [found]
-
 
 @dataclass(frozen=True)
 class _Chain:
@@ -363,36 +369,30 @@ def image_info(path: str, entry: dict[str, Any]) -> ImageInfo:
         internal_snapshots=tuple(snapshot["name"] for snapshot in entry.get("snapshots", ())),
         corrupt=bool(specific.get("corrupt", False)),
         bitmaps=tuple(bitmap["name"] for bitmap in specific.get("bitmaps", ())),
+        encrypted=bool(entry.get("encrypted", False)),
+        beside=_beside(entry, specific),
     )
+
+
+def _beside(entry: dict[str, Any], specific: dict[str, Any]) -> tuple[str, ...]:
+    """The data file of a qcow2, the extents of a VMDK that is only their list."""
+    extents = [extent.get("filename") for extent in specific.get("extents", ())]
+    return tuple(name for name in (specific.get("data-file"), *extents) if name and name != entry["filename"])
 
 
 def _backing_path(entry: dict[str, Any], owner: str) -> str | None:
     """The backing file as an absolute path; one that is not a plain file stays as QEMU says it."""
     name = entry.get("full-backing-filename") or entry.get("backing-filename")
-    if not name or name.startswith(("json:", "/")):
-        return name
-    if name.startswith("file:"):
+    if name and name.startswith("file:"):
         name = name[len("file:") :]
+    if not name or name.startswith("/") or ":" in name.split("/")[0]:  # QEMU takes it for a protocol
+        return name
     # Left relative by QEMU only where it could not tell: it means relative to the image that says so.
     return os.path.normpath(os.path.join(os.path.dirname(owner), name))
 
 
 def _is_relative(name: str | None) -> bool:
     return name is not None and not name.startswith(("/", "json:", "file:")) and "://" not in name
-
-
-def _backing_name(file: BinaryIO, header: bytes) -> str:
-    """docs/interop/qcow2.txt: backing_file_offset at 8, backing_file_size at 16."""
-    if len(header) < _HEADER_BYTES:
-        return ""
-    offset, size = struct.unpack(">QI", header[8:20])
-    file.seek(min(offset, _MOST_OFFSET))
-    return file.read(min(size, _MOST_NAME) if offset else 0).decode("utf-8", "replace")
-
-
-def _is_remote(backing: str) -> bool:
-    """Does QEMU take it for a protocol? Names like that are what libvirt gives to bases on the network."""
-    return ":" in backing.split("/")[0] and not backing.startswith("file:")
 
 
 def _has_tables(file: BinaryIO, header: bytes) -> bool:

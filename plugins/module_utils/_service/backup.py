@@ -51,11 +51,13 @@ from .._core.backup_set import (
     set_paths,
 )
 from .._core.extras import Extras, plan_extras, with_unsteady
+from .._core.images import Use
 from .._core.journal import Journal
 from .._core.model import DomainView, Layer, Outcome
 from .._core.ports import Clock, ImagePort, ViewPort
 from .brake import refuse_short
 from .observe import observe
+from .sound import find, require_sound
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,14 @@ def refuse_early(
 ) -> None:
     """Refuse, while there is no snapshot yet, a backup of these bases that could not succeed after one."""
     store.check_destination(wish.dest)
-    orders = tuple(order_of(wish, source, images, store) for source in bases)
+    orders = tuple(order_of(wish, source, view, images, store) for source in bases)
     require_space(orders, images.free_bytes(wish.dest) + left_behind(wish, view, store), wish.dest)
 
 
-def order_of(wish: BackupWish, source: Source, images: ImagePort, store: StorePort) -> CopyOrder:
+def order_of(wish: BackupWish, source: Source, view: DomainView, images: ImagePort, store: StorePort) -> CopyOrder:
     """How this base would be copied; refuses options that do not fit its image."""
     require_local(source.target, source.base)
-    return plan_copy(wish, _facts(source, images, store))
+    return plan_copy(wish, _facts(source, view, images, store))
 
 
 def extras_of(view: DomainView, targets: frozenset[str], images: ImagePort, store: StorePort) -> Extras:
@@ -103,16 +105,17 @@ def _unfinished(parent: str, view: DomainView, store: StorePort) -> tuple[Unfini
     return unfinished
 
 
-def _facts(source: Source, images: ImagePort, store: StorePort) -> SourceFacts:
+def _facts(source: Source, view: DomainView, images: ImagePort, store: StorePort) -> SourceFacts:
     """A block device holds no allocation that could be asked for: it counts with its whole size."""
-    info = images.info(source.base.path, source.base.format)
-    layers = images.chain(source.base.path, source.base.format) if info.backing_path else (source.base,)
+    looks = require_sound(view, source.target, Use.COPY, images)
+    layers = [look.layer for look in looks]
+    base = find(source.base.path, layers, images)
+    infos = [look.info for look in looks[layers.index(base) if base else 0 :] if look.info is not None]
+    allocation = sum(
+        info.allocation if store.is_regular(info.path) and not info.beside else info.virtual_size for info in infos
+    )
     regular = store.is_regular(source.base.path)
-    allocation = info.allocation if regular else info.virtual_size
-    for layer in layers[1:]:
-        below = images.info(layer.path, layer.format)
-        allocation += below.allocation if store.is_regular(layer.path) else below.virtual_size
-    return SourceFacts(source, info, layers, allocation, regular)
+    return SourceFacts(source, infos[0], tuple(Layer(info.path, info.format) for info in infos), allocation, regular)
 
 
 class Backup:
@@ -176,7 +179,7 @@ class Backup:
         require_still(selection, view, journal)
         for source in selection.sources:
             require_identity(source, self._images.identity(source.base.path))
-        facts = tuple(_facts(source, self._images, self._store) for source in selection.sources)
+        facts = tuple(_facts(source, view, self._images, self._store) for source in selection.sources)
         orders = tuple(plan_copy(self._wish, fact) for fact in facts)
         unfinished = _unfinished(paths.parent, view, self._store)
         require_nobody_writes(unfinished, view, paths)
@@ -256,7 +259,7 @@ class Backup:
         """The definition as it was without the snapshot: a disk plugged into the live domain only is not in it."""
         known = {disk.target for disk in (view.config_disks if view.persistent else view.disks)}
         bases = {source.target: source.base for source in selection.sources if source.target in known}
-        return xml.with_disk_layers(self._domain.domain_xml(), bases, drop_journal=True)
+        return xml.without_data_files(xml.with_disk_layers(self._domain.domain_xml(), bases, drop_journal=True))
 
 
 def _text(manifest: Manifest) -> str:

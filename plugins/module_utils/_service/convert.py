@@ -14,10 +14,12 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Container
+from contextlib import suppress
 
 from .._core import xml
 from .._core.convert import Conversion, ConvertWish, interrupted, plan_conversions, removal_of
 from .._core.errors import VirtopsError
+from .._core.images import why_not_alone
 from .._core.journal import JournalDisk, Operation
 from .._core.model import CRASHED, DomainView, FileIdentity, Layer, Outcome
 from .._core.ports import Clock, ConvertImagePort, ConvertPort, ImagePort
@@ -42,7 +44,7 @@ class Convert:
         """Raises VirtopsError; the domain is then on the images that it had."""
         view = observe(self._domain, self._images)
         others = every_image(self._domain.other_images(), self._images)
-        plan = plan_conversions(self._wish, view, xml.odd_sources(self._domain.domain_xml()), others)
+        plan = plan_conversions(self._wish, view, others)
         left = interrupted(xml.parse_journal(view.journal_xml))
         ours = Ours(view, self._domain.snapshots(), self._images)
         gone, finish = ((), Outcome()) if left is None else finished(left, view, others, self._images, ours)
@@ -104,10 +106,10 @@ class Convert:
         if not self._images.exists(one.path):
             return False
         if one.path not in others and self._images.kind(one.path) == "file":
-            info = self._images.info(one.path)
-            whole = info.format == "qcow2" and info.backing_path is None
-            if whole and self._images.same_content(one.source, one.image):
-                return True
+            with suppress(VirtopsError):  # no image at all
+                whole = not why_not_alone(self._images.info(one.path, "qcow2"), None)
+                if whole and self._images.same_content(one.source, one.image):
+                    return True
         raise VirtopsError(
             "image_exists",
             "The file %s is there already, and is no copy of %s." % (one.path, one.source.path),

@@ -167,7 +167,7 @@ def _layer(depth: int, layer: Layer, images: ImagePort, warnings: list[str]) -> 
     """`exists` is None of a layer that is no image of this host."""
     told: dict[str, Any] = {
         "path": layer.path,
-        "format": layer.format,
+        "format": layer.format or None,
         "depth": depth,
         "exists": images.exists(layer.path) if layer.path.startswith("/") else None,
         "size": None,

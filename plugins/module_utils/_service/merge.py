@@ -237,7 +237,7 @@ class Merge:
         item.started = True
         goal = item.goal
         bandwidth = self._wish.bandwidth * 1024 * 1024
-        relative = goal.above is not None and self._images.info(goal.above).backing_is_relative
+        relative = goal.above is not None and self._images.info(goal.above, "qcow2").backing_is_relative
         if goal.kind == PULL:
             below = goal.below.path if goal.below else None
             self._domain.start_pull(goal.target, below, bandwidth, relative and below is not None)
@@ -289,6 +289,7 @@ class Merge:
 
     def _merge_offline(self, goal: MergeGoal, view: DomainView) -> None:
         """Where the active layer stays, the persistent XML drops first what it says of the layers below."""
+        self._planner.check_offline(goal, view)
 
         def check() -> None:
             if self._brake.is_over:

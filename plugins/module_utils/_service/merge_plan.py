@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .._core import xml
 from .._core.convergence import Deadline
 from .._core.deletion import branches_above, closure
 from .._core.errors import VirtopsError
+from .._core.images import Use
 from .._core.journal import COMMIT, CREATED, PULL, Journal, JournalDisk, Operation
 from .._core.merge import (
     MergeGoal,
@@ -32,6 +34,7 @@ from .brake import held_words
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of, with_bases
 from .observe import OtherFiles, every_image
 from .ours import Ours
+from .sound import require_sound
 
 #: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain, besides those for each
 #: byte of the overlay: until the pivot QEMU copies its writes into the base a little later, at 1 MiB/s at the slowest.
@@ -123,6 +126,7 @@ class MergePlanner:
             raise operation_open(view.name, foreign)
         for goal in goals:
             self.check_goal(goal, view)
+            self.check_offline(goal, view)
         self._check_unshared(goals)
         texts = {} if wish.within is not None else texts_of(self._domain)
         self._check_branches(goals, view, texts, journal)
@@ -267,6 +271,17 @@ class MergePlanner:
                 "undefine %s'), but no image. Else mount what it lies on, or bring it back, before you start the "
                 "domain: it holds the guest's newest data" % view.name,
             )
+
+    def check_offline(self, goal: MergeGoal, view: DomainView) -> None:
+        """What qemu-img is going to read and write, by the images' headers. Of a running guest, QEMU has them open."""
+        if phase_of(goal, view) is not Phase.OFFLINE:
+            return
+        if goal.kind != PULL:
+            require_sound(view, goal.target, Use.MERGE, self._images)
+            return
+        pulls = [op for op in xml.parse_journal(view.journal_xml).operations if op.kind == PULL]
+        begun = frozenset(path for op in pulls for disk in op.disks for path in (disk.overlay, disk.base))
+        require_sound(view, goal.target, Use.PULL, self._images, begun)
 
     def _check_unshared(self, goals: tuple[MergeGoal, ...]) -> None:
         """Writing into an image that another guest stands on would change that guest's disk."""

@@ -33,7 +33,16 @@ def observe_view(view: DomainView, images: ImagePort) -> DomainView:
 def _with_chain(disk: Disk, images: ImagePort) -> Disk:
     if disk.active is None or not images.exists(disk.active.path):
         return disk
-    return replace(disk, chain=images.chain(disk.active.path, disk.active.format))
+    found = images.chain(disk.active.path, disk.active.format)
+    return replace(disk, chain=tuple(_as_told(layer, disk.chain, images) for layer in found))
+
+
+def _as_told(layer: Layer, told: tuple[Layer, ...], images: ImagePort) -> Layer:
+    """With what only the XML knows of this image."""
+    for one in told:
+        if (one.odd or one.data_file) and layer.path in FileSet([one.path], images):
+            return replace(layer, odd=one.odd, data_file=one.data_file)
+    return layer
 
 
 class FileSet(Container[str]):

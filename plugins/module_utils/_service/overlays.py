@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from .._core import xml
 from .._core.errors import VirtopsError
+from .._core.images import needs_rewrite
 from .._core.journal import Operation
 from .._core.model import DomainView, ImageInfo, OtherImages
 from .._core.ports import Clock, ImagePort
@@ -94,8 +95,7 @@ def require_reusable(disk: PlannedDisk, view: DomainView, others: OtherImages, i
     if kind == "other":
         raise _unsuitable(disk, "it is neither a file nor a block device")
     _require_free(disk, view, others, images)
-    info = images.info(path)
-    why = _why_not_reusable(disk, info, images)
+    why = _why_not_reusable(disk, _info(disk, images), images)
     if why is not None:
         raise _unsuitable(disk, why)
     if images.holds_data(path):
@@ -104,6 +104,15 @@ def require_reusable(disk: PlannedDisk, view: DomainView, others: OtherImages, i
             "The overlay %s for disk %s holds data of its own, which the guest would see." % (path, disk.target),
             "Create it anew on %s" % base.path,
         )
+
+
+def _info(disk: PlannedDisk, images: ImagePort) -> ImageInfo:
+    try:
+        return images.info(disk.overlay, "qcow2")
+    except VirtopsError as error:
+        if error.code != "image_failed":
+            raise
+        raise _unsuitable(disk, "it is no qcow2 image") from error
 
 
 def _require_free(disk: PlannedDisk, view: DomainView, others: OtherImages, images: ImagePort) -> None:
@@ -122,8 +131,10 @@ def _require_free(disk: PlannedDisk, view: DomainView, others: OtherImages, imag
 
 def _why_not_reusable(disk: PlannedDisk, info: ImageInfo, images: ImagePort) -> str | None:
     base = disk.base
-    if info.format != "qcow2":
-        return "its format is %s, not qcow2" % info.format
+    if info.encrypted:
+        return "it is encrypted"
+    if info.beside:
+        return needs_rewrite(info)
     if info.corrupt:
         return "it is marked as corrupt"
     if info.backing_path is None:

@@ -19,6 +19,7 @@ from .._core import xml
 from .._core.backup import BackupWish, CopyOrder, Source, StorePort
 from .._core.errors import VirtopsError
 from .._core.extras import Lack
+from .._core.images import Use
 from .._core.journal import Journal
 from .._core.model import DomainView, Outcome, is_local
 from .._core.ports import ImagePort
@@ -51,6 +52,7 @@ from .backup import extras_of, left_behind, order_of
 from .info import is_chosen, unmatched
 from .observe import FileSet, chain_of_another, observe_view
 from .overlays import require_place
+from .sound import require_sound
 from .strays import lost_operations, with_bases
 
 #: Errors of the host, and of no guest.
@@ -258,6 +260,7 @@ class _Look:
 
     def _disk(self, view: DomainView, planned: PlannedDisk) -> DiskFacts:
         base, seen = planned.base, view.disk(planned.target)
+        require_sound(view, planned.target, Use.SNAPSHOT, self._images)
         info = self._images.info(base.path, base.format)
         if not self._images.is_writable(base.path):
             raise VirtopsError(
@@ -275,7 +278,7 @@ class _Look:
             allocation=info.allocation,
             overlay_fs=self._file_system(planned.overlay.rpartition("/")[0]),
             base_fs=self._file_system(base.path) if regular else None,
-            order=self._order(planned),
+            order=self._order(view, planned),
             shared_with=self._shared_with(view, base.path),
             left=self._left(view, planned),
             extent=None if regular or base.format != "qcow2" else self._images.extent(base.path, info.virtual_size),
@@ -302,10 +305,10 @@ class _Look:
         folders = sorted({os.path.dirname(path) for path in (*base, planned.overlay)})
         return tuple(folder for folder in folders if self._images.others_write(folder))
 
-    def _order(self, planned: PlannedDisk) -> CopyOrder | None:
+    def _order(self, view: DomainView, planned: PlannedDisk) -> CopyOrder | None:
         source = Source(planned.target, planned.base, planned.overlay)
         try:
-            return order_of(self._wish.backup, source, self._images, self._store)
+            return order_of(self._wish.backup, source, view, self._images, self._store)
         except VirtopsError as error:
             self._note(TARGET, error, planned.target)
         return None

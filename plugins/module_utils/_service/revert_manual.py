@@ -26,6 +26,7 @@ from .._core.external_revert import (
     settled,
     switched,
 )
+from .._core.images import Named, Place, Use
 from .._core.journal import CREATED, PREPARED, Journal, Operation
 from .._core.model import DomainView, Layer, SnapshotRecord
 from .._core.ports import Clock, ImagePort, RevertPort
@@ -34,6 +35,7 @@ from .._core.snapshot import PlannedDisk
 from .observe import every_image
 from .ours import Ours, kept_words, noted
 from .overlays import is_unused, refuse_data, removable, require_place
+from .sound import require_sound_chain
 
 
 class ManualRevert:
@@ -97,7 +99,14 @@ class ManualRevert:
         memory = memory_file(self._record)
         saved_at = None if memory is None else self._images.identity(memory)
         check_untouched(self._record, target, base, self._images.identity(base.path), journal, saved_at)
-        return self._images.chain(base.path, base.format)
+        place = Place(target, view.name)
+        looks = require_sound_chain(base, Named(self._described(target)), Use.REVERT, place, self._images)
+        return tuple(look.layer for look in looks)
+
+    def _described(self, target: str) -> tuple[Layer, ...]:
+        """What the record's own definition says of the disk's images."""
+        definitions = xml.snapshot_definitions(self._texts[self._record.name])
+        return next((disk.chain for disks in definitions for disk in disks if disk.target == target), ())
 
     def _layer(self, target: str, chain: tuple[Layer, ...], view: DomainView, left: frozenset[str]) -> NewLayer:
         disk = require_disk(view, target)

@@ -16,6 +16,7 @@ from typing import Any, Callable
 
 from .._core import xml
 from .._core.errors import VirtopsError
+from .._core.images import Use
 from .._core.journal import CREATED, KEPT, PREPARED, Journal, Operation
 from .._core.model import Creation, DomainView, Hold, Outcome, is_local
 from .._core.ports import WATCHDOG_GRACE, Clock, ImagePort, SnapshotPort, Watchdog
@@ -34,6 +35,7 @@ from .interrupted import awake, is_left_paused, kept_memory, left_memory, memory
 from .observe import OtherFiles, chains, every_image, observe
 from .ours import Ours, kept_words, noted
 from .overlays import is_unused, refuse_data, require_memory_place, require_place, require_reusable
+from .sound import require_sound
 from .strays import left_behind, lost_files, lost_operations
 
 #: Where going on without a freeze makes no sense: there is nobody to ask, or nothing to freeze.
@@ -167,6 +169,7 @@ class ExternalSnapshot:
             require_memory_place(self._wish.memory, view, self._images, stale)
         others = self._domain.other_images() if self._wish.reuse else None
         for disk in plan.disks:
+            require_sound(view, disk.target, Use.SNAPSHOT, self._images)
             if others is None:
                 require_place(disk, self._images, plan.stale_overlays)
             else:

@@ -36,6 +36,7 @@ from .._core.deletion import (
     way_of,
 )
 from .._core.errors import VirtopsError
+from .._core.images import Named, Place, Use
 from .._core.journal import JOURNAL_URI, Journal, Operation
 from .._core.merge import MergeGoal
 from .._core.model import DomainView, Layer, Outcome, SnapshotRecord, is_local
@@ -62,6 +63,7 @@ from .merge_plan import MergeWish
 from .observe import chains, every_image, observe
 from .ours import Ours, kept_words, noted
 from .overlays import Kept, held_layers, remove_layer, unsure_words
+from .sound import require_sound_chain
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ class SnapshotDeletion:
         paths += [path for _target, path in images.unused]
         not_ours = {path: why for path in paths for why in [ours.why_not(path, operation.disks)] if why is not None}
         removals = tuple(path for path in paths if self._is_file(path) and path not in not_ours)
+        self._check_aside(aside, texts, view)
         rebases = tuple(found for found in stranded(images.merges, forest, own) if found[0] not in removals)
         kept = [record for record in records_in(texts) if record.name not in names]
         memory = tuple(path for path in memory_files(doomed, kept) if self._images.exists(path))
@@ -229,6 +232,19 @@ class SnapshotDeletion:
         layers = [path for merge in plan.merges for path in merge.merged] + [path for _target, path in plan.unused]
         inside = frozenset(path for path in layers if self._images.info(path, "qcow2").internal_snapshots)
         return plan_images(points, doomed, replace(forest, inside=inside)) if inside else plan
+
+    def _check_aside(self, aside: Sequence[Merging], texts: dict[str, str], view: DomainView) -> None:
+        """qemu-img writes into them: the records' definitions tell what they are besides what their headers say."""
+        told = tuple(
+            layer
+            for text in texts.values()
+            for disks in xml.snapshot_definitions(text)
+            for disk in disks
+            for layer in disk.chain
+        )
+        for merge in aside:
+            place = Place(merge.target, view.name)
+            require_sound_chain(Layer(merge.top, "qcow2"), Named(told), Use.MERGE, place, self._images)
 
     def _is_file(self, path: str) -> bool:
         """A device that held a layer is the user's."""

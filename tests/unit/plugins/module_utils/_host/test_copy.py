@@ -96,7 +96,7 @@ def test_a_flattened_copy_stands_alone(copier: ImageCopier, tmp_path: Path) -> N
     golden = image(tmp_path / "golden", "raw", pattern=2)
     base = image(tmp_path / "a", "qcow2", golden)
     _unused, path = copy(copier, tmp_path, order(base, method="convert"))
-    assert Images().info(str(path)).backing_path is None
+    assert Images().info(str(path), "qcow2").backing_path is None
     os.unlink(golden.path)
     subprocess.run(["qemu-io", "-r", "-f", "qcow2", "-c", "read -P 2 2M 1M", str(path)], check=True)
 
@@ -107,7 +107,7 @@ def test_a_kept_reference_is_absolute(copier: ImageCopier, tmp_path: Path, metho
     base = image(tmp_path / "a", "qcow2", golden)
     subprocess.run(["qemu-img", "rebase", "-u", "-b", "golden", "-F", "qcow2", base.path], check=True)
     _unused, path = copy(copier, tmp_path, order(base, method=method, backing=golden))
-    info = Images().info(str(path))
+    info = Images().info(str(path), "qcow2")
     assert (info.backing_path, info.backing_format) == (golden.path, "qcow2")
 
 

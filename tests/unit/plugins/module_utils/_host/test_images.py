@@ -162,7 +162,7 @@ def test_a_failed_overlay_leaves_no_file(tmp_path: Path, images: Images) -> None
 
 def test_a_relative_path_is_refused(images: Images) -> None:
     with pytest.raises(VirtopsError) as caught:
-        images.info("nbd:localhost:10809")
+        images.info("nbd:localhost:10809", "raw")
     assert caught.value.code == "relative_path"
 
 
@@ -172,8 +172,8 @@ def test_a_relative_backing_file_is_told_as_an_absolute_path(tmp_path: Path, ima
         ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "b.qcow2", "o.qcow2"], cwd=tmp_path, check=True
     )
     overlay = str(tmp_path / "o.qcow2")
-    assert images.chain(overlay) == (Layer(overlay, "qcow2"), base)
-    assert images.info(overlay).backing_path == base.path
+    assert images.chain(overlay, "qcow2") == (Layer(overlay, "qcow2"), base)
+    assert images.info(overlay, "qcow2").backing_path == base.path
 
 
 def test_commit_and_rebase(tmp_path: Path, images: Images) -> None:
@@ -188,7 +188,7 @@ def test_commit_and_rebase(tmp_path: Path, images: Images) -> None:
     assert images.identity(base.path) != before
     assert images.identity(base.path).size == MIB
     images.rebase_unsafe(overlay, other)
-    assert images.info(overlay).backing_path == other.path
+    assert images.info(overlay, "qcow2").backing_path == other.path
 
 
 def stack(folder: Path, *names: str) -> list[str]:
@@ -272,7 +272,7 @@ def test_a_commit_and_a_rebase_can_be_stopped(tmp_path: Path, images: Images) ->
 def test_a_corrupt_image_and_its_snapshots_are_told(tmp_path: Path, images: Images) -> None:
     path = make(tmp_path / "b.qcow2").path
     subprocess.run(["qemu-img", "snapshot", "-c", "one", path], check=True)
-    info = images.info(path)
+    info = images.info(path, "qcow2")
     assert info.internal_snapshots == ("one",)
     assert info.corrupt is False
     assert 0 < info.allocation < MIB
@@ -282,7 +282,7 @@ def test_a_missing_program_is_named(tmp_path: Path, images: Images, monkeypatch:
     (tmp_path / "x").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(VirtopsError) as caught:
-        images.info(str(tmp_path / "x"))
+        images.info(str(tmp_path / "x"), "raw")
     assert caught.value.code == "missing_program"
     assert "qemu-utils" in str(caught.value)
 

@@ -108,6 +108,8 @@ class FakeImages:
         if path in self.infos:
             return self.infos[path]
         image, backing = self.backing[path]
+        if image_format == "qcow2" != image:
+            raise VirtopsError("image_failed", "%s is not in qcow2 format" % path, "Name an image")
         return ImageInfo(path, image, 1 << 30, 1 << 20, backing, self.backing.get(backing or "", (None,))[0])
 
     def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -73,7 +74,9 @@ class FakeHost:
     # ImagePort, as far as a backup uses it
 
     def info(self, path: str, image_format: str | None = None) -> ImageInfo:
-        return ImageInfo(path, image_format or "raw", 1 << 30, 1 << 20, self.backing[path])
+        below = self.backing[path]
+        told = None if below is None else "raw" if below.endswith(".raw") else "qcow2"
+        return ImageInfo(path, image_format or "raw", 1 << 30, 1 << 20, below, told)
 
     def chain(self, path: str, image_format: str | None = None) -> tuple[Layer, ...]:
         below = self.backing[path]
@@ -90,6 +93,9 @@ class FakeHost:
 
     def names(self, directory: str) -> tuple[str, ...]:
         return self.folders.get(directory, ())
+
+    def file_key(self, path: str) -> tuple[int, int] | None:
+        return (1, zlib.crc32(path.encode())) if path in self.backing else None
 
     def size_bytes(self, directory: str) -> int:
         return 1 << 22

@@ -471,6 +471,7 @@ def test_a_domain_that_is_off_has_a_deadline_too(lab: Lab, pull: bool) -> None:
     lab.domain.state = "shut off"
     lab.images.while_copying = lambda: lab.clock.sleep(11)
     wish: dict[str, object] = {"pull": True, "disks": ("vdb",)} if pull else {"snapshot": "s1"}
+    lab.domain.config = {name: disk.chain for name, disk in lab.domain.live.items()}
     before = {name: chain[:1] for name, chain in lab.domain.config.items()}
     with pytest.raises(VirtopsError) as caught:
         lab.run(**wish, timeout=10)

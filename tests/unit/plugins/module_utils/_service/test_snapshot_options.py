@@ -366,7 +366,8 @@ def test_an_overlay_on_a_block_device(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("info", "words"),
     [
-        ({"format": "raw"}, "its format is raw"),
+        ({"encrypted": True}, "it is encrypted"),
+        ({"beside": ("/etc/shadow",)}, "its data are in /etc/shadow"),
         ({"corrupt": True}, "corrupt"),
         ({"backing_path": None}, "has no backing file"),
         ({"backing_path": "/img/golden.raw"}, "is /img/golden.raw, not /img/a.raw"),
