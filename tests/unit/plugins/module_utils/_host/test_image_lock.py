@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.image_lock import ImageLock
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.image_lock import ImageLock, is_being_written
 
 pytestmark = pytest.mark.skipif(
     shutil.which("qemu-img") is None or shutil.which("qemu-io") is None, reason="qemu-utils is not installed"
@@ -86,3 +86,14 @@ def test_an_image_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(VirtopsError) as caught, ImageLock(str(tmp_path / "none")):
         pass
     assert caught.value.code == "no_image"
+
+
+def test_who_writes_is_seen_and_not_who_reads(image: tuple[str, str], tmp_path: Path) -> None:
+    with ImageLock(image[0]):
+        assert not is_being_written(image[0])
+    assert not is_being_written(str(tmp_path / "none"))
+
+
+@pytest.mark.usefixtures("writer")
+def test_qemu_is_seen_to_write(image: tuple[str, str]) -> None:
+    assert is_being_written(image[0])
