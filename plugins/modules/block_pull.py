@@ -22,6 +22,7 @@ description:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.domain.lock
   - virtops.libvirt.merge
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes

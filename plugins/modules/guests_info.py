@@ -76,6 +76,10 @@ guests:
     uuid:
       description: The domain's UUID.
       type: str
+    patterns:
+      description: Those of O(guests) that match it.
+      type: list
+      elements: str
     state:
       description: The state, in the words of O(states).
       type: str

@@ -26,6 +26,7 @@ description:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.domain.lock
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes
   - virtops.libvirt.attributes.actiongroup_all

@@ -30,6 +30,7 @@ description:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.domain.lock
   - virtops.libvirt.deadline
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes

@@ -54,7 +54,7 @@ def collections(tmp_path: Path) -> Path:
     """The collection with modules that only fail; the test adds `recover`."""
     folder = tmp_path / "ansible_collections" / "virtops" / "libvirt"
     (folder / "plugins" / "modules").mkdir(parents=True)
-    for name in ("roles", "meta", "galaxy.yml"):
+    for name in ("roles", "meta", "galaxy.yml", "plugins/filter", "plugins/module_utils"):
         (folder / name).symlink_to(TREE / name)
     for name in ("snapshot_external", "image_backup", "block_commit"):
         (folder / "plugins" / "modules" / f"{name}.py").write_text(MODULE % FAILS, encoding="utf-8")
@@ -75,6 +75,9 @@ def test_what_is_told(tmp_path: Path, collections: Path, how: str) -> None:
         "report": str(TREE / "playbooks" / "templates" / "live_backup_report.j2"),
         "__live_backup_all": ["web"],
         "__live_backup_good": [],
+        "__live_backup_guests": ["web"],
+        "__live_backup_unmatched": [],
+        "__live_backup_unseen": ["web"],
     }
     (tmp_path / "given.yml").write_text(yaml.safe_dump(given), encoding="utf-8")
     env = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(tmp_path), "ANSIBLE_LOCALHOST_WARNING": "false"}

@@ -21,6 +21,7 @@ BOUNDS = {
     # While a guest is frozen nothing in it can write.
     "freeze_timeout": (1, 3600),
     "keep_free": (0, _MOST_MIB),
+    "lock_timeout": (0, _MOST),
     # An image and its overlay are 2
     "max_chain": (2, _MOST),
     "parallel": (1, _MOST),

@@ -10,6 +10,7 @@ into a result. Everything else that is raised is a bug and stays a traceback.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from .._core.bounds import require_in_bounds
 from .._core.errors import VirtopsError
 from .._core.model import Outcome
 from .._core.ports import Clock, Watchdog
+from .._core.text import shown, words_shown
 from .._core.xml import LXML_IMPORT_ERROR
 from .._host.clock import SystemClock
 from .._host.command import marked
@@ -33,7 +35,10 @@ from .._libvirt.connection import Connection
 from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
-from .specs import COMMON, DOMAIN, ArgumentSpec, merged, numbers
+from .specs import COMMON, DOMAIN, LOCK, ArgumentSpec, merged, numbers
+
+#: Seconds between two tries to get a domain's lock. Nothing is held open in between, no connection either.
+_LOCK_POLL = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,14 @@ def run_domain_module(
     """Run a module on one domain. `options` go to AnsibleModule; `argument_spec` is without COMMON and DOMAIN.
 
     A module that only reads opens a read-only connection, unless these parameters make it read what libvirt tells over
-    none; one that changes holds the domain's lock meanwhile.
+    none; one that changes holds the domain's lock meanwhile, and waits for it as `lock_timeout` says.
     """
+    argument_spec = merged(LOCK, argument_spec) if changes else argument_spec
     module = _new_module(merged(COMMON, DOMAIN, argument_spec), options)
     readonly = not changes and not needs_secrets(module.params)
-    _finish(module, argument_spec, flow, lambda: _on_domain(module, flow, changes, readonly))
+    seconds = module.params["lock_timeout"] if changes else 0
+    run = functools.partial(_on_domain, module, flow, changes, readonly)
+    _finish(module, argument_spec, flow, lambda: _when_free(seconds, run))
 
 
 def run_host_module(argument_spec: ArgumentSpec, flow: Callable[[HostContext], Outcome], **options: Any) -> None:
@@ -105,6 +113,19 @@ def run_local_module(argument_spec: ArgumentSpec, flow: Callable[[LocalContext],
     needs them."""
     module = _new_module(merged(COMMON, argument_spec), options)
     _finish(module, argument_spec, flow, lambda: _on_local(module, flow))
+
+
+def _when_free(seconds: int, run: Callable[[], _Ended]) -> _Ended:
+    """Try again while another task holds the domain's lock, which is taken before anything is looked at or done."""
+    clock = SystemClock()
+    end = clock.monotonic() + seconds
+    while True:
+        try:
+            return run()
+        except VirtopsError as error:
+            if error.code != "locked" or clock.monotonic() >= end:
+                raise
+        clock.sleep(min(_LOCK_POLL, end - clock.monotonic()))
 
 
 def _on_domain(
@@ -188,9 +209,9 @@ def _finish(
             exception=str(error),
         )
     except VirtopsError as error:
-        partial = {} if error.partial is None else {"partial": error.partial}
-        module.fail_json(msg=str(error), error_code=error.code, **partial)
+        partial = {} if error.partial is None else {"partial": words_shown(error.partial)}
+        module.fail_json(msg=shown(str(error)), error_code=error.code, **partial)
     else:
         for warning in ended.warnings:
-            module.warn(warning)
-        module.exit_json(**ended.result)
+            module.warn(shown(warning))
+        module.exit_json(**words_shown(ended.result))

@@ -17,6 +17,8 @@ ArgumentSpec = dict[str, dict[str, Any]]
 COMMON: ArgumentSpec = {"uri": {"type": "str", "default": "qemu:///system"}}
 #: Doc fragment virtops.libvirt.domain.
 DOMAIN: ArgumentSpec = {"domain": {"type": "str", "required": True}}
+#: Of every module that changes a domain; doc fragment virtops.libvirt.domain.lock.
+LOCK: ArgumentSpec = {"lock_timeout": {"type": "int", "default": 0}}
 #: What block_commit and block_pull have in common; doc fragment virtops.libvirt.merge.
 MERGE: ArgumentSpec = {
     "disks": {"type": "list", "elements": "str", "default": []},

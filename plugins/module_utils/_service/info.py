@@ -32,7 +32,10 @@ def guests(
     """The guests that a pattern matches and no exclusion, in one of the states (none given: in any)."""
     views = tuple(domains)
     chosen = [view for view in views if is_chosen(view, patterns, exclude) and (not states or view.state in states)]
-    found = [_guest(view, views, records, images) for view in chosen]
+    found = [
+        {**_guest(view, views, records, images), "patterns": [one for one in patterns if _matches(view, [one])]}
+        for view in chosen
+    ]
     return Outcome(values={"guests": found, "unmatched": unmatched(views, patterns)})
 
 

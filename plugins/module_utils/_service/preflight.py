@@ -34,6 +34,7 @@ from .._core.preflight_facts import (
     STATE,
     TARGET,
     Capabilities,
+    Check,
     DiskFacts,
     FileSystem,
     GuestFacts,
@@ -110,7 +111,7 @@ class Preflight:
                 "uuid": guest.view.uuid,
                 "state": guest.view.state,
                 "ready": is_ready(checks[guest.view.uuid]),
-                "checks": [asdict(check) for check in checks[guest.view.uuid]],
+                "checks": [_told(check) for check in checks[guest.view.uuid]],
             }
             for guest in guests
         ]
@@ -213,6 +214,12 @@ class Preflight:
             yield from paths
             if end is not None and end.changed_ns is None:
                 self._unseen.setdefault(view.uuid, (view.name, end.why))
+
+
+def _told(check: Check) -> dict[str, object]:
+    """Both sentences without a full stop: those who show them add it, and some errors bring one."""
+    cut = {key: getattr(check, key) and getattr(check, key).rstrip(".") for key in ("message", "remedy")}
+    return {**asdict(check), **cut}
 
 
 #: A file, by what all its names have in common -> UUID and name of each domain that has it.

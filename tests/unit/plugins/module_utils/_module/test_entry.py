@@ -107,6 +107,57 @@ def test_a_domain_at_work_is_refused(run: Run, locks: Path) -> None:
     assert (result["failed"], result["error_code"]) == (True, "locked")
 
 
+def test_a_domain_at_work_is_waited_for(run: Run, locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bounded time, with nothing held open meanwhile, and what is planned is planned after it."""
+    clock = FakeClock()
+    monkeypatch.setattr(entry, "SystemClock", lambda: clock)
+    with DomainLock(UUID, lambda: [str(locks)]):
+        result = run(module(outcome, changes=True), domain="test", lock_timeout=30)
+        assert (result["error_code"], clock.now) == ("locked", 30)
+    other = DomainLock(UUID, lambda: [str(locks)])
+    other.__enter__()
+    clock.at(45, lambda: other.__exit__(None, None, None))
+    assert run(module(outcome, changes=True), domain="test", lock_timeout="30")["changed"] is True
+    assert clock.now == 45
+    assert run(module(outcome, changes=True), domain="test", lock_timeout=-1)["error_code"] == "bad_option"
+
+
+class FakeClock:
+    """Time that passes only where somebody waits; once, something happens at a moment."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._moment = float("inf")
+        self._event: Callable[[], None] = lambda: None
+
+    def at(self, moment: float, event: Callable[[], None]) -> None:
+        self._moment, self._event = moment, event
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        if self.now >= self._moment:
+            self._moment = float("inf")
+            self._event()
+
+
+def test_words_of_others_are_shown_as_escapes(run: Run, locks: Path) -> None:
+    def fails(_unused: DomainContext) -> Outcome:
+        raise VirtopsError("some_code", "It said \x1b[2J\nbank: backed up", "Mend \u202eit", [{"error": "a\nb"}])
+
+    def warns(_unused: DomainContext) -> Outcome:
+        return Outcome(("delete a\nb",), {}, {}, {"path": "a\nb"}, ("careful\nbank: backed up",))
+
+    result = run(module(fails, changes=True), domain="test")
+    assert result["msg"] == "It said \\x1b[2J\\nbank: backed up. Mend \\u202eit."
+    assert result["partial"] == [{"error": "a\\nb"}]
+    result = run(module(warns, changes=True), domain="test")
+    assert (result["actions"], result["path"]) == (["delete a\\nb"], "a\nb")
+    assert "careful\\\\nbank" in json.dumps(result["warnings"])
+
+
 @pytest.mark.parametrize("partial", [None, [{"disk": "vda"}]])
 def test_an_expected_failure_is_a_result(run: Run, locks: Path, partial: list[dict[str, Any]] | None) -> None:
     def flow(_unused: DomainContext) -> Outcome:

@@ -86,6 +86,7 @@ def test_a_guest_with_an_interrupted_operation() -> None:
     view = replace(VIEW, journal_xml=xml.build_journal(Journal((operation,))))
     (guest,) = info.guests([view], ["*"], [], [], no_records, IMAGES).values["guests"]  # type: ignore[misc,attr-defined]
     assert guest == {
+        "patterns": ["*"],
         "name": "web1",
         "uuid": VIEW.uuid,
         "state": "running",
