@@ -12,6 +12,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,32 @@ def test_a_network_name_in_a_header_stays_as_it_is(tmp_path: Path, images: Image
     argv = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "nbd://10.0.0.1/x", overlay.path]
     subprocess.run(argv, check=True)
     assert images.below(overlay) == Layer("nbd://10.0.0.1/x", "raw")
+
+
+def test_where_a_qcow2_ends_on_a_device_that_may_be_too_small(tmp_path: Path, images: Images) -> None:
+    image = make(tmp_path / "device", size=32 * MIB)  # a file will do: only its length and what is in it count
+    os.truncate(image.path, 4 * MIB)
+    found = images.extent(image.path, 32 * MIB)
+    assert found is not None
+    assert 0 < found[0] < MIB
+    assert found[1] == 4 * MIB
+    os.truncate(image.path, 34 * MIB)
+    assert images.extent(image.path, 32 * MIB) is None
+    with pytest.raises(VirtopsError) as caught:
+        images.extent(str(tmp_path / "gone"), 32 * MIB)
+    assert str(tmp_path / "gone") in caught.value.cause
+
+
+def test_who_may_enter_a_folder(tmp_path: Path, images: Images) -> None:
+    if os.geteuid() != 0:
+        assert images.may_enter(str(tmp_path), 65534, 65534)
+        return
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # pytest's own is closed to others
+        os.chmod(folder, 0o711)
+        assert images.may_enter(folder, 65534, 65534)
+        os.chmod(folder, 0o700)
+        assert not images.may_enter(folder, 65534, 65534)
+        assert images.may_enter(folder, 0, 0)
 
 
 def test_whether_an_overlay_holds_data_while_a_guest_writes_into_its_base(tmp_path: Path, images: Images) -> None:
