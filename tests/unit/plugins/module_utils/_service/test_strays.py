@@ -10,15 +10,17 @@ from dataclasses import replace
 import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import PREPARED, Journal
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome, SnapshotRecord
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.strays import snapshot_of, strays
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service import info, journal_info
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.strays import lost_operations
 
-from .fakes import running_guest
+from .fakes import Died, running_guest
 
 FIRST, SECOND = "live-backup-20261120T120000Z", "live-backup-20261120T130000Z"
 VDA = "/img/vm.vda.%s.qcow2"
@@ -170,3 +172,18 @@ def test_a_run_that_begins_meanwhile(lab: Lab) -> None:
     looks = iter([(), lab.domain.snapshots()])
     values = info.guests([view], ["*"], [], [], lambda _uuid: next(looks), lab.images).values
     assert values["guests"][0]["journal"] == []  # type: ignore[index]
+
+
+def test_records_are_not_asked_for_while_libvirt_may_work_at_a_snapshot(lab: Lab) -> None:
+    """It lists none meanwhile, and fails."""
+    lab.domain.die_before = "create_snapshot"
+    with pytest.raises(Died):
+        lab.snapshot(FIRST)
+    lab.domain.revive()
+    journal = parse_journal(lab.domain.journal)
+
+    def records() -> tuple[SnapshotRecord, ...]:
+        raise AssertionError("name in virGetDomainSnapshot must not be NULL")
+
+    assert [operation.phase for operation in journal.operations] == [PREPARED]
+    assert lost_operations(lab.domain.view(), journal, records) == ()
