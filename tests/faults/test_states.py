@@ -109,6 +109,7 @@ def test_saved_guest_is_left_alone_until_it_was_started(scene: Scene) -> None:
     scene.before.assert_normal_end(rebooted=True, sets=0)
 
 
+@pytest.mark.once
 def test_crashed_guest_whose_qemu_is_kept(scene: Scene) -> None:
     """It is active, as libvirt says: it is merged live; only virsh destroy ends it, and a revert does."""
     virsh, guest = scene.hypervisor.virsh, scene.member.guest
@@ -187,12 +188,14 @@ def interrupted_deletion(scene: Scene) -> Deletion:
     return Deletion(failed, kept, overlay)
 
 
+@pytest.mark.once
 def test_pivot_of_a_job_of_an_interrupted_deletion(scene: Scene, deletion: Deletion) -> None:
     """It ends the job, and leaves the deletion to its own task, which deletes what is left."""
     assert deletion.failed["partial"]
     scene.before.assert_normal_end(sets=0)
 
 
+@pytest.mark.once
 @pytest.mark.xfail(strict=True, reason="only the first disk's error is told; the job around the modules mends it")
 def test_each_disk_that_failed_is_told(deletion: Deletion) -> None:
     """With its own words."""
@@ -200,6 +203,7 @@ def test_each_disk_that_failed_is_told(deletion: Deletion) -> None:
     assert "Starting the commit of vdb" in deletion.failed["msg"]
 
 
+@pytest.mark.once
 @pytest.mark.xfail(strict=True, reason="actions are those that were planned; the job around the modules mends it")
 def test_an_overlay_that_was_kept_is_not_said_to_be_deleted(deletion: Deletion) -> None:
     """`actions` are the steps that were taken."""
