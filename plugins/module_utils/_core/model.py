@@ -258,6 +258,10 @@ class DomainView:
     def active(self) -> bool:
         return self.state in RUNNING_STATES
 
+    @property
+    def qemu_user(self) -> int | None:
+        return None if self.qemu_ids is None else self.qemu_ids[0]
+
     def disk(self, target: str) -> Disk | None:
         return next((disk for disk in self.disks if disk.target == target), None)
 

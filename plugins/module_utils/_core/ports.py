@@ -280,8 +280,11 @@ class ImagePort(Protocol):
         """What the header of another domain's image names as its backing file, without opening that; None where it
         names none, and where the image is not of its format."""
 
-    def create_overlay(self, path: str, base: Layer, virtual_size: int) -> None:
-        """`qemu-img create -f qcow2` on `base`, mode 0600; fails where `path` exists."""
+    def create_overlay(self, path: str, base: Layer, virtual_size: int, user: int | None = None) -> None:
+        """`qemu-img create -f qcow2` on `base`, with its owner and permissions; fails where `path` exists.
+
+        `user` is who QEMU runs as: in a folder that others write to only that owner is believed; else it is ours, 0600.
+        """
 
     def holds_data(self, path: str) -> bool:
         """Was anything written to this qcow2 overlay since it was made? Zeros count."""

@@ -125,6 +125,13 @@ def name_of(fd: int) -> str:
     return "/proc/self/fd/%d" % fd
 
 
+def is_shared(path: str) -> bool:
+    """May another user put something else there? Raises as `held` does."""
+    folder, _name, shared = _walk(path, follow=True)
+    os.close(folder)
+    return shared
+
+
 def _others_write(folder: os.stat_result) -> bool:
     """May somebody else make files in this folder? An ACL's mask shows as the group's permissions."""
     return folder.st_uid not in _ours() or bool(folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH))

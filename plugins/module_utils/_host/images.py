@@ -27,7 +27,7 @@ from .._core.errors import VirtopsError
 from .._core.images import looped
 from .._core.model import FileIdentity, ImageInfo, Layer, Signature, is_local
 from .command import WORK, Limits, failing, os_failure, run
-from .held import held, made, name_of, place_of
+from .held import held, is_shared, made, name_of, place_of
 from .image_lock import is_being_written
 from .procs import file_key, holders
 from .qcow2 import backing_layer
@@ -37,6 +37,7 @@ from .signature import signature
 _MAP = Limits(WORK.memory, seconds=600.0)
 #: The most that QEMU takes of each, whatever a header says.
 _MOST_TABLE, _MOST_OFFSET = 32 << 20, (1 << 63) - 1
+_SELINUX = "security.selinux"
 #: The least that a header of qcow2 has.
 _HEADER_BYTES = 72
 
@@ -80,13 +81,15 @@ class Images:
         info = self.info(image.path, image.format)
         return None if info.backing_path is None else Layer(info.backing_path, info.backing_format or "raw")
 
-    def create_overlay(self, path: str, base: Layer, virtual_size: int) -> None:
+    def create_overlay(self, path: str, base: Layer, virtual_size: int, user: int | None = None) -> None:
         """`qemu-img create` truncates what is there, so the name is taken first, exclusively."""
         subject = "Creating the overlay %s" % path
         with _new(path, subject) as new:
             backing = ["-F", base.format, "-b", _absolute(base.path)]
             argv = ["qemu-img", "create", "-q", "-f", "qcow2", *backing, name_of(new), str(virtual_size)]
             run(argv, subject, fds={new: path})
+            if os.path.isabs(base.path):
+                _give_as(base.path, new, user, subject)
 
     def holds_data(self, path: str) -> bool:
         """`qemu-img map` of this image alone: what its header names below is not opened (QEMU before 6.1 does not say
@@ -456,6 +459,26 @@ def _image(path: str, subject: str) -> str:
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise VirtopsError("no_image", "%s is neither a file nor a block device" % path, "Check the path")
     return path
+
+
+def _give_as(base: str, new: int, user: int | None, subject: str) -> None:
+    """Owner, permissions and SELinux label of the base: libvirt chowns no image where dynamic_ownership is 0, or where
+    a server does not let it.
+
+    In a folder that others write to, the base may be a file that such a user has put there just now, to get the guest's
+    data: there only QEMU's own user is believed.
+    """
+    with _held(base, subject) as fd:
+        found = os.fstat(fd)
+        if is_shared(base) and found.st_uid != user:
+            return
+        # Where the server forbids it, QEMU says whether it can live with that
+        with contextlib.suppress(OSError):
+            os.fchown(new, found.st_uid, found.st_gid)
+        if stat.S_ISREG(found.st_mode):
+            os.fchmod(new, stat.S_IMODE(found.st_mode) & 0o777)
+            with contextlib.suppress(OSError):
+                os.setxattr(new, _SELINUX, os.getxattr(name_of(fd), _SELINUX))
 
 
 def _absolute(path: str) -> str:

@@ -132,7 +132,7 @@ class ManualRevert:
         try:
             for one in layers:
                 size = self._images.info(one.base.path, one.base.format).virtual_size
-                self._images.create_overlay(one.overlay, one.base, size)
+                self._images.create_overlay(one.overlay, one.base, size, view.qemu_user)
                 made.append(one.overlay)
             if view.active:
                 self._domain.power_off()

@@ -228,7 +228,7 @@ class ExternalSnapshot:
         try:
             for disk in plan.disks if self._creates(plan) else ():
                 size = self._images.info(disk.base.path, disk.base.format).virtual_size
-                self._images.create_overlay(disk.overlay, disk.base, size)
+                self._images.create_overlay(disk.overlay, disk.base, size, view.qemu_user)
                 made.append(disk)
             made = list(plan.disks)
             frozen = journal.put(operation.held(Hold(frozen=True)))

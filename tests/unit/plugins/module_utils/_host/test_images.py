@@ -155,13 +155,31 @@ def test_a_header_that_lies_of_its_table_fills_no_memory(tmp_path: Path) -> None
     assert "L1 table too large" in done.stderr
 
 
-def test_an_overlay_is_for_its_owner_alone(tmp_path: Path, images: Images) -> None:
-    old = os.umask(0)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize(
+    ("mode", "user", "ids", "permissions"),
+    [
+        (0o755, None, (1234, 2345), 0o640),
+        (0o777, None, (0, 0), 0o600),
+        (0o777, 4321, (0, 0), 0o600),
+        (0o777, 1234, (1234, 2345), 0o640),
+    ],
+)
+def test_an_overlay_belongs_to_whom_its_base_does(
+    tmp_path: Path, images: Images, mode: int, user: int | None, ids: tuple[int, int], permissions: int
+) -> None:
+    """In a folder that others write to only if that is QEMU's user: one of them may have put a base of his there."""
+    folder = Path(tempfile.mkdtemp(dir="/var/lib"))  # /tmp is open to others itself
     try:
-        images.create_overlay(str(tmp_path / "o.qcow2"), make(tmp_path / "b.qcow2"), MIB)
+        folder.chmod(mode)
+        base = make(folder / "b.qcow2")
+        os.chown(base.path, 1234, 2345)
+        os.chmod(base.path, 0o640)
+        images.create_overlay(str(folder / "o.qcow2"), base, MIB, user)
+        found = os.stat(folder / "o.qcow2")
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (*ids, permissions)
     finally:
-        os.umask(old)
-    assert stat.S_IMODE(os.stat(tmp_path / "o.qcow2").st_mode) == 0o600
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling"])

@@ -126,7 +126,7 @@ class FakeImages:
         if path in self.unreadable:
             raise VirtopsError("image_failed", "Reading the image %s failed" % path, "Mend it.")
 
-    def create_overlay(self, path: str, base: Layer, virtual_size: int) -> None:
+    def create_overlay(self, path: str, base: Layer, virtual_size: int, user: int | None = None) -> None:
         self._call("create_overlay", path)
         assert path not in self.backing
         self.backing[path] = ("qcow2", base.path)

@@ -373,7 +373,7 @@ def test_an_overlay_that_qemu_switched_to_unseen_is_never_removed(lab: Lab, sign
 def test_the_second_overlay_cannot_be_made(lab: Lab) -> None:
     real = lab.images.create_overlay
 
-    def second_fails(path: str, base: object, size: int) -> None:
+    def second_fails(path: str, base: object, size: int, user: object) -> None:
         if path == OVERLAY_B:
             raise VirtopsError("no_space", "Full.", "Make room.")
         real(path, base, size)  # type: ignore[arg-type]
