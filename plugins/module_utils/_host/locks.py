@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +24,12 @@ from types import TracebackType
 from .._core.errors import VirtopsError
 from .._core.ports import Clock
 from .clock import SystemClock
+from .procs import stuck_thread
 
-#: Seconds between two looks for a free slot.
+#: Seconds between two looks for a free slot, or for the end of a killed task.
 _POLL = 0.2
+#: Seconds for a task to end that was killed.
+_KILLED_SECONDS = 3.0
 
 
 def lock_directory() -> str:
@@ -78,9 +82,12 @@ def never_stop() -> None:
 class DomainLock:
     """Held while a module changes a domain. A second one is refused, not queued: it would plan on old ground."""
 
-    def __init__(self, uuid: str, directories: Callable[[], Sequence[str]] = lock_directories) -> None:
+    def __init__(
+        self, uuid: str, directories: Callable[[], Sequence[str]] = lock_directories, clock: Clock | None = None
+    ) -> None:
         self._uuid = uuid
         self._directories = directories
+        self._clock = clock or SystemClock()
         self._held: list[_FileLock] = []
 
     def __enter__(self) -> DomainLock:
@@ -100,15 +107,32 @@ class DomainLock:
             except OSError as error:
                 errors.append(_no_lock(lock.path, error))
                 continue
-            if not taken:
+            if not taken and not self._outlived(lock):
                 raise VirtopsError(
                     "locked",
-                    "Another task%s works on domain %s" % (lock.owner(), self._uuid),
+                    "Another task%s works on domain %s" % (_told(lock.owner()), self._uuid),
                     "Wait until it has ended, then try again",
                 )
             self._held.append(lock)
         if not self._held:
             raise errors[0]
+
+    def _outlived(self, lock: _FileLock) -> bool:
+        """Take the lock of a task that was killed once it has ended; False where nobody killed it."""
+        deadline = self._clock.monotonic() + _KILLED_SECONDS
+        while True:
+            pid = lock.owner()
+            thread = None if pid is None else stuck_thread(pid)
+            if pid is None or thread is None:
+                return lock.acquire()
+            if self._clock.monotonic() >= deadline:
+                raise VirtopsError(
+                    "orphan_stays",
+                    "Process %d, which worked on domain %s and was killed, does not end and holds the domain's lock: "
+                    "its thread %d waits for storage that does not answer" % (pid, self._uuid, thread),
+                    "Mend that storage (see /proc/%d/task/%d/stack), then run again" % (pid, thread),
+                )
+            self._clock.sleep(_POLL)
 
     def _release(self) -> None:
         while self._held:
@@ -118,6 +142,10 @@ class DomainLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release()
+
+
+def _told(pid: int | None) -> str:
+    return "" if pid is None else " (process %d)" % pid
 
 
 class CopySlots:
@@ -145,14 +173,24 @@ class CopySlots:
         directory = self._directory()
         while True:
             check()
-            for number in range(self._count):
-                lock = _FileLock(os.path.join(directory, "copy-%d.lock" % number))
+            for lock in self._slots(directory):
                 try:
                     if lock.acquire():
                         return lock
                 except OSError as error:
                     raise _no_lock(lock.path, error) from error
             self._clock.sleep(_POLL)
+
+    def _slots(self, directory: str) -> Iterator[_FileLock]:
+        """As many as may be copied at a time: one whose killed task never ends does not count."""
+        left = self._count
+        for number in itertools.count():
+            if not left:
+                return
+            lock = _FileLock(os.path.join(directory, "copy-%d.lock" % number))
+            owner = lock.owner()
+            left -= owner is None or stuck_thread(owner) is None
+            yield lock
 
 
 class _FileLock:
@@ -191,14 +229,13 @@ class _FileLock:
             os.unlink(self.path)
         os.close(self._fd)
 
-    def owner(self) -> str:
-        """The holder for a message, as " (process 123)"; nothing where it is just gone."""
+    def owner(self) -> int | None:
+        """The process that holds it; None where it is just gone, or could not write that down."""
         try:
             with open(self.path, encoding="ascii") as file:
-                pid = file.read().strip()
+                return int(file.read())
         except (OSError, ValueError):
-            return ""
-        return " (process %s)" % pid if pid else ""
+            return None
 
     def _is_current(self, fd: int) -> bool:
         try:

@@ -7,9 +7,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 
 from .command import os_failure
+
+#: The states of what has ended, and is only waited for; none is what is gone.
+_ENDED = frozenset({"Z", "X", "x", ""})
+#: What a process has open, and mapped.
+_OPEN = ("fd", "map_files")
 
 
 def holders(path: str) -> tuple[int, ...]:
@@ -48,6 +54,46 @@ def emulators(uuid: str) -> tuple[int, ...]:
     return tuple(sorted(pid for pid in pids if _emulates(pid, uuid.encode())))
 
 
+def living(pid: int) -> str | None:
+    """Where proc(5) tells of this process: its own folder or, where its first thread has ended, that of one that lives.
+
+    None where all have ended. A process that was killed looks like a zombie, with nothing open, although a thread of it
+    waits in the kernel for storage (state D), and all its files and locks with it.
+    """
+    folder = "/proc/%d" % pid
+    threads = [os.path.join(folder, "task", name) for name in _names(os.path.join(folder, "task"))]
+    return next((one for one in (folder, *threads) if _state(one) not in _ENDED), None)
+
+
+def stuck_thread(pid: int) -> int | None:
+    """The thread that keeps a killed process from ending; None where nobody killed it, and where it has ended."""
+    found = living(pid)
+    if found is None:
+        return None
+    if found != "/proc/%d" % pid:
+        return int(os.path.basename(found))
+    return pid if _is_killed(found) else None
+
+
+def _is_killed(folder: str) -> bool:
+    """Is SIGKILL on its way to it? It is 9, the ninth bit."""
+    try:
+        with open(os.path.join(folder, "status"), encoding="ascii", errors="replace") as file:
+            pending = [line.split()[1] for line in file if line.startswith(("SigPnd:", "ShdPnd:"))]
+    except OSError:
+        return False
+    return any(int(mask, 16) >> (signal.SIGKILL - 1) & 1 for mask in pending)
+
+
+def _state(folder: str) -> str:
+    """Its letter; empty where it is gone."""
+    try:
+        with open(os.path.join(folder, "stat"), "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0].decode("ascii", "replace")
+    except (OSError, IndexError):
+        return ""
+
+
 def _emulates(pid: int, uuid: bytes) -> bool:
     try:
         with open("/proc/%d/cmdline" % pid, "rb") as file:
@@ -58,12 +104,16 @@ def _emulates(pid: int, uuid: bytes) -> bool:
 
 
 def _holds(pid: int, key: tuple[int, int]) -> bool:
-    return any(_any_link(os.path.join("/proc", str(pid), kind), key) for kind in ("fd", "map_files"))
+    folder = living(pid)
+    return folder is not None and any(_any_link(os.path.join(folder, kind), key) for kind in _OPEN)
 
 
 def _any_link(directory: str, key: tuple[int, int]) -> bool:
+    return any(file_key(os.path.join(directory, name)) == key for name in _names(directory))
+
+
+def _names(directory: str) -> list[str]:
     try:
-        names = os.listdir(directory)
+        return os.listdir(directory)
     except OSError:
-        return False
-    return any(file_key(os.path.join(directory, name)) == key for name in names)
+        return []

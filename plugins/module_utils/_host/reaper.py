@@ -20,7 +20,7 @@ from .._core.errors import VirtopsError
 from .._core.ports import Clock
 from .clock import SystemClock
 from .command import MARK
-from .procs import emulators
+from .procs import emulators, living
 
 #: The only program that is ever ended: never the watchdog, which has to thaw.
 PROGRAM = "qemu-img"
@@ -36,7 +36,7 @@ class Reaper:
         self._clock = clock or SystemClock()
 
     def orphans(self, uuid: str) -> tuple[int, ...]:
-        """The PIDs of qemu-img processes that carry the mark of this domain. A zombie holds nothing: it is none."""
+        """The PIDs of qemu-img processes that carry the mark of this domain. One that has ended holds nothing."""
         pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
         return tuple(sorted(pid for pid in pids if _is_ours(pid, uuid)))
 
@@ -56,7 +56,8 @@ class Reaper:
                     "orphan_stays",
                     "The process %d (%s), which an interrupted run left, did not end within %d s of SIGKILL"
                     % (pid, PROGRAM, GONE_SECONDS),
-                    "It waits for storage that does not answer: mend that (see /proc/%d/stack), then try again" % pid,
+                    "It waits for storage that does not answer: mend that (see %s/stack), then try again"
+                    % (living(pid) or "/proc/%d" % pid),
                 )
             self._clock.sleep(_POLL)
 
@@ -64,10 +65,11 @@ class Reaper:
 def _is_ours(pid: int, uuid: str) -> bool:
     """A process that ends meanwhile, or that we may not look into, is not."""
     wanted = os.fsencode("%s=%s" % (MARK, uuid))
+    folder = living(pid)
     return (
-        _read(pid, "comm").rstrip(b"\n") == PROGRAM.encode()
-        and wanted in _read(pid, "environ").split(b"\0")
-        and _start_time(pid) is not None
+        folder is not None
+        and _read(folder, "comm").rstrip(b"\n") == PROGRAM.encode()
+        and wanted in _read(folder, "environ").split(b"\0")
     )
 
 
@@ -105,14 +107,14 @@ def _pidfd(pid: int) -> int | None:
 
 
 def _start_time(pid: int) -> bytes | None:
-    """In clock ticks since the boot; with the number it names a process. None where it is gone or a zombie."""
-    fields = _read(pid, "stat").rpartition(b")")[2].split()
-    return None if not fields or fields[0] in (b"Z", b"X") else fields[19]
+    """In clock ticks since the boot; with the number it names a process. None where each thread of it has ended."""
+    fields = _read("/proc/%d" % pid, "stat").rpartition(b")")[2].split()
+    return fields[19] if fields and living(pid) is not None else None
 
 
-def _read(pid: int, name: str) -> bytes:
+def _read(folder: str, name: str) -> bytes:
     try:
-        with open("/proc/%d/%s" % (pid, name), "rb") as file:
+        with open(os.path.join(folder, name), "rb") as file:
             return file.read()
     except OSError:
         return b""

@@ -10,10 +10,15 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._host import procs
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import CopySlots, DomainLock
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.procs import emulators, file_key, holders
 
 
@@ -87,3 +92,69 @@ def test_the_emulators_of_a_domain(tmp_path: Path) -> None:
             assert process.stdin is not None
             process.stdin.close()
     assert emulators(uuid) == ()
+
+
+#: The first thread ends by itself (exit(2), not exit_group(2)), and another one goes on, with all that is open.
+HALF_DEAD = """
+import ctypes, fcntl, platform, sys, threading, time
+file = open(sys.argv[1], "r+")
+fcntl.flock(file, fcntl.LOCK_EX)
+threading.Thread(target=time.sleep, args=(600,)).start()
+print("ready", flush=True)
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+"""
+
+
+@pytest.fixture
+def half_dead(tmp_path: Path) -> Iterator[int]:
+    """A process as it looks when it was killed while a thread waits for storage; it holds tmp_path/domain-u.lock."""
+    lock = tmp_path / "domain-u.lock"
+    lock.touch()
+    with subprocess.Popen([sys.executable, "-c", HALF_DEAD, str(lock)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while "(zombie)" not in Path("/proc/%d/status" % process.pid).read_text():
+            time.sleep(0.01)
+        lock.write_text("%d\n" % process.pid)
+        yield process.pid
+        process.kill()
+
+
+def test_a_process_lives_as_long_as_one_of_its_threads(half_dead: int, tmp_path: Path) -> None:
+    thread = procs.stuck_thread(half_dead)
+    assert thread not in (None, half_dead)
+    assert procs.living(half_dead) == "/proc/%d/task/%d" % (half_dead, thread)
+    assert half_dead in procs.holders(str(tmp_path / "domain-u.lock"))
+    assert procs.stuck_thread(os.getpid()) is None
+    assert procs.living(os.getpid()) == "/proc/%d" % os.getpid()
+
+
+class Clock:
+    """Time passes only while somebody waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def utcnow(self) -> str:
+        return ""
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_the_lock_of_a_killed_task_that_never_ends_is_told(half_dead: int, tmp_path: Path) -> None:
+    """It is no task that works and ends: nobody has to wait for it."""
+    with pytest.raises(VirtopsError) as caught, DomainLock("u", lambda: [str(tmp_path)], Clock()):
+        pass
+    assert caught.value.code == "orphan_stays"
+    assert str(half_dead) in str(caught.value)
+    assert "/proc/%d/task/%d/stack" % (half_dead, procs.stuck_thread(half_dead) or 0) in str(caught.value)
+
+
+def test_a_slot_of_one_does_not_count(half_dead: int, tmp_path: Path) -> None:
+    (tmp_path / "domain-u.lock").rename(tmp_path / "copy-0.lock")
+    with CopySlots(1, Clock(), lambda: str(tmp_path)).take():
+        assert (tmp_path / "copy-1.lock").exists()
