@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from endstate import images
+from fleet import images
 from virtlab import BACKUP, IMAGES
 
 from .scene import SLOW_COPY, Scene

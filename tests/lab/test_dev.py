@@ -45,7 +45,7 @@ class User:
 
     def dev(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run ./dev as they do, with our Python environment: this is not about pip."""
-        given = [self.folder, str(UID), os.path.realpath(sys.prefix)]
+        given = [str(self.folder), str(UID), os.path.realpath(sys.prefix)]
         return subprocess.run(
             ["unshare", "--mount", "--propagation", "private", "sh", "-euc", ENTER, *given, *words],
             stdin=subprocess.DEVNULL,
