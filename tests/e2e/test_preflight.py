@@ -55,6 +55,7 @@ def test_preflight_only(fleet: dict[str, Member], hypervisors: list[Hypervisor],
     assert report[BUSY].startswith(f"{BUSY}: NOT READY. vdb: A block job (copy)")
     assert report[CHECKED].startswith(f"{CHECKED}: ready. WARNING: vdb: It is left out of the backup: it is shareable")
     assert "Checkpoints of another backup tool" in report[CHECKED]
+    assert [line for line in report.values() if ".." in line] == []
     assert report[LACKING].startswith(f"{LACKING}: ready. WARNING: vdb: It is left out of the backup: it is read-only")
     others = fleet.keys() - {BUSY, CHECKED, LACKING}
     assert [alias for alias in others if not report[alias].startswith(f"{alias}: {READY}")] == []

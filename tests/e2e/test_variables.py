@@ -88,6 +88,18 @@ def test_nothing_to_back_up(fleet: dict[str, Member], controller: Controller) ->
     assert said(play) == words
 
 
+def test_a_snapshot_that_nothing_knows(fleet: dict[str, Member], controller: Controller) -> None:
+    """It may have been deleted before, or be misspelt: a warning tells."""
+    for module, wish in (
+        ("block_commit", {"snapshot": "typo"}),
+        ("snapshot_external", {"name": "typo", "state": "absent"}),
+    ):
+        result = controller.module("e2e2", module, domain="web1", **wish)
+        assert (result["changed"], result["actions"]) == (False, [])
+        (warned,) = result["warnings"]
+        assert "Neither libvirt, nor the journal, nor a chain of domain web1 knows a snapshot 'typo'" in str(warned)
+
+
 def variables(role: str) -> dict[str, Any]:
     """Return the role's variables and their defaults."""
     specs = yaml.safe_load((ROLES / role / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))

@@ -206,6 +206,24 @@ def is_overlay_name(name: str, domain: str, target: str) -> bool:
     return name.startswith("%s.%s." % (domain, target)) and name.endswith(".qcow2")
 
 
+def unknown_words(name: str, view: DomainView) -> tuple[str, ...]:
+    """The warning where a snapshot is to go that neither libvirt nor the journal knows: it may never have been there,
+    as where its name is misspelt."""
+    bearing = [
+        layer.path for disk in view.disks for layer in disk.chain if ".%s." % name in os.path.basename(layer.path)
+    ]
+    if bearing:
+        return (
+            "Neither libvirt nor the journal of domain %s knows a snapshot %r, so nothing was done; but %s bears that "
+            "name. Look with virtops.libvirt.block_info, and merge it by the path of its base (block_commit, base)."
+            % (view.name, name, ", ".join(bearing)),
+        )
+    return (
+        "Neither libvirt, nor the journal, nor a chain of domain %s knows a snapshot %r, so nothing was done. If it is "
+        "not one that was deleted before, see whether the name is right." % (view.name, name),
+    )
+
+
 def snapshot_disks(plan: SnapshotPlan) -> tuple[SnapshotDisk, ...]:
     """Every disk, named: libvirt would snapshot those that the request omits."""
     made = [SnapshotDisk(disk.target, "external", disk.overlay, "qcow2", disk.block) for disk in plan.disks]

@@ -26,6 +26,7 @@ from .._core.journal import epoch
 from .._core.model import DomainView, Outcome, SnapshotDisk, SnapshotRecord
 from .._core.ports import Clock, ImagePort, InternalPort
 from .._core.refusals import refuse_open
+from .._core.snapshot import unknown_words
 from .._core.snapshot_tree import children_of, doomed_by
 from .observe import observe
 from .snapshot_info import told_snapshot
@@ -131,6 +132,7 @@ class InternalSnapshot:
             before={"snapshots": _names(records), "data": _data(names, set())},
             after={"snapshots": _names(left), "data": _data(names, gone)},
             values={"snapshot": told},
+            warnings=unknown_words(name, view) if found is None and not stray else (),
         )
 
     def _adopt(self, name: str, view: DomainView) -> None:

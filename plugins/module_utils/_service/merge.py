@@ -23,6 +23,7 @@ from .._core.merge import MergeGoal, Next, Phase, config_layer, next_step, phase
 from .._core.model import IO_ERROR, BlockJob, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, MergePort, Watchdog
 from .._core.refusals import refuse_away
+from .._core.snapshot import unknown_words
 from .away import require_here
 from .brake import GuestBrake, let_go
 from .forest import keep_times, rewrite_records
@@ -93,7 +94,7 @@ class Merge:
         plan = replace(plan, steps=begun + plan.steps)
         self.unsure = plan.unsure
         if check or not plan.steps:
-            warnings = self._stale_records(plan) + _not_ours(plan)
+            warnings = self._stale_records(plan) + _not_ours(plan) + self._unknown_name(plan, view, journal)
             return self._outcome(plan, view, self._foreseen(plan, view), plan.steps, warnings)
         if plan.operation is not None and plan.operation.hold is not None:
             let_go(self._domain, plan.operation.hold)
@@ -110,6 +111,12 @@ class Merge:
             raise error
         warnings = self._clean(plan, after) + self._stale_records(plan) + _not_ours(plan) + self._held()
         return self._outcome(plan, view, chains(after), plan.steps, warnings, after)
+
+    def _unknown_name(self, plan: MergePlan, view: DomainView, journal: Journal) -> tuple[str, ...]:
+        name = self._wish.snapshot
+        if name is None or plan.steps or journal.find(name) is not None or self._domain.snapshot(name) is not None:
+            return ()
+        return unknown_words(name, view)
 
     def _prepared(self, journal: Journal) -> Operation | None:
         """The snapshot whose creation was interrupted: its disks may or may not stand on the overlays."""

@@ -16,7 +16,7 @@ from .._core.journal import Journal, Operation
 from .._core.model import DomainView, Outcome, SnapshotRecord
 from .._core.ports import ImagePort, RecordPort
 from .._core.refusals import refuse_open
-from .._core.snapshot import is_in_chain
+from .._core.snapshot import is_in_chain, unknown_words
 from .._core.snapshot_tree import children_of, doomed_by
 from .observe import observe
 from .snapshot_info import told_snapshot
@@ -46,6 +46,7 @@ def delete_record(domain: RecordPort, images: ImagePort, name: str, children: st
         before={"snapshots": list(before)},
         after={"snapshots": list(after)},
         values={"snapshot": told},
+        warnings=() if found is not None else unknown_words(name, domain.view()),
     )
 
 

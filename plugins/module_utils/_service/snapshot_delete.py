@@ -42,6 +42,7 @@ from .._core.merge import MergeGoal
 from .._core.model import DomainView, Layer, Outcome, SnapshotRecord, is_local
 from .._core.ports import Clock, DeletePort, ImagePort, Watchdog
 from .._core.refusals import refuse_jobs, refuse_open
+from .._core.snapshot import unknown_words
 from .._core.snapshot_tree import doomed_by
 from .away import require_here
 from .forest import (
@@ -124,7 +125,9 @@ class SnapshotDeletion:
         texts = texts_of(self._domain)
         doomed = self._doomed(texts, journal)
         if not doomed and interrupted is None:
-            return self._outcome((), view, chains(view), texts, frozenset(), ())
+            unknown = self._name not in texts and own is None
+            warnings = unknown_words(self._name, view) if unknown else ()
+            return self._outcome((), view, chains(view), texts, frozenset(), (), warnings)
         require_here(view, self._images)
         refuse_open(view, journal, None if interrupted is None else interrupted.id)
         if interrupted is None:
