@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +60,7 @@ BREAK = """
   ansible.builtin.shell: echo 'It is broken.' >&2; exit 7
   delegate_to: {host}
 """
+UNNAMED = BREAK.replace("name: Ask the service\n  ", "")
 SECRET = """
 - name: Log in
   ansible.builtin.shell: echo 'sesame' >&2; exit 7
@@ -303,6 +306,35 @@ def test_a_snapshot_that_cannot_be_deleted(guarded: Guarded) -> None:
     guarded.wait_for_write("repeated")
     assert guarded.written() == {"changed", "repeated"}
     before.assert_normal_end(sets=0)
+
+
+def test_a_merge_that_is_denied_while_the_guest_runs(guarded: Guarded) -> None:
+    """As AppArmor does: what the message tells to do while the guest is off ends it."""
+    member = guarded.member
+    before, virsh = Before.of(member), member.hypervisor.virsh
+    bases = [member.hypervisor.outside(path) for path in member.guest.disk_paths().values()]
+    running = guarded.play(
+        tasks=guarded.writing("changed"), checks=UNNAMED, gate="Merge the external snapshot", pipelining=True
+    )
+    running.reach_gate()
+    subprocess.run(["chattr", "+i", *bases], check=True)
+    try:
+        running.open_gate()
+        said = cause(running.end())
+    finally:
+        subprocess.run(["chattr", "-i", *bases], check=True)
+    assert 'failed at "ansible.builtin.shell": non-zero return code: It is broken. The guest is as it was' in said
+    assert "could not be deleted" in said
+    assert ".." not in said
+    (command,) = re.findall(r'run "(ansible .*?)", and start it again', said)
+    assert f"virsh shutdown {NAME}" in said
+    virsh("destroy", NAME)
+    ended = guarded.controller.by_hand(command)
+    assert ended.returncode == 0, ended.stdout
+    assert "No snapshot guarded-change of guarded is left." in ended.stdout
+    member.boot()
+    assert guarded.written() == set()
+    before.assert_normal_end(sets=0, rebooted=True)
 
 
 @KINDS

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -164,6 +165,21 @@ class Controller:
                 start_new_session=True,
             )
         return RunningPlay(process, record, output, self.patience)
+
+    def by_hand(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run one of Ansible's commands as a message or a guide tells it, with our inventory."""
+        program, *arguments = shlex.split(command)
+        self.runs += 1
+        return subprocess.run(
+            [str(Path(sys.executable).parent / program), "-i", str(self._inventory()), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self._environment(self.folder / f"{self.runs}.jsonl", True, ""),
+            timeout=self.patience,
+            check=False,
+        )
 
     def start_module(self, host: str, module: str, /, **options: object) -> RunningPlay:
         """Start one module of the collection on a hypervisor."""
