@@ -16,6 +16,9 @@ description:
     holds QEMU's own lock on each, so that no block commit into them can start. Afterwards they must be the files that
     the journal describes, in inode, size and time of change.
   - A base is never copied once a merge into it was begun.
+  - An image that is more than its file (a qcow2 with an external data file, a flat or split VMDK) is converted to one
+    of the same format that stands alone. One that is encrypted by QEMU or a slice of a file is refused, and so is a
+    chain whose headers do not tell each format, or name what libvirt's definition of the domain does not.
   - The result is a set, the directory C(DEST/DOMAIN NAME/UTC TIME), where the time is the snapshot's. It holds one
     image for each disk, named C(TARGET.FORMAT), the domain's definition as it was without the snapshot
     (C(domain.xml), with its secrets), the NVRAM and the state of an emulated TPM where the domain has them, and

@@ -131,6 +131,33 @@ def test_every_kind_of_disk_is_told_apart() -> None:
     assert (disks["fda"].bus, disks["sdb"].bus, disks["vda"].bus) == ("fdc", "scsi", "virtio")
 
 
+ODD = """
+<domain><name>a</name><uuid>u</uuid><devices>
+<disk type='file'><driver name='qemu' type='qcow2'/><source file='/o'/>
+  <backingStore type='file'><format type='raw'/>
+    <source file='/luks'><encryption format='luks'/></source>%s</backingStore>
+  <target dev='vda'/></disk>
+<disk type='file'><driver name='qemu' type='qcow2'/>
+  <source file='/head'><dataStore type='file'><format type='raw'/><source file='/data'/></dataStore></source>
+  <target dev='vdb'/></disk>
+<disk type='file'><driver name='qemu' type='raw'/><source file='/s'><slices/></source><target dev='vdc'/></disk>
+</devices></domain>"""
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_images_are_besides_images(whole: bool) -> None:
+    vda, vdb, vdc = xml.parse_domain(ODD % ("<backingStore/>" if whole else ""), None).disks
+    assert [layer.odd for layer in vda.chain] == ["", "encrypted"]
+    assert (vdb.chain[0].data_file, vdc.chain[0].odd) == ("/data", "a slice of its file")
+    assert (vda.whole, vdb.whole) == (whole, False)
+
+
+def test_a_definition_for_images_that_stand_alone() -> None:
+    written = xml.without_data_files(ODD % "")
+    assert "dataStore" not in written
+    assert xml.parse_domain(written, None).disks == xml.parse_domain(ODD % "", None).disks
+
+
 def test_nvram_in_the_newer_notation() -> None:
     text = recorded("every_disk.live").replace(
         ">/var/lib/libvirt/qemu/nvram/every_VARS.fd</nvram>", " type='file'><source file='/vars.qcow2'/></nvram>"

@@ -101,6 +101,19 @@ def test_a_flattened_copy_stands_alone(copier: ImageCopier, tmp_path: Path) -> N
     subprocess.run(["qemu-io", "-r", "-f", "qcow2", "-c", "read -P 2 2M 1M", str(path)], check=True)
 
 
+def test_a_copy_that_needs_another_file_is_none(copier: ImageCopier, tmp_path: Path) -> None:
+    """Its plan converts it; this is the last look."""
+    path, data = tmp_path / "a", tmp_path / "data"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={data}", str(path), "1M"], check=True)
+    base = Layer(str(path), "qcow2")
+    with pytest.raises(VirtopsError) as caught:
+        copy(copier, tmp_path, order(base, method="copy", verify=False))
+    assert caught.value.code == "verify_failed"
+    assert str(data) in caught.value.cause
+    os.unlink(tmp_path / "set" / "vda.qcow2")
+    copy(copier, tmp_path, order(base, method="convert"))
+
+
 @pytest.mark.parametrize("method", ["copy", "convert"])
 def test_a_kept_reference_is_absolute(copier: ImageCopier, tmp_path: Path, method: str) -> None:
     golden = image(tmp_path / "golden", "qcow2", pattern=2)

@@ -440,3 +440,55 @@ def test_an_overlay_larger_than_its_base_with_an_older_qemu(
     lines = ['[{ "depth": 1},', '{ "depth": 0, "zero": true, "data": false}]']
     monkeypatch.setattr(images_module, "run", lambda *_, until, limits: any(until(line) for line in lines))
     assert images.holds_data(path) == write
+
+
+@pytest.mark.parametrize(
+    "name", ["nbd://127.0.0.1:1/x", "nbd:127.0.0.1:1", 'json:{"driver": "nbd", "host": "127.0.0.1", "port": "1"}']
+)
+def test_a_chain_ends_at_what_is_not_of_this_host(tmp_path: Path, images: Images, name: str) -> None:
+    """Nothing connects to it."""
+    overlay = str(tmp_path / "o.qcow2")
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", name, overlay, "1M"], check=True
+    )
+    assert images.chain(overlay, "qcow2") == (Layer(overlay, "qcow2"), Layer(name, "raw"))
+    assert not images.holds_data(overlay)
+
+
+def test_no_format_is_guessed(tmp_path: Path, images: Images) -> None:
+    """What is below may be a guest's raw disk, with whatever header the guest wrote there."""
+    base, overlay = make(tmp_path / "base"), str(tmp_path / "o.qcow2")
+    images.create_overlay(overlay, base, MIB)
+    with open(overlay, "r+b") as file:
+        at = file.read(4096).index(b"\xe2\x79\x2a\xca")
+        file.seek(at)
+        file.write(b"\x12\x34\x56\x78")
+    assert images.chain(overlay, "qcow2") == (Layer(overlay, "qcow2"), Layer(base.path, ""))
+    with pytest.raises(VirtopsError) as caught:
+        images.info(base.path, "")
+    assert caught.value.code == "backing_format"
+
+
+def test_headers_that_form_a_loop(tmp_path: Path, images: Images) -> None:
+    one, other = make(tmp_path / "a"), make(tmp_path / "b")
+    for top, below in ((one, other), (other, one)):
+        subprocess.run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", below.path, top.path], check=True)
+    with pytest.raises(VirtopsError) as caught:
+        images.chain(one.path, "qcow2")
+    assert "loop" in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    ("options", "beside"),
+    [
+        (["-f", "qcow2", "-o", "data_file={}/data"], "data"),
+        (["-f", "vmdk", "-o", "subformat=monolithicFlat"], "a-flat.vmdk"),
+        (["-f", "vmdk"], None),
+        (["-f", "vdi"], None),
+    ],
+)
+def test_the_files_beside_an_image(tmp_path: Path, images: Images, options: list[str], beside: str | None) -> None:
+    path = str(tmp_path / "a.vmdk")
+    words = [word.format(tmp_path) for word in options]
+    subprocess.run(["qemu-img", "create", "-q", *words, path, "1M"], check=True)
+    assert images.info(path, options[1]).beside == (() if beside is None else (str(tmp_path / beside),))
