@@ -103,8 +103,9 @@ operations:
           type: str
         identity:
           description:
-            - What the base was right after the snapshot, RV(ignore:device), RV(ignore:inode), RV(ignore:size) in bytes
-              and RV(ignore:mtime_ns).
+            - What the base was right after the snapshot, RV(ignore:inode), RV(ignore:size) in bytes and
+              RV(ignore:mtime_ns). A block device is known by RV(ignore:device), a name that it keeps, and its size;
+              RV(ignore:device) is empty for a file.
             - V(null) before that is known, and for a merge.
           type: dict
         in_chain:
@@ -141,7 +142,7 @@ operations:
           base: /var/lib/libvirt/images/web1.qcow2
           base_format: qcow2
           overlay: /var/lib/libvirt/images/web1.nightly.qcow2
-          identity: {device: 64512, inode: 131, size: 2147483648, mtime_ns: 1795175940000000000}
+          identity: {device: "", inode: 131, size: 2147483648, mtime_ns: 1795175940000000000}
           in_chain: true
           overlay_exists: true
           base_unchanged: true

@@ -55,7 +55,8 @@ def _add_reverted(root: etree._Element, reverted: Reverted) -> None:
 
 def _add_identity(parent: etree._Element, identity: FileIdentity) -> None:
     element = etree.SubElement(parent, "identity")
-    for name in ("device", "inode", "size", "mtime_ns"):
+    set_attribute(element, "device", identity.device or "0")  # an older release reads a number
+    for name in ("inode", "size", "mtime_ns"):
         element.set(name, str(getattr(identity, name)))
 
 
@@ -140,7 +141,10 @@ def _journal_disk(element: etree._Element) -> JournalDisk:
 
 
 def _identity(element: etree._Element) -> FileIdentity:
-    return FileIdentity(**{name: int(element.attrib[name]) for name in ("device", "inode", "size", "mtime_ns")})
+    """Older releases noted the number of the file's device, which tells nothing after a reboot."""
+    device = str(element.attrib["device"])
+    numbers = {name: int(element.attrib[name]) for name in ("inode", "size", "mtime_ns")}
+    return FileIdentity("" if device.isdigit() else device, **numbers)
 
 
 def _reverted(element: etree._Element) -> Reverted:

@@ -271,7 +271,9 @@ def _of_overlays(wish: BackupWish, view: DomainView, images: ImagePort) -> Selec
     identities = [source.identity for source in sources if source.identity is not None]
     newest = max(identity.mtime_ns for identity in identities) // 1_000_000_000
     # The same bases, untouched, give the same set: so a second run finds it.
-    words = sorted("%s %s %r" % (source.overlay, source.base.path, source.identity) for source in sources)
+    words = sorted(
+        "%s %s %r" % (source.overlay, source.base.path, source.identity and source.identity.key) for source in sources
+    )
     name = "overlays-" + hashlib.sha256("\n".join(words).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return Selection(name, None, stamp_of(newest), UNKNOWN, sources)
 

@@ -137,12 +137,32 @@ def check_untouched(
     operation = journal.find(record.name)
     known = None if operation is None else operation.disk(target)
     if known is not None and known.identity is not None and known.base == layer.path:
-        untouched = known.identity == identity
-    else:
-        moment = max(record.creation_time * 10**9, 0 if memory is None else memory.mtime_ns)
-        untouched = identity.mtime_ns <= moment + _GRACE_SECONDS * 10**9
-    if not untouched:
-        raise base_modified(record, target, layer)
+        if known.identity != identity:
+            raise _changed(
+                record, target, layer, "noted were %s, and found %s" % (_told(known.identity), _told(identity))
+            )
+        return
+    moment = max(record.creation_time * 10**9, 0 if memory is None else memory.mtime_ns)
+    if not identity.device and identity.mtime_ns > moment + _GRACE_SECONDS * 10**9:
+        raise _changed(record, target, layer, "its last write is later than the snapshot")
+
+
+def _told(identity: FileIdentity) -> str:
+    if identity.device:
+        return "the device %r of %d bytes" % (identity.device, identity.size)
+    return "inode %d, %d bytes, written at %d ns" % (identity.inode, identity.size, identity.mtime_ns)
+
+
+def _changed(record: SnapshotRecord, target: str, layer: Layer, why: str) -> VirtopsError:
+    """Not for certain gone: a copy or a restore of the file changes these, too."""
+    return VirtopsError(
+        "base_modified",
+        "The image %s of disk %s is not what it was at snapshot %r (%s): after a merge into it, its state of that "
+        "moment is gone." % (layer.path, target, record.name, why),
+        "Delete neither the record nor the image before you know what changed it. If that was no write, as a copy to "
+        "another storage, its state is good: put an overlay of your own on it ('qemu-img create -f qcow2 -F %s -b %s "
+        "NEW') and name that in 'virsh edit' while the domain is off" % (layer.format, layer.path),
+    )
 
 
 def base_modified(record: SnapshotRecord, target: str, layer: Layer) -> VirtopsError:

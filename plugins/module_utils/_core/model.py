@@ -121,14 +121,30 @@ class Disk:
         return self.chain[depth + 1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FileIdentity:
-    """What tells whether an image is still the one that we wrote down, untouched since."""
+    """What tells whether an image is still the one that we wrote down; of a file also, whether it is untouched since.
 
-    device: int
+    A file is known by its inode, size and time: the number of its file system may be another one after a reboot or a
+    remount. A block device is known by `device`, a name that stays (its WWN, serial or the like; empty for a file), and
+    by its size in bytes; nothing tells whether it was written to.
+    """
+
+    device: str
     inode: int
     size: int
     mtime_ns: int
+
+    @property
+    def key(self) -> tuple[str, int] | tuple[int, int, int]:
+        """What has to be the same."""
+        return (self.device, self.size) if self.device else (self.inode, self.size, self.mtime_ns)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FileIdentity) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
 
 @dataclass(frozen=True)

@@ -312,7 +312,7 @@ class ImagePort(Protocol):
         """utimensat(2) of a regular file: when it was last written; where that is not allowed, nothing happens."""
 
     def identity(self, path: str) -> FileIdentity:
-        """stat(2) of the image, symlinks followed."""
+        """stat(2) of the image, symlinks followed; of a block device what names it for good, and its size."""
 
     def file_key(self, path: str) -> tuple[int, int] | None:
         """stat(2): what all names of one file have in common, and all nodes of one block device; None where there is

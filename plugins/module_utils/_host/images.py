@@ -27,6 +27,7 @@ from .._core.errors import VirtopsError
 from .._core.images import looped
 from .._core.model import FileIdentity, ImageInfo, Layer, Signature, is_local
 from .command import WORK, Limits, failing, os_failure, run
+from .devices import lasting_name, size_of
 from .held import held, is_shared, made, name_of, place_of
 from .image_lock import is_being_written
 from .procs import file_key, holders
@@ -217,12 +218,14 @@ class Images:
                 os.utime(name_of(fd), ns=(found.st_atime_ns, mtime_ns))
 
     def identity(self, path: str) -> FileIdentity:
-        """stat(2): a block device's size is 0 there."""
+        """stat(2), and sysfs(5) for a block device, whose size is 0 there."""
         try:
             found = os.stat(path)
         except OSError as error:
             raise os_failure("Looking at the image %s" % path, error) from error
-        return FileIdentity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        if stat.S_ISBLK(found.st_mode):
+            return FileIdentity(lasting_name(found.st_rdev), 0, size_of(found.st_rdev), found.st_mtime_ns)
+        return FileIdentity("", found.st_ino, found.st_size, found.st_mtime_ns)
 
     def file_key(self, path: str) -> tuple[int, int] | None:
         """stat(2)."""

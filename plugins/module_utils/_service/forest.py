@@ -138,4 +138,6 @@ def keep_times(moved: Iterable[tuple[str, Layer]], view: DomainView, images: Ima
     active = {disk.active.path for disk in view.disks + view.config_disks if disk.active is not None}
     for path, into in moved:
         if into.path not in active and images.exists(path) and images.exists(into.path):
-            images.keep_time(into.path, images.identity(path).mtime_ns)
+            found = images.identity(path)
+            if not found.device:  # whose node's time tells nothing
+                images.keep_time(into.path, found.mtime_ns)

@@ -381,7 +381,7 @@ class MergePlanner:
         if not asked or phase_of(goal, view) is not Phase.OFFLINE:
             return False
         base, overlay = self._images.identity(goal.into.path), self._images.identity(goal.top.path)
-        if base.size and overlay.size:  # a block device's times tell nothing
+        if not base.device and not overlay.device:  # a block device's times tell nothing
             if overlay.mtime_ns > base.mtime_ns:
                 return False
             if base.mtime_ns - overlay.mtime_ns > PIVOT_DOUBT_NS + overlay.size * LAG_NS_PER_BYTE:

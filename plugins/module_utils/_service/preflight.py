@@ -353,7 +353,8 @@ class _Look:
         return self._file_system(wish.dest), left_behind(wish, view, self._store)
 
     def _file_system(self, path: str) -> FileSystem:
-        return FileSystem(self._images.identity(path).device, path, self._images.free_bytes(path))
+        key = self._images.file_key(path)
+        return FileSystem(0 if key is None else key[0], path, self._images.free_bytes(path))
 
 
 def _file(path: str, images: ImagePort) -> tuple[int, int] | None:

@@ -242,6 +242,10 @@ class Recovery:
         """Once a commit into a base was attempted, by us or by somebody else, only a complete set counts."""
         if self._backup is None or operation.kind in (COMMIT, PULL):
             return []
+        device = next((disk.base for disk in operation.disks if self._images.kind(disk.base) == "block"), None)
+        if device is not None:  # nothing tells whether anybody wrote to it since the snapshot
+            words = "The interrupted backup is not finished, as %s is a block device: it has to be made anew."
+            return [Outcome(warnings=(words % device,))]
         try:
             return [_without_diff(self._backup(operation.name))]
         except VirtopsError as error:

@@ -159,7 +159,8 @@ class Revert:
             return False
         if record.memory != "no" or not (record.name == current == last.name):
             return False
-        return last == self._reverted(record.name, view)
+        # Of a block device nothing tells whether it was written to
+        return last == self._reverted(record.name, view) and not any(found.device for _path, found in last.images)
 
     def _reverted(self, name: str, view: DomainView) -> Reverted:
         return Reverted(name, xml.definition_digest(self._domain.domain_xml()), self._identities(view))

@@ -251,7 +251,7 @@ class SnapshotDeletion:
 
     def _is_file(self, path: str) -> bool:
         """A device that held a layer is the user's."""
-        return self._images.exists(path) and not (path.startswith("/dev/") and not self._images.identity(path).size)
+        return self._images.exists(path) and self._images.kind(path) != "block"
 
     def _words(self, plan: _Plan, interrupted: bool) -> tuple[str, ...]:
         steps = ["delete snapshot %s %s" % (name, plan.way.why) for name in reversed(plan.records)]

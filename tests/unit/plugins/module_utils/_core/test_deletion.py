@@ -170,7 +170,7 @@ def test_stranded() -> None:
 
 
 def test_the_journal_afterwards() -> None:
-    known, now = FileIdentity(1, 1, 1, 1), FileIdentity(1, 2, 2, 2)
+    known, now = FileIdentity("", 1, 1, 1), FileIdentity("", 2, 2, 2)
 
     def kept(name: str, base: str, overlay: str) -> Operation:
         return Operation(

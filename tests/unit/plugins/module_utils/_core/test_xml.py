@@ -436,7 +436,7 @@ OPERATION = Operation(
     phase=CREATED,
     started="20261120T120000Z",
     disks=(
-        JournalDisk("vda", f"/img/{NASTY}", "raw", f"/img/{NASTY}.qcow2", FileIdentity(1, 2, 3, 4)),
+        JournalDisk("vda", f"/img/{NASTY}", "raw", f"/img/{NASTY}.qcow2", FileIdentity("", 2, 3, 4)),
         JournalDisk("vdb", "/img/b.qcow2", "qcow2", "/img/b.o.qcow2"),
     ),
     consistency="filesystem",
@@ -486,7 +486,7 @@ def test_the_journal_of_a_recorded_domain() -> None:
         f"{IMAGES}/vda.raw",
         "raw",
         overlay("vda").path,
-        FileIdentity(65024, 15344531, 67108864, 1795179477784637474),
+        FileIdentity("", 15344531, 67108864, 1795179477784637474),
     )
 
 
@@ -559,3 +559,23 @@ def test_what_domain_capabilities_are_asked_for() -> None:
         *("pc-q35-7.2", "kvm"),
     )
     assert xml.emulation(domain.format(""))[0] is None
+
+
+def test_a_journal_with_device_numbers_stays_readable() -> None:
+    """As releases before wrote it: the number tells nothing, and what they noted of a block device fits none."""
+    text = (
+        "<journal schema='1'><operation id='1' kind='live_backup' name='s' phase='created' started='20261120T120000Z'>"
+        "<disk target='vda' base='/a' base_format='raw' overlay='/o'>"
+        "<identity device='{}' inode='7' size='{}' mtime_ns='9'/></disk></operation></journal>"
+    )
+    (file,) = xml.parse_journal(text.format(65024, 8)).operations[0].disks
+    assert file.identity == FileIdentity("", 7, 8, 9)
+    assert file.identity != FileIdentity("", 7, 8, 10)
+    (device,) = xml.parse_journal(text.format(5, 0)).operations[0].disks
+    assert device.identity != FileIdentity("dm LVM-x", 0, 8, 9)
+
+
+def test_a_device_is_known_by_its_name_and_size() -> None:
+    identity = FileIdentity("dm LVM-x", 0, 8, 9)
+    assert identity == FileIdentity("dm LVM-x", 1, 8, 10)
+    assert identity not in {FileIdentity("dm LVM-x", 0, 9, 9), FileIdentity("dm LVM-y", 0, 8, 9)}

@@ -157,7 +157,7 @@ class FakeImages:
         self.times[path] = mtime_ns
 
     def identity(self, path: str) -> FileIdentity:
-        return FileIdentity(1, self._inode(path), 1 << 20, self.times.get(path, self.written.get(path, 0)))
+        return FileIdentity("", self._inode(path), 1 << 20, self.times.get(path, self.written.get(path, 0)))
 
     def another_name(self, path: str) -> str:
         """As a symlink gives one."""

@@ -83,7 +83,7 @@ class FakeHost:
         return (Layer(path, image_format or "raw"), *(self.chain(below, "qcow2") if below else ()))
 
     def identity(self, path: str) -> FileIdentity:
-        return FileIdentity(1, len(path), 1 << 30, (WRITTEN + self.written.get(path, 0)) * 1_000_000_000)
+        return FileIdentity("", len(path), 1 << 30, (WRITTEN + self.written.get(path, 0)) * 1_000_000_000)
 
     def exists(self, path: str) -> bool:
         return path in self.backing

@@ -282,7 +282,7 @@ def test_libvirt_starts_a_new_qemu_where_it_may(wish: dict[str, Any], state: str
 
 
 def test_the_last_revert_in_the_journal() -> None:
-    reverted = Reverted("a <é>", "digest", (("/img/a & b", FileIdentity(1, 2, 3, 4)),))
+    reverted = Reverted("a <é>", "digest", (("/img/a & b", FileIdentity("", 2, 3, 4)),))
     journal = Journal((operation("kept", "created", "/img/0", "/img/a"),), reverted)
     assert xml.parse_journal(xml.build_journal(journal)) == journal
     alone = journal.drop(journal.operations[0])
