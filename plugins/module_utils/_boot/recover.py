@@ -24,7 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from .._core import xml
@@ -33,7 +33,7 @@ from .._core.errors import VirtopsError
 from .._core.model import DomainView
 from .._core.strays import is_stray_name
 from .._core.xml import LXML_IMPORT_ERROR
-from .._host.boottime import booted_at
+from .._host.boottime import boot_id, booted_at
 from .._host.clock import SystemClock
 from .._host.command import marked
 from .._host.images import Images
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         if problem is not None:
             _say("The Python library %s is missing for %s. Run the role hypervisor." % (library, sys.executable))
             return 1
-    boot = booted_at()
+    boot = Boot(boot_id(), booted_at(), SystemClock().utcnow())
     try:
         with _connect(given.uri) as connection:
             found = recover_all(connection, given.timeout, boot, _say)
@@ -77,9 +77,19 @@ def main(arguments: Sequence[str]) -> int:
     while found.saved:
         time.sleep(LOOK_SECONDS)
         with suppress(VirtopsError), _connect(given.uri) as connection:  # its daemon may be away for a while
+            boot = replace(boot, now=SystemClock().utcnow())
             found = recover_all(connection, given.timeout, boot, _say, found.saved)
             needy = needy or found.needy
     return 1 if needy else 0
+
+
+@dataclass(frozen=True)
+class Boot:
+    """Its ID; by the clock, when it was, and what time it is now."""
+
+    id: str
+    began: str
+    now: str
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ class Found:
 def recover_all(
     connection: Connection,
     timeout: int,
-    boot: str,
+    boot: Boot,
     say: Callable[[str], None],
     saved: Sequence[str] | None = None,
 ) -> Found:
@@ -137,10 +147,10 @@ def _tell_ready() -> None:
             teller.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
 
 
-def _was_interrupted(view: DomainView, boot: str) -> bool:
-    """By the boot. UTC times of one form compare as text."""
+def _was_interrupted(view: DomainView, boot: Boot) -> bool:
+    """By the boot."""
     operations = xml.parse_journal(view.journal_xml).operations
-    return any(operation.open and operation.started < boot for operation in operations)
+    return any(op.open and op.is_of_earlier_boot(boot.id, boot.began, boot.now) for op in operations)
 
 
 def _has_lost_its_journal(view: DomainView, host: Host) -> bool:

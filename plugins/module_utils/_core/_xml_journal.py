@@ -34,6 +34,8 @@ def build_journal(journal: Journal) -> str | None:
             set_attribute(element, name, getattr(operation, name))
         if operation.memory is not None:
             set_attribute(element, "memory", operation.memory)
+        if operation.boot:
+            set_attribute(element, "boot", operation.boot)
         for disk in operation.disks:
             _add_journal_disk(element, disk)
         if operation.hold is not None:
@@ -112,6 +114,7 @@ def _operation(element: etree._Element) -> Operation:
         consistency=str(attributes.get("consistency", "")),
         hold=next((_hold(hold) for hold in local_children(element, "hold")), None),
         memory=None if attributes.get("memory") is None else str(attributes["memory"]),
+        boot=str(attributes.get("boot", "")),
     )
 
 

@@ -84,7 +84,8 @@ class Operation:
     which workflow it belongs to: KEPT, COMMIT, or the name that a role gave (live_backup).
     `started` is a UTC time as 20261120T120000Z; `consistency` is filesystem, crash or offline. `hold` is what the
     merge slows or stops the guest by at this moment, or that the snapshot may have frozen it. `memory` is the file that
-    libvirt saves the guest's memory to, which was not there before; None for a snapshot of the disks only.
+    libvirt saves the guest's memory to, which was not there before; None for a snapshot of the disks only. `boot` is the ID
+    of the host's boot in which it was begun; older releases noted none.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Operation:
     consistency: str = ""
     hold: Hold | None = None
     memory: str | None = None
+    boot: str = ""
 
     @property
     def frozen(self) -> bool:
@@ -106,6 +108,11 @@ class Operation:
     def open(self) -> bool:
         """Is it under way, so that no other operation may start on this domain?"""
         return not (self.kind == KEPT and self.phase == CREATED)
+
+    def is_of_earlier_boot(self, boot: str, booted: str, now: str) -> bool:
+        """Was it begun before the boot with this ID, which began at `booted`? Clocks count only for what has no ID: UTC
+        times of one form compare as text. One that is to come was told by a clock that was set since."""
+        return self.boot != boot if self.boot else self.started < booted or self.started > now
 
     def at(self, phase: str) -> Operation:
         return replace(self, phase=phase)

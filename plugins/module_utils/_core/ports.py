@@ -22,6 +22,9 @@ class Clock(Protocol):
     def utcnow(self) -> str:
         """The UTC time as 20261120T120000Z."""
 
+    def boot(self) -> str:
+        """The ID of this host's boot: /proc/sys/kernel/random/boot_id."""
+
     def monotonic(self) -> float:
         """Seconds that never go backwards."""
 

@@ -21,3 +21,9 @@ def booted_at() -> str:
         ticks = int(file.read().rpartition(b")")[2].split()[19])
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return stamp_of(time.time() - age)
+
+
+def boot_id() -> str:
+    """Another one after each boot, whatever the clock says. A namespace may have put its own there."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()

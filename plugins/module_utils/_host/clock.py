@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from .._core.journal import stamp_of
+from .boottime import boot_id
 
 
 class SystemClock:
@@ -17,6 +18,10 @@ class SystemClock:
     def utcnow(self) -> str:
         """As 20261120T120000Z."""
         return stamp_of(time.time())
+
+    def boot(self) -> str:
+        """A UUID."""
+        return boot_id()
 
     def monotonic(self) -> float:
         """Seconds, by clock_gettime(2) CLOCK_MONOTONIC."""

@@ -15,6 +15,7 @@ import os
 import uuid
 from collections.abc import Container
 from contextlib import suppress
+from dataclasses import replace
 
 from .._core import xml
 from .._core.convert import Conversion, ConvertWish, interrupted, plan_conversions, removal_of
@@ -143,6 +144,7 @@ class Convert:
             self._domain.set_config_disks(layers)
             return
         removal = removal_of(plan, sources, str(uuid.uuid4()), self._clock.utcnow())
+        removal = replace(removal, boot=self._clock.boot())
         journal = xml.parse_journal(self._domain.view().journal_xml)
         self._domain.write_journal(xml.build_journal(journal.put(removal)))
         try:

@@ -166,6 +166,7 @@ class Merge:
             name=self._wish.snapshot or "%s into %s" % (goals[0].kind, goals[0].into.path),
             phase=COMMITTING,
             started=self._clock.utcnow(),
+            boot=self._clock.boot(),
             disks=tuple(journalled(goal, layer) for goal in goals for layer in goal.merged),
         )
         return noted(operation, self._images)

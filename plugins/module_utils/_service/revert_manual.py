@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 
 from .._core import xml
 from .._core.errors import VirtopsError
@@ -127,6 +128,7 @@ class ManualRevert:
         """Each step may be made again after a death: the next run begins with `_clear`."""
         journal = self._clear(view, journal)
         operation = prepared(self._record, layers, str(uuid.uuid4()), self._clock.utcnow())
+        operation = replace(operation, boot=self._clock.boot())
         self._write(journal.put(operation))
         made: list[str] = []
         try:

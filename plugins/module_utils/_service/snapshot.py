@@ -219,6 +219,7 @@ class ExternalSnapshot:
             started=self._clock.utcnow(),
             disks=journal_disks(self._wish, plan),
             memory=self._wish.memory,
+            boot=self._clock.boot(),
         )
         interrupted = journal.find(self._wish.name)
         if interrupted is not None:

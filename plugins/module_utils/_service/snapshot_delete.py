@@ -192,7 +192,7 @@ class SnapshotDeletion:
         ours = Ours(view, records_in(texts), self._images)
         if interrupted is None:
             operation = operation_of(images, self._name, self._children, str(uuid.uuid4()), self._clock.utcnow())
-            operation = noted(operation, self._images)
+            operation = replace(noted(operation, self._images), boot=self._clock.boot())
         else:
             operation = interrupted
             _require_own(images, ours, view)

@@ -29,7 +29,8 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 
 URI = "test:///default"
-BEFORE, BOOT, AFTER = "20261120T115959Z", "20261120T120000Z", "20261120T120001Z"
+BEFORE, BOOT, AFTER, NOW = "20261120T115959Z", "20261120T120000Z", "20261120T120001Z", "20261120T120100Z"
+NOW_BOOT = "1f2e3d4c-0000-4000-8000-000000000001"
 XML = """
 <domain type='test'>
   <name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>8</memory><os><type arch='i686'>hvm</type></os>
@@ -86,7 +87,7 @@ def define(connection: Connection) -> Iterator[Define]:
 def run(connection: Connection) -> tuple[int, dict[str, str]]:
     """The exit code, and what is said of each guest."""
     said: list[str] = []
-    found = recover.recover_all(connection, 60, BOOT, said.append)
+    found = recover.recover_all(connection, 60, recover.Boot(NOW_BOOT, BOOT, NOW), said.append)
     assert found.saved == ()
     return int(found.needy), dict(line.split(": ", 1) for line in said if not line.startswith("test: "))
 
@@ -149,6 +150,30 @@ def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         assert systemd.recv(100) == b"READY=1"
     monkeypatch.delenv("NOTIFY_SOCKET")
     recover._tell_ready()
+
+
+@pytest.mark.parametrize(
+    ("started", "boot", "healed"),
+    [
+        (BEFORE, "", True),
+        (AFTER, "", False),
+        ("20261121T120000Z", "", True),  # by a clock that was a day ahead
+        ("20261121T120000Z", "another", True),
+        (AFTER, "another", True),
+        (BEFORE, NOW_BOOT, False),
+        ("20251120T120000Z", NOW_BOOT, False),
+    ],
+)
+def test_the_clock_counts_only_without_a_boot_id(
+    connection: Connection, define: Define, started: str, boot: str, healed: bool
+) -> None:
+    define("a", "prepared", started)
+    domain = connection.handle.lookupByName("a")
+    journal = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, JOURNAL_URI)
+    journal = journal.replace("phase=", f"boot='{boot}' phase=") if boot else journal
+    flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
+    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, journal, JOURNAL_PREFIX, JOURNAL_URI, flags)
+    assert run(connection)[1]["a"].startswith("healed: ") == healed
 
 
 def test_one_that_needs_a_human_stops_no_other(connection: Connection, define: Define, tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ class FakeClock:
     def utcnow(self) -> str:
         return "20261120T120000Z"
 
+    def boot(self) -> str:
+        return "boot-1"
+
     def monotonic(self) -> float:
         return self.seconds
 
