@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fleet import images
+from fleet import images, until
 from virtlab import BACKUP, IMAGES
 
 from .scene import SLOW_COPY, Scene
@@ -66,6 +67,10 @@ def test_forged_journal_deletes_nothing_of_roots(scene: Scene) -> None:
         with libvirt_group(scene):
             readable = hypervisor.exec([*OPERATOR, "cat", secret], check=False)
             assert readable.returncode != 0
+            # What would be written to is not left out, but refused
+            merge = operation("delete", "committing", foreign, base)
+            write_journal(scene, merge.replace("'delete' phase", "'x (children: only)' phase"), *OPERATOR)
+            assert scene.module("recover")["error_code"] == "not_ours"
             for one in forged:
                 write_journal(scene, one, *OPERATOR)
                 healed = scene.module("recover")
@@ -73,13 +78,6 @@ def test_forged_journal_deletes_nothing_of_roots(scene: Scene) -> None:
                 named = [path for path in victims if path in one]
                 assert named
                 assert [path for path in named if f"{path} was kept" not in str(healed["warnings"])] == []
-            # What would be written to is not left out, but refused
-            merge = operation("delete", "committing", foreign, base).replace(
-                "'delete' phase", "'x (children: only)' phase"
-            )
-            write_journal(scene, merge, *OPERATOR)
-            assert scene.module("recover")["error_code"] == "not_ours"
-            hypervisor.virsh("metadata", scene.member.guest.name, "--uri", URI, "--live", "--config", "--remove")
         assert {path: hypervisor.exec(["sha256sum", path]).stdout for path in victims} == before
     finally:
         hypervisor.exec(["rm", "-f", *victims])
@@ -129,6 +127,20 @@ def die_on_overlays(scene: Scene) -> str:
     return name
 
 
+@contextmanager
+def impostor(scene: Scene) -> Iterator[None]:
+    """A local user's program, with the command line of the guest's QEMU."""
+    known = scene.hypervisor.virsh("domuuid", scene.member.guest.name).strip()
+    command = f"exec -a qemu-x python3 -c 'import sys; sys.stdin.read()' -uuid {known}"
+    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-c", command]
+    process = subprocess.Popen(scene.hypervisor.enter(argv), stdin=subprocess.PIPE)
+    try:
+        until("the impostor", lambda: f"-uuid {known}" in scene.hypervisor.exec(["ps", "-eo", "args="]).stdout, 20)
+        yield
+    finally:
+        process.communicate(timeout=20)  # the end of its input ends it
+
+
 def test_lost_journal_of_a_guest_on_its_overlays(scene: Scene) -> None:
     """Each look names it, no other module works on top of it, and the next run merges it before it backs up."""
     name = die_on_overlays(scene)
@@ -160,7 +172,8 @@ def test_lost_journal_of_a_guest_started_from_older_xml(scene: Scene) -> None:
     play = scene.run()
     assert play.rc != 0
     assert "overlay_in_use" in play.output
-    assert scene.module("recover")["error_code"] == "overlay_in_use"
+    with impostor(scene):
+        assert scene.module("recover")["error_code"] == "overlay_in_use"
     look = scene.stage.controller.module(
         hypervisor.name, "preflight_info", guests=[guest.name], states=[], dest=BACKUP, quiesce="never"
     )
@@ -172,3 +185,30 @@ def test_lost_journal_of_a_guest_started_from_older_xml(scene: Scene) -> None:
     assert overlay in scene.member.facts().persistent["vda"]
     scene.member.boot()
     scene.heal(rebooted=True)
+
+
+#: Prints what comes, until its input ends.
+LOGGER = """
+import select, socket, sys
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind("/dev/log")
+while log in select.select([log, sys.stdin], [], [])[0]:
+    print(log.recv(1 << 20).decode(errors="replace"), flush=True)
+"""
+
+
+def test_passwords_do_not_reach_the_log(scene: Scene) -> None:
+    """Ansible logs what a module is given, before it does anything: not the XML of a record, which holds passwords."""
+    hypervisor, secret = scene.hypervisor, "open-sesame"
+    record = f"<domainsnapshot><name>x</name><domain><devices><graphics passwd='{secret}'/></devices></domain>"
+    logger = subprocess.Popen(
+        hypervisor.enter(["python3", "-c", LOGGER]), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        until("the log", lambda: hypervisor.exec(["test", "-S", "/dev/log"], check=False).returncode == 0, 20)
+        assert scene.module("snapshot_metadata", xml=f"{record}</domainsnapshot>")["error_code"]
+    finally:
+        told, _unused = logger.communicate(timeout=20)
+        hypervisor.exec(["rm", "-f", "/dev/log"])
+    assert "snapshot_metadata" in told
+    assert secret not in told

@@ -74,6 +74,7 @@ class Before:
         assert [disk for disk, chain in facts.persistent.items() if chain != facts.live[disk][: len(chain)]] == []
         live, persistent = map(comparable, facts.xml)
         assert difference(self.persistent, persistent) == []
+        assert "<metadata/>" not in facts.xml[1]
         if not rebooted:
             assert difference(self.live, live) == []
         self.assert_writes()

@@ -298,6 +298,16 @@ def with_journal(domain_xml: str, journal_xml: str | None) -> str:
     return serialize(domain)
 
 
+def without_empty_metadata(domain_xml: str) -> str | None:
+    """The domain without a <metadata/> that holds nothing; None where it has no such."""
+    domain = parse(domain_xml)
+    metadata = domain.find("metadata")
+    if metadata is None or len(metadata) or (metadata.text or "").strip():
+        return None
+    remove(metadata)
+    return serialize(domain)
+
+
 def owned_journal(journal_xml: str, uuid: str) -> str:
     """The journal with the domain in it that it belongs to."""
     journal = parse(journal_xml)

@@ -84,8 +84,8 @@ class Operation:
     which workflow it belongs to: KEPT, COMMIT, or the name that a role gave (live_backup).
     `started` is a UTC time as 20261120T120000Z; `consistency` is filesystem, crash or offline. `hold` is what the
     merge slows or stops the guest by at this moment, or that the snapshot may have frozen it. `memory` is the file that
-    libvirt saves the guest's memory to, which was not there before; None for a snapshot of the disks only. `boot` is the ID
-    of the host's boot in which it was begun; older releases noted none.
+    libvirt saves the guest's memory to, which was not there before; None for a snapshot of the disks only. `boot` is
+    the ID of the host's boot in which it was begun; older releases noted none.
     """
 
     id: str

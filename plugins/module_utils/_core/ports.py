@@ -10,7 +10,7 @@ Each method names the call it stands for. Failures are `VirtopsError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from .model import Creation, DomainView, FileIdentity, Hold, ImageInfo, Layer, OtherImages, Signature, SnapshotRecord
@@ -239,8 +239,9 @@ class DeletePort(MergePort, Protocol):
 class ReaperPort(Protocol):
     """Programs that outlived their module, or libvirt's knowledge of them. The caller holds the domain's lock."""
 
-    def emulators(self, uuid: str) -> tuple[int, ...]:
-        """The PIDs of the QEMU processes that run this domain, whether or not libvirt knows."""
+    def emulators(self, uuid: str, images: Iterable[str]) -> tuple[int, ...]:
+        """The PIDs of the QEMU processes that run this domain, whether or not libvirt knows. One that another user
+        runs counts only where it has one of these images of the domain open."""
 
     def orphans(self, uuid: str) -> tuple[int, ...]:
         """The PIDs of those that work for this domain."""

@@ -23,6 +23,7 @@ from ._xml_domain import (
     with_disk_layers,
     with_journal,
     without_data_files,
+    without_empty_metadata,
 )
 from ._xml_journal import build_journal, parse_journal
 from ._xml_snapshot import (
@@ -73,4 +74,5 @@ __all__ = [
     "with_moved_images",
     "with_snapshot_files",
     "without_data_files",
+    "without_empty_metadata",
 ]

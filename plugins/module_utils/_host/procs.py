@@ -6,11 +6,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pwd
+import re
 import signal
 import stat
+from collections.abc import Iterable
 
 from .command import os_failure
+
+#: Who runs guests where that is not the default of the packages.
+_QEMU_CONF = "/etc/libvirt/qemu.conf"
+_USER = re.compile(r'\s*user\s*=\s*"([^"]+)"')
 
 #: The states of what has ended, and is only waited for; none is what is gone.
 _ENDED = frozenset({"Z", "X", "x", ""})
@@ -48,10 +56,17 @@ def key_of(found: os.stat_result) -> tuple[int, int]:
     return (-1, found.st_rdev) if stat.S_ISBLK(found.st_mode) else (found.st_dev, found.st_ino)
 
 
-def emulators(uuid: str) -> tuple[int, ...]:
-    """The PIDs of the QEMU processes that run the domain of this UUID, by libvirt's command lines."""
+def emulators(uuid: str, images: Iterable[str]) -> tuple[int, ...]:
+    """The PIDs of the QEMU processes that run the domain of this UUID, by libvirt's command lines.
+
+    A command line can be anybody's invention. So the program that runs has to be QEMU, too, and its owner one that
+    libvirt runs guests as; else it has to have one of the domain's `images` open.
+    """
     pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-    return tuple(sorted(pid for pid in pids if _emulates(pid, uuid.encode())))
+    named = sorted(pid for pid in pids if _emulates(pid, uuid.encode()))
+    unsure = [pid for pid in named if not _is_libvirts(pid)]
+    holding = {pid for path in images for pid in holders(path)} if unsure else set()
+    return tuple(pid for pid in named if pid not in unsure or pid in holding)
 
 
 def living(pid: int) -> str | None:
@@ -101,6 +116,27 @@ def _emulates(pid: int, uuid: bytes) -> bool:
     except OSError:
         return False
     return b"qemu" in os.path.basename(words[0]) and (b"-uuid", uuid) in zip(words, words[1:])
+
+
+def _is_libvirts(pid: int) -> bool:
+    try:
+        program = os.path.basename(os.readlink("/proc/%d/exe" % pid))
+        owner = os.stat("/proc/%d" % pid).st_uid
+    except OSError:
+        return False
+    return any(word in program for word in ("qemu", "kvm")) and owner in _owners()
+
+
+def _owners() -> frozenset[int]:
+    """Root and we ourselves, and the users that packages make and qemu.conf names for QEMU."""
+    names = {"libvirt-qemu", "qemu"}
+    with contextlib.suppress(OSError), open(_QEMU_CONF, encoding="utf-8", errors="replace") as file:
+        names |= {found[1] for found in map(_USER.match, file) if found}
+    users = {0, os.geteuid()} | {int(name) for name in names if name.isdigit()}
+    for name in names:
+        with contextlib.suppress(KeyError):
+            users.add(pwd.getpwnam(name.lstrip("+")).pw_uid)
+    return frozenset(users)
 
 
 def _holds(pid: int, key: tuple[int, int]) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterable
 
 from .._core.errors import VirtopsError
 from .._core.ports import Clock
@@ -40,9 +41,9 @@ class Reaper:
         pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
         return tuple(sorted(pid for pid in pids if _is_ours(pid, uuid)))
 
-    def emulators(self, uuid: str) -> tuple[int, ...]:
+    def emulators(self, uuid: str, images: Iterable[str]) -> tuple[int, ...]:
         """The PIDs of the QEMU processes that run this domain, whether or not libvirt knows."""
-        return emulators(uuid)
+        return emulators(uuid, images)
 
     def reap(self, uuid: str, pid: int) -> None:
         """SIGKILL, then wait until it is gone. A number that means another process by now is left alone."""

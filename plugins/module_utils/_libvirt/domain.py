@@ -159,6 +159,17 @@ class Domain:
     def _put_journal(self, element: str | None, flags: int) -> None:
         prefix = None if element is None else JOURNAL_PREFIX
         self._domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, element, prefix, JOURNAL_URI, flags)
+        if element is None and flags & libvirt.VIR_DOMAIN_AFFECT_CONFIG:
+            self._drop_empty_metadata()
+
+    def _drop_empty_metadata(self) -> None:
+        """libvirt leaves the element where the last thing in it was removed. No call takes it out of a running domain,
+        which has it until its next start. Nothing depends on it, so a failure is none."""
+        with suppress(libvirt.libvirtError):
+            flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+            bare = xml.without_empty_metadata(self._domain.XMLDesc(flags))
+            if bare is not None:
+                self._connection.handle.defineXMLFlags(bare, 0)
 
     # SnapshotPort
 

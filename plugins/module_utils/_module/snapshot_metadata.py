@@ -16,7 +16,8 @@ from .specs import ArgumentSpec
 SPEC: ArgumentSpec = {
     "name": {"type": "str"},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-    "xml": {"type": "str"},
+    # With security_info it has the passwords of graphics; what a module is given is written to the host's log
+    "xml": {"type": "str", "no_log": True},
     "current": {"type": "bool", "default": False},
     "description": {"type": "str"},
     "new_name": {"type": "str"},

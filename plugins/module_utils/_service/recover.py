@@ -18,7 +18,7 @@ from .._core.convergence import Deadline
 from .._core.deletion import asked_by
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, CONVERT, CREATED, DELETE, KEPT, PREPARED, PULL, REVERT, JournalDisk, Operation
-from .._core.model import DomainView, Outcome
+from .._core.model import DomainView, Outcome, is_local
 from .._core.ports import Clock, DeletePort, ImagePort, ReaperPort, Watchdog
 from .._core.refusals import operation_open
 from .._core.snapshot import is_in_chain
@@ -136,7 +136,8 @@ class Recovery:
     def _refuse_lost(self, view: DomainView) -> None:
         """libvirt 9.0 that is killed while it ends a pivot leaves a status file (a <mirror> with an empty job) that it
         cannot read again: then it shows the domain as shut off, on images that its QEMU may have left since."""
-        running = () if view.active or self._reaper is None else self._reaper.emulators(view.uuid)
+        images = {layer.path for disk in view.disks + view.config_disks for layer in disk.chain if is_local(layer.path)}
+        running = () if view.active or self._reaper is None else self._reaper.emulators(view.uuid, sorted(images))
         if running:
             raise VirtopsError(
                 "guest_lost",

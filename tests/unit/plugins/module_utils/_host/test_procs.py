@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,12 +87,13 @@ def test_the_emulators_of_a_domain(tmp_path: Path) -> None:
         subprocess.Popen([program, *words, uuid], stdin=subprocess.PIPE) as ours,
         subprocess.Popen([program, *words, uuid.replace("1b", "2c")], stdin=subprocess.PIPE) as other,
         subprocess.Popen(["sh", *words, uuid], stdin=subprocess.PIPE) as another,
+        subprocess.Popen(["qemu-x", *words, uuid], executable=shutil.which("sh"), stdin=subprocess.PIPE) as named,
     ):
-        assert emulators(uuid) == (ours.pid,)
-        for process in (ours, other, another):
+        assert emulators(uuid, ()) == (ours.pid,)
+        for process in (ours, other, another, named):
             assert process.stdin is not None
             process.stdin.close()
-    assert emulators(uuid) == ()
+    assert emulators(uuid, ()) == ()
 
 
 #: The first thread ends by itself (exit(2), not exit_group(2)), and another one goes on, with all that is open.
@@ -158,3 +160,25 @@ def test_a_slot_of_one_does_not_count(half_dead: int, tmp_path: Path) -> None:
     (tmp_path / "domain-u.lock").rename(tmp_path / "copy-0.lock")
     with CopySlots(1, Clock(), lambda: str(tmp_path)).take():
         assert (tmp_path / "copy-1.lock").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_a_users_qemu_counts_where_it_has_an_image_open(tmp_path: Path) -> None:
+    """A user may run the real program with whatever words; but not open the guest's images."""
+    uuid = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
+    image, other = tmp_path / "image", tmp_path / "other"
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, image.open("w") as mine, other.open("w") as its:
+        os.chmod(folder, 0o755)
+        program = Path(folder, "qemu-system-x86_64")
+        shutil.copy(shutil.which("sh") or "", program)
+        words = [program, "-c", "read line", "-uuid", uuid]
+        with (
+            subprocess.Popen(words, stdin=subprocess.PIPE, user=65534, pass_fds=(mine.fileno(),)) as holding,
+            subprocess.Popen(words, stdin=subprocess.PIPE, user=65534, pass_fds=(its.fileno(),)) as idle,
+        ):
+            assert emulators(uuid, [str(image), str(other)]) == tuple(sorted((holding.pid, idle.pid)))
+            assert emulators(uuid, [str(image)]) == (holding.pid,)
+            assert emulators(uuid, []) == ()
+            for process in (holding, idle):
+                assert process.stdin is not None
+                process.stdin.close()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -257,7 +258,7 @@ class FakeReaper:
         self.orphans_of = dict(orphans)
         self.running = emulators
 
-    def emulators(self, uuid: str) -> tuple[int, ...]:
+    def emulators(self, uuid: str, images: Iterable[str]) -> tuple[int, ...]:
         return self.running
 
     def orphans(self, uuid: str) -> tuple[int, ...]:
