@@ -179,3 +179,10 @@ def test_healthy_fleet(broken: Broken) -> None:
     assert play.changed() == []
     assert sorted(line.partition(": ")[2] for line in play.lines()) == ["nothing to do"] * len(NAMES)
     assert {name: member.facts() for name, member in broken.members.items()} == facts
+    # A guest may be called like a host of the inventory, and gets that one's variables
+    told = "Guests with the name of a host of your inventory"
+    assert told not in play.output
+    alias = broken.members[HEALTHY].alias
+    same = broken.recover("-i", f"{alias},", "--limit", broken.hypervisor.name)
+    assert same.rc == 0, same.output
+    assert [alias in line for line in same.output.splitlines() if told in line] == [True]
