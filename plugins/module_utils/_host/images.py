@@ -20,7 +20,7 @@ import stat
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from .._core.errors import VirtopsError
@@ -183,7 +183,10 @@ class Images:
         layers = list(self.chain(_absolute(top.path), top.format))
         keys = [file_key(layer.path) for layer in layers]
         key = file_key(base.path) if base is not None else None
-        count = keys.index(key) + 1 if key in keys else len(layers)
+        count = len(layers)
+        if base is not None and key in keys:
+            count = keys.index(key) + 1
+            layers[count - 1] = replace(layers[count - 1], format=base.format)  # a header may leave it out
         with contextlib.ExitStack() as stack:
             fds = {}
             for layer in layers[:count]:
