@@ -73,8 +73,12 @@ def reach_own(folder: int, name: str, shown: str) -> int:
     there is none."""
     try:
         fd = os.open(name, _FOLDER, dir_fd=folder)
+    except FileNotFoundError:
+        raise
     except NotADirectoryError:
         raise _no_directory(name, folder, shown) from None
+    except OSError as error:
+        raise os_failure("Looking at %s" % shown, OSError(error.errno, error.strerror), "dest_unsafe") from error
     try:
         _require_own(os.fstat(fd), shown, _we(folder))
     except BaseException:

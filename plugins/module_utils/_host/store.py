@@ -284,6 +284,8 @@ class BackupStore:
                 if parent is None or (lease and _is_renewed(parent, name, lease)):
                     return
                 _remove(parent, name)
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise os_failure("Removing %s" % directory, error, "copy_failed") from error
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -230,6 +231,19 @@ def test_folders_of_others(paths: SetPaths, monkeypatch: pytest.MonkeyPatch) -> 
     # On a file system whose server decides who we are, the folder's owner is us
     monkeypatch.setattr(folders, "_is_remote", lambda device: True)
     assert STORE.manifest(paths.final) == MANIFEST
+
+
+def test_a_folder_that_we_may_not_look_into(paths: SetPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(paths.parent)
+    real = os.open
+
+    def deny(path: str, flags: int, *rest: Any, **options: Any) -> int:
+        if path == "web":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", deny)
+    assert code_of(lambda: STORE.unfinished(paths.parent)) == "permission_denied"
 
 
 def test_the_kind_of_a_file_system() -> None:
