@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -46,6 +48,17 @@ def on_other_host(scene: Scene, module: str, **options: object) -> dict[str, Any
     return play.results[-1].result
 
 
+@contextmanager
+def standing_still(scene: Scene) -> Iterator[None]:
+    """The module that works on the guest does nothing meanwhile."""
+    module = scene.module_pid()
+    scene.kill(module, "STOP")
+    try:
+        yield
+    finally:
+        scene.kill(module, "CONT")
+
+
 def snapshot(scene: Scene, **options: object) -> dict[str, Any]:
     """Put the guest on its overlays."""
     return scene.module("snapshot_external", name=SNAPSHOT, operation="live_backup", **options)
@@ -68,7 +81,8 @@ def test_two_hosts_share_a_target(scene: Scene) -> None:
     assert snapshot(scene).get("changed")
     run = scene.start_module("image_backup", snapshot=SNAPSHOT, dest=BACKUP, rate_limit=SLOW_COPY)
     scene.until_copied(4)
-    second = on_other_host(scene, "image_backup", snapshot=SNAPSHOT, dest=BACKUP)
+    with standing_still(scene):
+        second = on_other_host(scene, "image_backup", snapshot=SNAPSHOT, dest=BACKUP)
     assert second.get("error_code") == "set_under_way", second
     first = run.end().results[-1].result
     assert first.get("changed"), first
@@ -125,10 +139,12 @@ def test_another_user_in_the_target(scene: Scene) -> None:
 
     # In one without it they may rename what is root's, and put a link in its place
     hypervisor.exec(["chmod", "0777", dest])
-    running = scene.start_module("image_backup", snapshot=SNAPSHOT, dest=dest, rate_limit=12)
+    running = scene.start_module("image_backup", snapshot=SNAPSHOT, dest=dest, rate_limit=SLOW_COPY)
     partial = hypervisor.outside(f"{folder}/.{stamp}.partial")
     until("a copy under way", lambda: (partial / "vda.raw").exists(), 60)
-    hypervisor.exec([*STRANGER, f"mv {folder} {dest}/x; mkdir {folder}; ln -s {PRIVATE} {folder}/.{stamp}.partial"])
+    with standing_still(scene):
+        swap = f"mv {folder} {dest}/x; mkdir {folder}; ln -s {PRIVATE} {folder}/.{stamp}.partial"
+        hypervisor.exec([*STRANGER, swap])
     ended = running.end().results[-1].result
     assert list(hypervisor.outside(PRIVATE).iterdir()) == []
     assert ended.get("error_code") == "dest_not_private", ended
