@@ -73,6 +73,7 @@ def user() -> Iterator[User]:
     folder.chmod(0o755)
     try:
         (folder / "lab").mkdir()
+        Lab().cache.mkdir(parents=True, exist_ok=True)
         (folder / "lab" / "cache").symlink_to(Lab().cache)
         (folder / "home").mkdir()
         clone = folder / "clone"
