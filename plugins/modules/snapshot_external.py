@@ -98,6 +98,8 @@ options:
       - An existing directory for the overlays.
       - Unset, each overlay lies beside its disk's image. For a disk on a block device it must be set, or the disk's
         O(disks[].file).
+      - An overlay gets the owner, the group, the permissions and the SELinux label of its base. In a folder that others
+        than root may write to, it gets them only where the base belongs to the user that QEMU runs as.
     type: path
   reuse_external:
     description:
@@ -114,6 +116,8 @@ options:
       - Unset, the snapshot is of the disks only. A domain that is off has no memory, and is refused.
       - libvirt pauses the guest while it writes the file, for seconds per GiB. O(live) avoids that.
       - There has to be space for all of the guest's memory, although less may be written.
+      - Only root may be able to write to its folder and to those above it, because libvirt writes the file as root by
+        its name.
       - libvirt does not freeze file systems for it, and they need not be. So O(quiesce=required) is refused, and with
         O(quiesce=preferred) a warning says that there was no freeze.
     type: path
