@@ -32,7 +32,7 @@ def closed(hypervisor: Hypervisor, how: str) -> Iterator[None]:
         hypervisor.exec(["sh", "-c", end])
 
 
-@pytest.mark.parametrize("how", ["full", "read-only"])
+@pytest.mark.parametrize("how", ["full", pytest.param("read-only", marks=pytest.mark.long)])
 def test_the_merge_needs_no_space_on_run(fleet: dict[str, Member], controller: Controller, how: str) -> None:
     """The lock holds without its text, and the journal without libvirt's status file: the run ends as any other."""
     member = fleet["web1@e2e2"]
