@@ -71,7 +71,8 @@ def test_what_was_not_found_is_named(fleet: dict[str, Member], controller: Contr
 @pytest.mark.parametrize(("playbook", "target"), [("live_backup", f"{HOST}:nosuch"), ("recover", "nosuch")])
 def test_no_such_hypervisor(fleet: dict[str, Member], controller: Controller, playbook: str, target: str) -> None:
     """Not one that was asked for may be missing: nothing is begun."""
-    play = controller.run(playbook=f"virtops.libvirt.{playbook}", **{f"{playbook}_target": target})
+    wish: dict[str, Any] = {f"{playbook}_target": target}
+    play = controller.run(playbook=f"virtops.libvirt.{playbook}", **wish)
     assert play.rc != 0
     assert "The inventory has no host or group nosuch, so that nothing was looked at" in play.output
     assert [item for item in play.results if "guests_info" in item.action] == []
@@ -119,7 +120,7 @@ def test_every_variable(fleet: dict[str, Member], controller: Controller, how: s
     blank |= {"guests": "", "exclude": "", "preflight_only": ""}
     strings = {name: as_text(value) for name, value in variables("live_backup").items() if value is not None}
     strings |= {"live_backup_serial": "1", "live_backup_preflight": "yes", "live_backup_preflight_only": "no"}
-    given = {"strings": strings, "blank": blank}[how]
+    given: dict[str, Any] = {"strings": strings, "blank": blank}[how]
     sets = len(fleet[WEB].sets())
     play = controller.run(**{**given, "live_backup_dest": "/srv/backup", "target": HOST, "guests": "web1"})
     assert play.rc == 0, play.output
@@ -127,9 +128,9 @@ def test_every_variable(fleet: dict[str, Member], controller: Controller, how: s
     assert len(fleet[WEB].sets()) == sets + 1
 
     if how == "blank":
-        own = ("target", "guests", "exclude", "strategy")
-        blank = dict.fromkeys(variables("recover"), "") | {f"recover_{name}": "" for name in own}
-        play = controller.run(playbook=RECOVER, target=HOST, **blank)
+        empty: dict[str, Any] = dict.fromkeys(variables("recover"), "")
+        empty |= {f"recover_{name}": "" for name in ("target", "guests", "exclude", "strategy")}
+        play = controller.run(playbook=RECOVER, target=HOST, **empty)
         assert play.rc == 0, play.output
 
 
