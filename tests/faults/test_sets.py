@@ -21,9 +21,11 @@ SNAPSHOT = "live-backup-sets"
 #: Another hypervisor, as far as a module can see: its machine-id, and locks of its own.
 OTHER_HOST = """\
 #!/bin/sh
-mkdir -p /run/virtops.libvirt
-exec unshare --mount sh -c '
-  mount --bind /srv/machine-id /etc/machine-id && mount -t tmpfs none /run/virtops.libvirt && exec python3 "$@"' sh "$@"
+mkdir -p /run/virtops.libvirt /dev/shm/virtops.libvirt
+exec unshare --mount sh -ec '
+  mount --bind /srv/machine-id /etc/machine-id
+  mount -t tmpfs none /run/virtops.libvirt; mount -t tmpfs none /dev/shm/virtops.libvirt
+  exec python3 "$@"' sh "$@"
 """
 OTHER_UUID = "11111111-2222-4333-8444-555555555555"
 #: Another user, and a folder that only root may write to.
