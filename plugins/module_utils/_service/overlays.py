@@ -112,7 +112,7 @@ def _info(disk: PlannedDisk, images: ImagePort) -> ImageInfo:
     except VirtopsError as error:
         if error.code != "image_failed":
             raise
-        raise _unsuitable(disk, "it is not qcow2") from error
+        raise _unsuitable(disk, "it is not a qcow2 image") from error
 
 
 def _require_free(disk: PlannedDisk, view: DomainView, others: OtherImages, images: ImagePort) -> None:
