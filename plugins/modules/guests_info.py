@@ -167,7 +167,7 @@ guests:
           Such a journal counts for nothing. V(null) otherwise.
       type: str
     journal_error:
-      description: Why the journal cannot be read. V(null) where it can be.
+      description: Why the journal, or the domain's whole definition, cannot be read. V(null) where it can be.
       type: str
   sample:
     - name: web1

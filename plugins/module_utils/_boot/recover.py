@@ -31,7 +31,9 @@ from .._core import xml
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.model import DomainView
+from .._core.refusals import require_read
 from .._core.strays import is_stray_name
+from .._core.text import shown
 from .._core.xml import LXML_IMPORT_ERROR
 from .._host.boottime import boot_id, booted_at
 from .._host.clock import SystemClock
@@ -114,6 +116,7 @@ def recover_all(
             left += [view.uuid] if view.uuid in saved else []
             continue
         try:
+            require_read(view)
             if _was_interrupted(view, boot) or _has_lost_its_journal(view, host):
                 told = _recover(connection, view, timeout)
                 say("%s: %s" % (view.name, "healed: " + "; ".join(told) if told else "nothing to do"))
@@ -221,7 +224,7 @@ def _ignore_alarms() -> None:
 
 def _say(text: str) -> None:
     """One line, at once: the journal keeps them even if we are ended."""
-    sys.stdout.write(" ".join(text.split()) + "\n")
+    sys.stdout.write(shown(" ".join(text.split())) + "\n")
     sys.stdout.flush()
 
 

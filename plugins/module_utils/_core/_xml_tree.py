@@ -36,12 +36,20 @@ def parse(xml: str) -> etree._Element:
     return root
 
 
-def bad_xml(why: str) -> VirtopsError:
-    return VirtopsError(
-        "invalid_xml",
-        f"XML that describes a domain or a snapshot cannot be read: {why}",
-        "Look at it with virsh dumpxml or virsh snapshot-dumpxml",
-    )
+class BadXml(VirtopsError):
+    """`why` is the parser's word."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            "invalid_xml",
+            f"XML that describes a domain or a snapshot cannot be read: {why}",
+            "Look at it with virsh dumpxml or virsh snapshot-dumpxml",
+        )
+        self.why = why
+
+
+def bad_xml(why: str) -> BadXml:
+    return BadXml(why)
 
 
 def child_of(element: etree._Element, path: str) -> etree._Element:

@@ -247,6 +247,7 @@ class DomainView:
     `saved`: its next start goes on with memory that was saved, on the images of that moment (virsh managedsave).
     `moved`: it was migrated to another host, and this is the definition that it left here. libvirt forgets that when
     its daemon is restarted.
+    `unread` is why its definition cannot be read, "" where it was: then nothing is known of it but its name and state.
     """
 
     name: str
@@ -269,6 +270,7 @@ class DomainView:
     qemu_ids: tuple[int, int] | None = None
     saved: bool = False
     moved: bool = False
+    unread: str = ""
 
     @property
     def active(self) -> bool:
@@ -312,10 +314,14 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class OtherImages:
-    """What other domains of the host use: `known` paths, and `tips` whose chains only the images tell."""
+    """What other domains of the host use: `known` paths, and `tips` whose chains only the images tell.
+
+    `unread` is why the definition of a domain cannot be read, for each such one.
+    """
 
     known: frozenset[str]
     tips: tuple[Layer, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

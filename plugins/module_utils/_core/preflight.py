@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from .extras import is_packaged
 from .journal import Operation
-from .model import CRASHED
+from .model import CRASHED, DomainView
 from .preflight_facts import (
     AGENT,
     APPARMOR,
@@ -47,7 +47,7 @@ from .preflight_facts import (
     warning,
 )
 from .preflight_space import space_checks
-from .refusals import guest_crashed, operation_open
+from .refusals import definition_unread, guest_crashed, operation_open
 from .strays import snapshot_of
 
 #: The active commit, as virConnectGetLibVersion counts: 1.2.6. No capability tells of it.
@@ -56,10 +56,11 @@ _ACTIVE_COMMIT = 1002006
 
 def judge(guests: Sequence[GuestFacts], host: Capabilities, limits: Limits) -> dict[str, tuple[Check, ...]]:
     """Every check of every guest, by UUID. A guest is ready where none has FAILED."""
-    fresh = [guest for guest in guests if resumed(guest, limits) is None]
+    read = [guest for guest in guests if not guest.view.unread]
+    fresh = [guest for guest in read if resumed(guest, limits) is None]
     space = space_checks(fresh, limits)
-    judged = {}
-    for guest in guests:
+    judged = {guest.view.uuid: _unread(guest.view) for guest in guests if guest.view.unread}
+    for guest in read:
         operation = resumed(guest, limits)
         if operation is None:
             judged[guest.view.uuid] = _all_of(guest, host, limits, space[guest.view.uuid])
@@ -71,6 +72,11 @@ def judge(guests: Sequence[GuestFacts], host: Capabilities, limits: Limits) -> d
                 *_denied_of(guest, operation),
             )
     return judged
+
+
+def _unread(view: DomainView) -> tuple[Check, ...]:
+    """Nothing else can be said of it."""
+    return (refused(DEFINITION, definition_unread(view.name, view.uuid, view.unread), FAILED),)
 
 
 def is_ready(checks: Iterable[Check]) -> bool:

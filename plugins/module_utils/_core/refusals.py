@@ -33,6 +33,26 @@ def operation_open(domain: str, operation: Operation, lost: bool = False) -> Vir
     )
 
 
+def require_read(view: DomainView) -> None:
+    """Nothing may be done to a domain of which nothing is known."""
+    if view.unread:
+        raise definition_unread(view.name, view.uuid, view.unread)
+
+
+def definition_unread(name: str, uuid: str, why: str) -> VirtopsError:
+    """By its UUID: what makes its definition unreadable is most often a name that nobody can type."""
+    return VirtopsError(
+        "invalid_xml",
+        "%s." % unread_words(name, why),
+        "Look at it with 'virsh dumpxml %s'. If a control character in its name is the cause, shut it off and give it "
+        "another name with 'virsh domrename %s NEW'" % (uuid, uuid),
+    )
+
+
+def unread_words(name: str, why: str) -> str:
+    return "The definition of domain %s cannot be read: %s" % (name, why)
+
+
 def guest_crashed(view: DomainView) -> VirtopsError:
     """It cannot be asked for anything any more, also not to shut down."""
     return VirtopsError(

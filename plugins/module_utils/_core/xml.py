@@ -41,11 +41,13 @@ from ._xml_snapshot import (
     with_moved_images,
     with_snapshot_files,
 )
-from ._xml_tree import LXML_IMPORT_ERROR
+from ._xml_tree import LXML_IMPORT_ERROR, BadXml, bad_xml
 
 __all__ = [
     "LXML_IMPORT_ERROR",
+    "BadXml",
     "DomainXml",
+    "bad_xml",
     "build_journal",
     "build_record",
     "build_snapshot",

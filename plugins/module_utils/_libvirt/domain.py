@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid as uuid_module
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import JOURNAL_PREFIX, JOURNAL_URI
 from .._core.model import IO_ERROR, SAVING, BlockJob, Creation, Disk, DomainView, Layer, OtherImages, SnapshotRecord
+from .._core.refusals import require_read, unread_words
 from . import agent
 from .connection import Connection, EventWait
 from .errors import LIBVIRT_IMPORT_ERROR, STATES, failure, is_connection_lost, is_number, mapped
@@ -27,6 +29,9 @@ if LIBVIRT_IMPORT_ERROR is None:
 JOB_KINDS = ("unknown", "pull", "copy", "commit", "active-commit", "backup")
 #: virDomainPausedReason by number, in the words of `virsh domstate --reason`; the others do not matter here.
 PAUSED_BY = {0: SAVING, 1: "user", 2: SAVING, 5: IO_ERROR, 9: SAVING}
+
+#: What a name in XML cannot hold, or a reader of XML takes for something else.
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff]")
 
 #: virDomainShutoffReason by number.
 _MIGRATED = 4
@@ -45,7 +50,7 @@ class Domain:
     def __init__(self, connection: Connection, name: str) -> None:
         self._connection = connection
         self._domain = _lookup(connection, name)
-        self.name: str = self._domain.name()
+        self.name: str = name_of(self._domain)
         self.uuid: str = self._domain.UUIDString()
         self._events = EventWait(connection, self.uuid)
 
@@ -76,7 +81,9 @@ class Domain:
     def view(self) -> DomainView:
         """One reading; where libvirtd was restarted since the last call, over a new connection."""
         with mapped(f"Reading the domain {self.name}"):
-            return self._again(lambda domain: read_view(self._connection, domain))
+            found = self._again(lambda domain: read_view(self._connection, domain))
+        require_read(found)
+        return found
 
     def snapshot(self, name: str) -> SnapshotRecord | None:
         try:
@@ -365,16 +372,16 @@ class Domain:
         return xml.with_disk_layers(definition, layers, volume_path=self._connection.volume_path)
 
     def other_images(self) -> OtherImages:
-        known: set[str] = set()
-        tips: set[Layer] = set()
-        for live, config in self._other_definitions():
-            found = xml.images(live, config, self._connection.volume_path)
-            known |= found.known
-            tips |= set(found.tips)
-        return OtherImages(frozenset(known), tuple(sorted(tips, key=lambda layer: layer.path)))
+        found = tuple(self._images_of_others())
+        tips = {layer for one in found for layer in one.tips}
+        return OtherImages(
+            frozenset(path for one in found for path in one.known),
+            tuple(sorted(tips, key=lambda layer: layer.path)),
+            tuple(why for one in found for why in one.unread),
+        )
 
-    def _other_definitions(self) -> Iterator[tuple[str, str | None]]:
-        """Live and persistent XML of each other domain; one that is undefined meanwhile is left out."""
+    def _images_of_others(self) -> Iterator[OtherImages]:
+        """By the live and persistent XML of each other domain; one that is undefined meanwhile is left out."""
         doing = "Reading the definitions of the host's other domains"
         with mapped(doing):
             domains = self._again(lambda _domain: self._connection.handle.listAllDomains())
@@ -382,7 +389,9 @@ class Domain:
             if domain.UUIDString() == self.uuid:
                 continue
             try:
-                yield definitions(domain)
+                yield xml.images(*definitions(domain), self._connection.volume_path)
+            except xml.BadXml as error:
+                yield OtherImages(frozenset(), (), (unread_words(name_of(domain), error.why),))
             except libvirt.libvirtError as problem:
                 if not is_number(problem, "VIR_ERR_NO_DOMAIN"):
                     raise failure(problem, doing) from problem
@@ -427,15 +436,34 @@ def _is_uuid(name: str) -> bool:
 
 def definitions(domain: Any) -> tuple[str, str | None]:
     """virDomainGetXMLDesc, live and INACTIVE; the latter is None of a transient domain."""
-    live = domain.XMLDesc(0)
-    config = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else None
+    try:
+        live = domain.XMLDesc(0)
+        config = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else None
+    except UnicodeDecodeError as problem:
+        raise xml.bad_xml("it is not UTF-8") from problem
     return live, config
 
 
+def name_of(domain: Any) -> str:
+    """virDomainGetName; libvirt's binding gives no name that is not UTF-8."""
+    try:
+        return str(domain.name())
+    except UnicodeDecodeError:
+        return str(domain.UUIDString())
+
+
 def read_view(connection: Connection, domain: Any, jobs: bool = True) -> DomainView:
-    """Read a domain; libvirt errors are the caller's to map."""
-    live, config = definitions(domain)
-    parsed = xml.parse_domain(live, config, connection.volume_path)
+    """Read a domain; libvirt errors are the caller's to map. One whose definition cannot be read has `unread`.
+
+    libvirt lets a domain be renamed to what XML cannot hold, and then writes that as it is, or leaves it out.
+    """
+    try:
+        live, config = definitions(domain)
+        parsed = xml.parse_domain(live, config, connection.volume_path)
+        if _NOT_IN_XML.search(name_of(domain)):
+            raise xml.bad_xml("the name of the domain has a control character in it")
+    except xml.BadXml as error:
+        return _unread(domain, error.why)
     persistent = config is not None
     number, reason = domain.state()
     state = STATES[number]
@@ -466,6 +494,11 @@ def read_view(connection: Connection, domain: Any, jobs: bool = True) -> DomainV
     if not jobs:
         return view
     return replace(view, disks=tuple(_with_job(domain, disk) for disk in view.disks))
+
+
+def _unread(domain: Any, why: str) -> DomainView:
+    state = STATES[domain.state()[0]]
+    return DomainView(name_of(domain), domain.UUIDString(), state, bool(domain.isPersistent()), (), (), unread=why)
 
 
 def _with_job(domain: Any, disk: Disk) -> Disk:

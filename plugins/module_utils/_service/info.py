@@ -15,6 +15,7 @@ from .._core.errors import VirtopsError
 from .._core.journal import Journal, Operation
 from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome
 from .._core.ports import BlockInfoPort, ImagePort
+from .._core.refusals import require_read
 from .observe import FileSet, observe
 from .strays import GuestRecords, lost_files, lost_operations, with_bases
 
@@ -54,9 +55,10 @@ def _matches(view: DomainView, patterns: Iterable[str]) -> bool:
 
 
 def _guest(view: DomainView, views: Sequence[DomainView], records: GuestRecords, images: ImagePort) -> dict[str, Any]:
-    """One guest's unreadable journal must not hide the others: it is told beside."""
+    """One guest's unreadable journal or definition must not hide the others: it is told beside."""
     journal, unreadable = Journal(), None
     try:
+        require_read(view)
         journal = xml.parse_journal(view.journal_xml)
     except VirtopsError as error:
         unreadable = str(error)

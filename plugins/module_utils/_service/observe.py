@@ -108,6 +108,7 @@ def every_image(others: OtherImages, images: ImagePort) -> OtherFiles:
         paths, end = chain_of_another(tip, images)
         found.update(paths)
         unseen += [] if end is None else [end]
+    unseen += [Unseen("", why, None) for why in others.unread]
     return OtherFiles(found, unseen, images)
 
 

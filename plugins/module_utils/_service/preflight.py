@@ -130,6 +130,8 @@ class Preflight:
 
     def _guest(self, view: DomainView, host: Capabilities, owners: _Owners) -> GuestFacts:
         """All but its agent. Of one that will be resumed, and of one that is not wanted, little is looked at."""
+        if view.unread:
+            return GuestFacts(view)
         facts = self._with_journal(GuestFacts(view))
         try:
             require_here(view, self._images)
@@ -182,7 +184,8 @@ class Preflight:
         limits, snapshot = self._wish.limits, self._wish.snapshot
         if limits.quiesce == "never":
             return guests
-        asked = [guest.view for guest in guests if guest.view.active and resumed(guest, limits) is None]
+        fresh = [guest.view for guest in guests if not guest.view.unread and resumed(guest, limits) is None]
+        asked = [view for view in fresh if view.active]
         silent = {view.uuid: guest_paused(view) for view in asked if view.state != "running"}
         running = [view for view in asked if view.state == "running"]
         deaf = {**silent, **self._host.deaf_agents(running, snapshot.ping_timeout)}
@@ -197,6 +200,8 @@ class Preflight:
         """Which domains have a file in a chain, by the file itself: it may have several names."""
         owners: _Owners = {}
         for view in views:
+            if view.unread:
+                self._unseen[view.uuid] = (view.name, "its definition cannot be read (%s)" % view.unread)
             for path in self._images_of(view):
                 key = _file(path, self._images)
                 if key is not None:

@@ -277,3 +277,22 @@ def test_the_time_of_the_boot() -> None:
     assert re.fullmatch(r"20\d{6}T\d{6}Z", found)
     assert found <= time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     assert os.stat("/proc/1").st_ctime <= time.time()
+
+
+def test_a_guest_whose_definition_cannot_be_read_is_named_and_hides_no_other(
+    connection: Connection, define: Define, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define("a", "prepared")
+    define("odd", "prepared")
+    whole = libvirt.virDomain.XMLDesc
+    monkeypatch.setattr(
+        libvirt.virDomain, "XMLDesc", lambda domain, flags=0: whole(domain, flags).replace("<name>odd", "<name>\x1b")
+    )
+    code, said = run(connection)
+    assert (code, said["a"]) == (1, "healed: remove operation s1 from the journal")
+    assert said["odd"].startswith("NEEDS A HUMAN (invalid_xml): The definition of domain odd cannot be read: ")
+
+
+def test_no_name_moves_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    recover._say("odd\x1b[31m:\nnothing  to do")
+    assert capsys.readouterr().out == "odd\\x1b[31m: nothing to do\n"

@@ -16,6 +16,7 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt import agent, host
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.host import Host
 
 from .conftest import AGENT, libvirt
@@ -105,3 +106,33 @@ def test_a_domain_that_goes_away_meanwhile_is_its_own_matter(connection: Connect
     domain.destroy()
     domain.undefine()
     assert asked.deaf_agents([view], 1)[view.uuid].code == "no_such_domain"
+
+
+@pytest.mark.parametrize(
+    ("methods", "sign"), [(("XMLDesc",), "\x1b"), (("name",), "\x1b"), (("XMLDesc", "name"), "\udcff")]
+)
+def test_a_domain_whose_name_xml_cannot_hold(
+    connection: Connection, define: Define, monkeypatch: pytest.MonkeyPatch, methods: tuple[str, ...], sign: str
+) -> None:
+    """libvirt 9.0 renames a domain to anything, and its binding gives no text that is not UTF-8."""
+
+    def odd(whole: Callable[..., str]) -> Callable[..., str]:
+        def told(*given: Any) -> str:
+            return whole(*given).replace("nameless", "name" + sign).encode("utf-8", "surrogateescape").decode("utf-8")
+
+        return told
+
+    for name in ("fine", "nameless"):
+        define(name)
+    for method in methods:
+        monkeypatch.setattr(libvirt.virDomain, method, odd(getattr(libvirt.virDomain, method)))
+    views = {view.uuid: view for view in Host(connection).domains()}
+    domain = connection.handle.lookupByName("nameless")
+    found = views.pop(domain.UUIDString())
+    assert (found.state, found.disks, bool(found.unread)) == ("running", (), True)
+    assert not any(view.unread for view in views.values())
+    with pytest.raises(VirtopsError, match=f"cannot be read.*virsh domrename {found.uuid} NEW") as refusal:
+        Domain(connection, "nameless").view()
+    assert refusal.value.code == "invalid_xml"
+    others = Domain(connection, "fine").other_images()
+    assert len(others.unread) == ("XMLDesc" in methods)

@@ -340,3 +340,10 @@ def test_a_journal_that_cannot_be_read_is_a_failure() -> None:
     with pytest.raises(VirtopsError) as caught:
         journal_info.journal(domain, images, clock, FakeWatchdog())
     assert caught.value.code == "journal_unreadable"
+
+
+def test_a_definition_that_cannot_be_read_is_told_beside() -> None:
+    odd = DomainView("odd", "u", "running", True, (), (), unread="PCDATA invalid Char value 27")
+    (guest,) = info.guests([odd], ["*"], [], [], no_records, IMAGES).values["guests"]  # type: ignore[misc,attr-defined]
+    assert guest["name"] == "odd"
+    assert "PCDATA" in guest["journal_error"]

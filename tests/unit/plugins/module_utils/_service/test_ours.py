@@ -11,10 +11,12 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import JournalDisk
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
+    OtherImages,
     Signature,
     SnapshotDisk,
     SnapshotRecord,
 )
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.observe import every_image
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.ours import Ours, kept_words
 
 from .fakes import FakeImages, running_guest
@@ -106,3 +108,9 @@ def test_words() -> None:
     assert kept_words("/x", "it is new") == (
         "/x was kept: the journal names it, and it is new. Look at it before you delete it."
     )
+
+
+def test_a_neighbour_whose_definition_cannot_be_read_may_stand_on_anything() -> None:
+    others = every_image(OtherImages(frozenset(), (), ("The definition of domain odd cannot be read",)), FakeImages({}))
+    assert "/img/o.qcow2" not in others
+    assert "odd cannot be read" in str(others.claims("/img/o.qcow2", made=1))

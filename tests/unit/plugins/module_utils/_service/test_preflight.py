@@ -303,3 +303,14 @@ def test_what_is_wrong_with_the_host_is_no_guests_fault(lab: Lab, code: str) -> 
     with pytest.raises(VirtopsError) as caught:
         lab.run()
     assert caught.value.code == code
+
+
+def test_a_domain_whose_definition_cannot_be_read_hides_no_other(lab: Lab) -> None:
+    lab.host.add("web")
+    lab.host.views.append(DomainView("odd", "u-odd", "running", True, (), (), unread="PCDATA invalid Char value 27"))
+    told = lab.run()
+    web, odd = sorted(told["guests"], key=lambda guest: str(guest["name"]), reverse=True)
+    assert (web["ready"], odd["ready"]) == (True, False)
+    assert [check["error_code"] for check in web["checks"] if check["status"] != "ok"] == ["neighbour_unseen"]
+    assert [(check["check"], check["error_code"]) for check in odd["checks"]] == [("definition", "invalid_xml")]
+    assert odd["checks"][0]["message"] == "The definition of domain odd cannot be read: PCDATA invalid Char value 27"
