@@ -18,12 +18,16 @@ author: virtops.libvirt contributors (@virtops)
 description:
   - Compares numbers with the bounds that the modules of this collection have for their options. The roles do so
     first, as a module that runs later would refuse the number only after the snapshot was taken.
-positional: _input
+positional: _input, prefix
 options:
   _input:
     description: The values, by the names of the modules' options. Other names are ignored. A number may be a string.
     type: dict
     required: true
+  prefix:
+    description: What the names of the role's variables begin with, so that the variable is named and not the option.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -32,7 +36,7 @@ EXAMPLES = r"""
     that: not problem
     fail_msg: "{{ problem }}"
   vars:
-    problem: "{{ {'bandwidth': my_bandwidth} | virtops.libvirt.out_of_bounds }}"
+    problem: "{{ {'bandwidth': my_bandwidth} | virtops.libvirt.out_of_bounds('my_') }}"
 """
 
 RETURN = r"""
@@ -42,12 +46,12 @@ _value:
 """
 
 
-def out_of_bounds(values: Mapping[str, Any]) -> str:
+def out_of_bounds(values: Mapping[str, Any], prefix: str = "") -> str:
     """What the modules would say of the first of these numbers that they refuse."""
     try:
         require_in_bounds("", {name: int(value) for name, value in values.items() if name in BOUNDS})
     except VirtopsError as error:
-        return str(error)
+        return prefix + str(error)  # which begins with the option's name
     return ""
 
 

@@ -26,3 +26,9 @@ from ansible_collections.virtops.libvirt.plugins.filter.out_of_bounds import out
 def test_out_of_bounds(values: dict[str, Any], said: str) -> None:
     """Strings are numbers too, and what is no numeric option is no business of the bounds."""
     assert out_of_bounds(values) == said
+
+
+def test_the_variable_is_named() -> None:
+    """The user gave the role's variable, not the module's option."""
+    assert out_of_bounds({"timeout": -5}, "my_") == "my_timeout is -5. Give a number of 0 or more."
+    assert out_of_bounds({"timeout": 5}, "my_") == ""

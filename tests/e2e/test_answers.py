@@ -1,0 +1,157 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the playbook live_backup makes of the modules' answers. The modules here only answer, and note who asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+TREE = Path(__file__).resolve().parents[2]
+HOST = "hv1"
+MODULE = """#!/usr/bin/python
+# WANT_JSON
+import json, sys
+with open({folder!r} + "/asked", "a") as asked:
+    asked.write({name!r} + "\\n")
+with open(sys.argv[1]) as given:
+    wanted = json.load(given).get("guests")
+with open({folder!r} + "/answers.json") as answers:
+    answer = json.load(answers)[{name!r}]
+if {name!r} == "preflight_info" and "guests" in answer:
+    answer["guests"] = [guest for guest in answer["guests"] if guest["uuid"] in wanted]
+print(json.dumps(answer))
+"""
+EFFECTS = ("snapshot_external", "image_backup", "block_commit", "recover")
+SET = {"path": "/srv/backup/1", "consistency": "filesystem", "disks": [{"allocated": 1}]}
+
+
+def guest(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
+    """A guest as guests_info tells of it."""
+    return {"name": name, "uuid": f"uuid-of-{name}", "state": state, "patterns": ["*"], "journal": [], **more}
+
+
+def looked(name: str, *checks: tuple[str, str]) -> dict[str, Any]:
+    """A guest as preflight_info tells of it, by each check's status and message."""
+    told = [
+        {"check": "jobs", "status": status, "disk": None, "message": message, "remedy": "Wait", "error_code": "x"}
+        for status, message in checks
+    ]
+    ready = all(status != "failed" for status, _ in checks)
+    return {"name": name, "uuid": f"uuid-of-{name}", "state": "running", "ready": ready, "checks": told}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A playbook that has ended."""
+
+    rc: int
+    output: str
+    asked: list[str]
+
+    @property
+    def effects(self) -> list[str]:
+        """Return the modules that were asked and do more than look."""
+        return [name for name in self.asked if name in EFFECTS]
+
+
+Run = Callable[..., Said]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run the playbook on guests that exist in the answers alone."""
+    folder = tmp_path / "ansible_collections" / "virtops" / "libvirt"
+    modules = folder / "plugins" / "modules"
+    modules.mkdir(parents=True)
+    for name in ("roles", "meta", "playbooks", "galaxy.yml", "plugins/filter", "plugins/module_utils"):
+        (folder / name).symlink_to(TREE / name)
+    for name in ("guests_info", "preflight_info", *EFFECTS):
+        (modules / f"{name}.py").write_text(MODULE.format(folder=str(tmp_path), name=name), encoding="utf-8")
+
+    def play(
+        guests: list[dict[str, Any]],
+        looks: list[dict[str, Any]] | None = None,
+        playbook: str = "live_backup",
+        **variables: Any,
+    ) -> Said:
+        answers = {
+            "guests_info": {"guests": guests, "unmatched": []},
+            "preflight_info": {"guests": looks or [looked(one["name"]) for one in guests]},
+            "snapshot_external": {"changed": True, "snapshot": {"name": "s"}},
+            "image_backup": {"changed": True, "backup": SET},
+            "block_commit": {"changed": True},
+            "recover": {"changed": True, "actions": [], "operations": [], "backup": None},
+        }
+        (tmp_path / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
+        (tmp_path / "asked").write_text("", encoding="utf-8")
+        given = {"ansible_python_interpreter": sys.executable, "live_backup_dest": "/srv/backup", **variables}
+        (tmp_path / "given.yml").write_text(yaml.safe_dump({"target": HOST, **given}), encoding="utf-8")
+        env = {
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(tmp_path),
+            "ANSIBLE_LOCALHOST_WARNING": "false",
+            "ANSIBLE_STDOUT_CALLBACK": "default",
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml",
+        }
+        command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", f"{HOST},", "-c", "local"]
+        ran = subprocess.run(
+            [*command, "-e", f"@{tmp_path}/given.yml", f"virtops.libvirt.{playbook}"],
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        asked = (tmp_path / "asked").read_text(encoding="utf-8").split()
+        output = " ".join(ran.stdout.split())
+        return Said(ran.returncode, output, asked)
+
+    return play
+
+
+def test_a_guest_that_is_not_ready_stops_no_other(run: Run) -> None:
+    """It comes first by its name, and is not the one that stands for its hypervisor."""
+    names = ("abc", "odd", "web")
+    for bad in names[:2]:
+        looks = [looked(name, *[("failed", "A job is running")] * (name == bad)) for name in names]
+        said = run([guest(name) for name in names], looks)
+        assert said.rc != 0
+        assert f"{bad}@{HOST}: FAILED. The preflight found, and nothing was touched: A job is running." in said.output
+        for name in set(names) - {bad}:
+            assert f"{name}@{HOST}: backed up to /srv/backup/1" in said.output
+        assert "The preflight failed" not in said.output
+        assert said.effects.count("snapshot_external") == len(names) - 1
+
+
+@pytest.mark.parametrize(("name", "value", "least"), [("timeout", "-5", 0), ("parallel", 0, 1)])
+def test_a_number_out_of_its_bounds(run: Run, name: str, value: object, least: int) -> None:
+    """The preflight names it, so that nothing is begun and nobody is told to be ready."""
+    words = f"live_backup_{name} is {value}. Give a number of {least} or more."
+    said = run([guest("web"), guest("abc")], preflight_only=name == "timeout", **{f"live_backup_{name}": value})
+    assert said.rc != 0
+    if name == "timeout":
+        assert f"web@{HOST}: NOT READY. The preflight failed: {words}" in said.output
+    else:
+        assert f"web@{HOST}: FAILED. The preflight failed, and nothing was touched: {words}" in said.output
+    assert ": ready" not in said.output
+    assert said.asked == ["guests_info"]
+
+
+def test_no_destination(run: Run) -> None:
+    """It is not called one that is no absolute path."""
+    said = run([guest("web")], live_backup_dest=" ")
+    assert said.rc != 0
+    assert "and nothing was touched: live_backup_dest was not given. Name the directory" in said.output
+    assert said.asked == ["guests_info"]
