@@ -155,3 +155,23 @@ def test_no_destination(run: Run) -> None:
     assert said.rc != 0
     assert "and nothing was touched: live_backup_dest was not given. Name the directory" in said.output
     assert said.asked == ["guests_info"]
+
+
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [("preflight_only", "maybe"), ("live_backup_preflight", "fasle"), ("live_backup_allow_none", "2")],
+)
+def test_a_switch_that_is_no_boolean(run: Run, given: str, value: object) -> None:
+    """It is refused with its name, and not taken for false: a look would be a backup."""
+    said = run([guest("web")], **{given: value})
+    assert said.rc != 0
+    assert f"{given} is '{value}', which is neither true nor false" in said.output
+    assert said.asked == []
+
+
+def test_a_role_s_switch_that_is_no_boolean(run: Run) -> None:
+    """The preflight tells it, by its name."""
+    said = run([guest("web")], live_backup_verify="maybe")
+    assert said.rc != 0
+    assert "live_backup_verify" in said.output
+    assert said.asked == ["guests_info"]

@@ -80,4 +80,7 @@ def test_playbooks_read_each_variable_with_the_filter(playbook: str) -> None:
     names = {name for name, _unused, _also in read}
     assert {f"{playbook}_{name}" for name in ("target", "guests", "exclude", "uri", "strategy")} <= names
     assert {"target", "guests", "exclude"} <= names
-    assert {(default, then) for _unused, default, then in read} == {("default('')", "virtops.libvirt.given")}
+    # The end of what is given to `given`, too
+    assert {default for _unused, default, _also in read} <= {"default('')", "default(''))"}
+    assert {then for *_unused, then in read} <= {"virtops.libvirt.given", "virtops.libvirt.switch"}
+    assert not re.search(r"\| bool\b", text), "it takes a misspelt word for false"
