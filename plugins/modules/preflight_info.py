@@ -17,7 +17,8 @@ description:
   - What the other modules refuse is found by the same code as theirs, and has the same
     RV(guests[].checks[].error_code).
   - A guest whose own backup was interrupted is ready, with a warning, as the next run finishes that one first. It is
-    told in whatever state the guest is, and nothing else is looked at.
+    told in whatever state the guest is, and nothing else is looked at. It is not ready while no run can finish that
+    one, for example as its memory is saved (C(virsh managedsave)).
 notes:
   - The guests are read over a read-only connection. libvirt asks guest agents over no such connection, and neither
     does it tell there what an emulator can do. So where agents are to be asked, or a guest has checkpoints, one that

@@ -65,12 +65,7 @@ def judge(guests: Sequence[GuestFacts], host: Capabilities, limits: Limits) -> d
         if operation is None:
             judged[guest.view.uuid] = _all_of(guest, host, limits, space[guest.view.uuid])
         else:
-            judged[guest.view.uuid] = (
-                _will_be_resumed(operation),
-                *(refused(STATE, found.error, FAILED) for found in guest.refusals if found.check == STATE),
-                *_state(guest),
-                *_denied_of(guest, operation),
-            )
+            judged[guest.view.uuid] = (*_resumed(guest, operation), *_state(guest), *_denied_of(guest, operation))
     return judged
 
 
@@ -140,13 +135,23 @@ _OF_DISKS = frozenset({DISKS, IMAGES, CHAIN, OVERLAY_SPACE, BASE_GROWTH, TARGET,
 # Each thing that is looked at
 
 
-def _will_be_resumed(operation: Operation) -> Check:
-    return warning(
-        JOURNAL,
-        "operation_open",
-        "Operation %r (begun %s, phase %s) was interrupted: the run finishes it first, so nothing else was looked at"
-        % (operation.name, operation.started, operation.phase),
-        "Run the play; virtops.libvirt.journal_info tells what will be done",
+def _resumed(guest: GuestFacts, operation: Operation) -> tuple[Check, ...]:
+    """The run finishes it, unless the guest is in a state that keeps every run from it."""
+    stopped = tuple(refused(STATE, found.error, FAILED) for found in guest.refusals if found.check == STATE)
+    if stopped:
+        return stopped
+    name, overlays = guest.view.name, {disk.overlay for disk in operation.disks}
+    on = [disk.target for disk in guest.view.disks if disk.active is not None and disk.active.path in overlays]
+    stands = "still runs on" if guest.view.active else "is still on"
+    where = ", and %s %s its overlay" % (name, stands) if on else ""
+    return (
+        warning(
+            JOURNAL,
+            "operation_open",
+            "An earlier backup of %s (%s, begun %s) was interrupted%s. The next backup run finishes it before it does "
+            "anything else; until then nothing else is checked" % (name, operation.name, operation.started, where),
+            "Run the play; virtops.libvirt.journal_info tells what will be done",
+        ),
     )
 
 

@@ -244,6 +244,32 @@ def test_an_interrupted_backup_is_never_in_the_way_of_its_own_recovery(state: st
     assert found(guest, limits=replace(LIMITS, quiesce="required")) == [("journal", WARNING, "operation_open")]
 
 
+@pytest.mark.parametrize(
+    ("state", "path", "where"),
+    [
+        ("running", "/img/o.qcow2", ", and web still runs on its overlay."),
+        ("shut off", "/img/o.qcow2", ", and web is still on its overlay."),
+        ("running", "/img/a.qcow2", "."),
+    ],
+)
+def test_what_is_said_of_an_interrupted_backup(state: str, path: str, where: str) -> None:
+    """Whether it still stands on the overlay is told as it is."""
+    disks = (replace(DISK, chain=(Layer(path, "qcow2"),)),)
+    guest = replace(GUEST, view=replace(VIEW, name="web", state=state, disks=disks), journal=operation("live_backup"))
+    (told,) = [check for check in checks(guest) if check.status != OK]
+    assert told.message == (
+        "An earlier backup of web (s, begun now) was interrupted%s The next backup run finishes it before it does "
+        "anything else; until then nothing else is checked" % where
+    )
+
+
+def test_an_interrupted_backup_that_no_run_can_finish_now() -> None:
+    """Its cause is told, and not that the run would finish it."""
+    saved = VirtopsError("memory_saved", "Its memory is saved.", "Start it")
+    guest = replace(GUEST, journal=operation("live_backup"), refusals=(Refusal("state", saved),))
+    assert found(guest) == [("state", FAILED, "memory_saved")]
+
+
 def test_it_was_restarted_on_its_overlays_under_apparmor() -> None:
     guest = replace(GUEST, journal=operation("live_backup"), denied=frozenset({"/img/a.qcow2"}))
     assert found(guest) == [("journal", WARNING, "operation_open"), ("apparmor", WARNING, "apparmor_denied")]
