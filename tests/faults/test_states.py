@@ -92,7 +92,7 @@ def test_saved_guest_is_left_alone_until_it_was_started(scene: Scene) -> None:
     ) == [*["memory_saved"] * 5, "operation_open"]
     play = scene.run()
     assert play.rc != 0, play.output
-    assert f"Start it ('virsh start {name}')" in play.report()[scene.member.alias]
+    assert f"Start it (virsh start {name})" in play.report()[scene.member.alias]
     assert set(scene.overlays()) == {"vda", "vdb"}
     assert (scene.member.noted(), sha256_of(scene.hypervisor, memory)) == (["created"], digest)
 

@@ -12,6 +12,7 @@ from ._xml_tree import local_children, parse, serialize, set_attribute
 from .errors import VirtopsError
 from .journal import JOURNAL_URI, Journal, JournalDisk, Operation, Reverted
 from .model import FileIdentity, Hold
+from .text import command
 
 with suppress(ImportError):  # _xml_tree.LXML_IMPORT_ERROR tells
     from lxml import etree
@@ -163,5 +164,6 @@ def _journal_unreadable(why: str) -> VirtopsError:
         "journal_unreadable",
         f"The journal of virtops.libvirt in the domain's metadata cannot be read: {why}",
         "Finish the operation with the release of the collection that wrote it; or, when you know that none is "
-        f"under way, remove it: virsh metadata DOMAIN --uri {JOURNAL_URI} --live --config --remove",
+        "under way, remove it: "
+        + command("virsh", "metadata", "DOMAIN", "--uri", JOURNAL_URI, "--live", "--config", "--remove"),
     )

@@ -114,7 +114,7 @@ def require_space(orders: tuple[CopyOrder, ...], free: int, dest: str) -> None:
     if needed > free:
         raise VirtopsError(
             "no_space",
-            "The backup may take %d MiB, and %s has %d MiB free" % (mib(needed), dest, mib(free)),
+            "The backup may take %d MiB, and %s has %d MiB free" % (mib(needed), dest, free >> 20),
             "Make space there, or choose another dest",
         )
 

@@ -17,6 +17,7 @@ from .journal import CREATED, PREPARED, REVERT, Journal, JournalDisk, Operation
 from .model import Disk, DomainView, FileIdentity, Layer, SnapshotRecord
 from .revert import journal_after
 from .snapshot import overlay_path, why_not_snapshotable
+from .text import command
 
 #: How long after a snapshot's time its image may have been written last: QEMU closes it then.
 _GRACE_SECONDS = 60
@@ -160,8 +161,9 @@ def _changed(record: SnapshotRecord, target: str, layer: Layer, why: str) -> Vir
         "The image %s of disk %s is not what it was at snapshot %r (%s): after a merge into it, its state of that "
         "moment is gone." % (layer.path, target, record.name, why),
         "Delete neither the record nor the image before you know what changed it. If that was no write, as a copy to "
-        "another storage, its state is good: put an overlay of your own on it ('qemu-img create -f qcow2 -F %s -b %s "
-        "NEW') and name that in 'virsh edit' while the domain is off" % (layer.format, layer.path),
+        "another storage, its state is good: put an overlay of your own on it (%s), and name that in 'virsh edit' "
+        "while the domain is off"
+        % command("qemu-img", "create", "-f", "qcow2", "-F", layer.format, "-b", layer.path, "NEW"),
     )
 
 

@@ -16,11 +16,11 @@ A merge in a running guest is QEMU's own, with the images, keys and rights that 
 from __future__ import annotations
 
 import enum
-import shlex
 from dataclasses import dataclass
 
 from .errors import VirtopsError
 from .model import DomainView, ImageInfo, Layer, is_local
+from .text import command
 
 
 class Use(enum.Enum):
@@ -170,7 +170,7 @@ def _beside(path: str, layer: Layer, place: Place) -> VirtopsError:
         % (place.of(layer.path), path),
         "If that file is this disk's, start the domain and run the task again. Or make one image of both (%s), and "
         "name that one in the definition (virsh edit)"
-        % _command("qemu-img", "convert", "-f", layer.format, "-O", "qcow2", layer.path, "NEW.qcow2"),
+        % command("qemu-img", "convert", "-f", layer.format, "-O", "qcow2", layer.path, "NEW.qcow2"),
     )
 
 
@@ -231,8 +231,4 @@ def _unclear(info: ImageInfo, told: str | None, layer: Layer, place: Place) -> V
 
 
 def _rebase(layer: Layer, base: str, base_format: str) -> str:
-    return _command("qemu-img", "rebase", "-u", "-f", layer.format, "-F", base_format, "-b", base, layer.path)
-
-
-def _command(*words: str) -> str:
-    return " ".join(shlex.quote(word) for word in words)
+    return command("qemu-img", "rebase", "-u", "-f", layer.format, "-F", base_format, "-b", base, layer.path)

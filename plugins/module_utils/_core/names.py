@@ -22,8 +22,8 @@ _JOBS_SINCE = 10_009_000
 def check_record_name(name: str, kept: bool = True) -> None:
     """Refuse what libvirt's QEMU driver can keep no record by; where none is `kept`, what names no snapshot at all."""
     size = len(name.encode("utf-8", "surrogateescape"))
-    if not name:
-        why = "it is empty"
+    if not name.strip():
+        why = "it is blank" if name else "it is empty"
     elif "/" in name:
         why = "it has a slash in it"
     elif kept and name.startswith("."):

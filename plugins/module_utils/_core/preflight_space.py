@@ -95,7 +95,7 @@ def _target(guest: GuestFacts, copies: dict[int, int]) -> Iterator[Check]:
             TARGET,
             "no_space",
             "The backup may take %d MiB%s, and %s has %d MiB free, of which those of the guests before it may take %d "
-            "MiB" % (mib(needs), _unsure_words(guest), where.path, mib(free), mib(taken)),
+            "MiB" % (mib(needs), _unsure_words(guest), where.path, free >> 20, mib(taken)),
             "Make space there, or back up fewer guests at a time (guests, exclude)",
         )
         yield replace(check, status=WARNING if unsure else FAILED)
@@ -121,7 +121,7 @@ def _overlays(guest: GuestFacts, limits: Limits, copies: dict[int, int], overlay
                 OVERLAY_SPACE,
                 "no_space",
                 "%s has %d MiB free, and %d MiB are to be there for what the guest writes during the backup "
-                "(overlay_reserve)" % (where.path, mib(where.free), mib(own[where.device])),
+                "(overlay_reserve)" % (where.path, where.free >> 20, mib(own[where.device])),
                 "Make space there, set overlay_dir to another file system, or lower overlay_reserve",
                 disk.target,
             )
@@ -134,7 +134,7 @@ def _overlays(guest: GuestFacts, limits: Limits, copies: dict[int, int], overlay
                 OVERLAY_SPACE,
                 "no_space",
                 "%s has %d MiB free, and the copies and overlays of this guest and those before it may need %d MiB"
-                % (where.path, mib(where.free), mib(together)),
+                % (where.path, where.free >> 20, mib(together)),
                 "Make space there, or back up fewer guests at a time (forks, guests)",
             )
 
@@ -173,6 +173,6 @@ def _growth_words(disk: DiskFacts, growth: int, needed: int, free: int) -> tuple
     beside = "" if needed == growth else ", %d MiB with the overlay beside it" % mib(needed)
     return (
         "The merge may make the thin image %s grow by %d MiB%s, and its file system has %d MiB free"
-        % (disk.base.path, mib(growth), beside, mib(free)),
+        % (disk.base.path, mib(growth), beside, free >> 20),
         "Make space there, or lower overlay_reserve if the guest writes less than that during a backup",
     )

@@ -11,6 +11,7 @@ import os
 from .errors import VirtopsError
 from .journal import RESERVED, Journal, Operation
 from .model import CRASHED, Disk, DomainView
+from .text import command
 
 
 def operation_open(domain: str, operation: Operation, lost: bool = False) -> VirtopsError:
@@ -44,8 +45,8 @@ def definition_unread(name: str, uuid: str, why: str) -> VirtopsError:
     return VirtopsError(
         "invalid_xml",
         "%s." % unread_words(name, why),
-        "Look at it with 'virsh dumpxml %s'. If a control character in its name is the cause, shut it off and give it "
-        "another name with 'virsh domrename %s NEW'" % (uuid, uuid),
+        "Look at it (%s). If a control character in its name is the cause, shut it off and give it another name (%s)"
+        % (command("virsh", "dumpxml", uuid), command("virsh", "domrename", uuid, "NEW")),
     )
 
 
@@ -58,8 +59,8 @@ def guest_crashed(view: DomainView) -> VirtopsError:
     return VirtopsError(
         "guest_crashed",
         "Domain %s has crashed, and its QEMU is kept (on_crash)." % view.name,
-        "End it with 'virsh destroy %s', which loses no more than a power loss would, then run the task again"
-        % view.name,
+        "End it (%s), which loses no more than a power loss would, then run the task again"
+        % command("virsh", "destroy", view.name),
     )
 
 
@@ -92,7 +93,7 @@ def refuse_away(view: DomainView, remedy: str | None = None) -> None:
             "memory_saved",
             "The memory of domain %s is saved (virsh managedsave), and goes on only on the images that it was saved "
             "with." % view.name,
-            remedy or "Start it ('virsh start %s'), then run the task or the play again" % view.name,
+            remedy or "Start it (%s), then run the task or the play again" % command("virsh", "start", view.name),
         )
 
 
@@ -101,8 +102,8 @@ def guest_moved(view: DomainView, why: str) -> VirtopsError:
     return VirtopsError(
         "guest_moved",
         "Domain %s %s, so what this host still has of it is old." % (view.name, why),
-        "Run this at the host where the guest is now. If it is not to come back, remove its definition here ('virsh "
-        "undefine %s'), but no image" % view.name,
+        "Run this at the host where the guest is now. If it is not to come back, remove its definition here "
+        "(%s), but no image" % command("virsh", "undefine", view.name),
     )
 
 

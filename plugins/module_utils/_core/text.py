@@ -10,6 +10,7 @@ own, or turns the order of the letters: so it could say what we did not.
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from typing import Any
 
@@ -24,6 +25,11 @@ _WORDS = frozenset({"actions", "error", "journal_error", "message", "msg", "reas
 def shown(text: str) -> str:
     """The text in one line, each character that could fool a reader as its escape."""
     return text if text.isascii() and text.isprintable() else "".join(map(_escaped, text))
+
+
+def command(*words: str) -> str:
+    """A command in a message, to be pasted into a shell. No quotes may stand around it: they would end at its own."""
+    return " ".join(shlex.quote(word) for word in words)
 
 
 def _escaped(character: str) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .._core.errors import LibvirtFailure, VirtopsError
+from .._core.text import command
 from .errors import BLOCKED_ANSWER, FROZEN_ANSWERS, LIBVIRT_IMPORT_ERROR, failure, is_number
 
 if LIBVIRT_IMPORT_ERROR is None:
@@ -95,6 +96,6 @@ def _agent_failure(domain: Any, problem: libvirt.libvirtError, doing: str) -> Li
         return LibvirtFailure(
             "already_frozen",
             f"{doing} failed: the file systems of {domain.name()} are frozen already ({problem})",
-            f"When no other backup is at work on this guest, thaw it: virsh domfsthaw {domain.name()}",
+            f"When no other backup is at work on this guest, thaw it: {command('virsh', 'domfsthaw', domain.name())}",
         )
     return failure(problem, doing, domain)

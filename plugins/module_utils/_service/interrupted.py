@@ -19,6 +19,7 @@ from .._core.journal import JournalDisk, Operation
 from .._core.model import SAVING, DomainView, Outcome
 from .._core.ports import Clock, ImagePort, JobPort, UndoPort
 from .._core.snapshot import THAW_SECONDS, is_in_chain
+from .._core.text import command
 from .observe import observe
 from .ours import Ours, kept_words
 from .overlays import is_unused, refuse_data
@@ -61,9 +62,9 @@ def _thawed(
                 error.code,
                 "Domain %s may still be frozen, as the snapshot %r was interrupted: %s"
                 % (view.name, operation.name, error.cause),
-                "See that the guest runs and its agent answers ('virsh domfsthaw %s'), then run the task again. Where "
-                "that cannot be had, turn the guest off ('virsh destroy %s'), which loses what a power loss would, and "
-                "run it again" % (view.name, view.name),
+                "See that the guest runs and its agent answers (%s), then run the task again. Where that cannot be "
+                "had, turn the guest off (%s), which loses what a power loss would, and run it again"
+                % (command("virsh", "domfsthaw", view.name), command("virsh", "destroy", view.name)),
             ) from error
         domain.write_journal(journal)
     words = "thaw the file systems of %s, which an interrupted snapshot may have left frozen" % view.name

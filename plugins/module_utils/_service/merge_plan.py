@@ -29,6 +29,7 @@ from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord, is_local
 from .._core.ports import ImagePort, MergePort
 from .._core.refusals import image_shared, operation_open, require_disk
 from .._core.snapshot import is_in_chain
+from .._core.text import command
 from .away import require_here
 from .brake import held_words
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of, with_bases
@@ -237,8 +238,8 @@ class MergePlanner:
                 "base_remote",
                 "The base of disk %s of domain %s is on the network (%s), not an image of this host."
                 % (goal.target, view.name, goal.into.path),
-                "Merge into it with 'virsh blockcommit %s %s --active --pivot', then run this again, which tidies up"
-                % (view.name, goal.target),
+                "Merge into it (%s), then run this again, which tidies up"
+                % command("virsh", "blockcommit", view.name, goal.target, "--active", "--pivot"),
             )
         phase = phase_of(goal, view)
         for layer in goal.merged if phase is Phase.OFFLINE and goal.kind != PULL else ():
@@ -251,7 +252,7 @@ class MergePlanner:
                 "job_running",
                 "A block job (%s) that is not this merge runs on disk %s of domain %s."
                 % (disk.job.kind, goal.target, view.name),
-                "Wait for its end, or end it with 'virsh blockjob %s %s --abort'" % (view.name, goal.target),
+                "Wait for its end, or end it: %s" % command("virsh", "blockjob", view.name, goal.target, "--abort"),
             )
         raise VirtopsError(
             "chain_changed",
@@ -267,9 +268,9 @@ class MergePlanner:
                 "overlay_gone",
                 "The overlay %s, which the definition of domain %s names for disk %s, is gone."
                 % (path, view.name, target),
-                "If the guest went to another host, which merged and deleted it, remove the definition here ('virsh "
-                "undefine %s'), but no image. Else mount what it lies on, or bring it back, before you start the "
-                "domain: it holds the guest's newest data" % view.name,
+                "If the guest went to another host, which merged and deleted it, remove the definition here "
+                "(%s), but no image. Else mount what it lies on, or bring it back, before you start the domain: it "
+                "holds the guest's newest data" % command("virsh", "undefine", view.name),
             )
 
     def check_offline(self, goal: MergeGoal, view: DomainView) -> None:

@@ -17,6 +17,7 @@ from .._core.journal import Operation
 from .._core.model import DomainView, ImageInfo, OtherImages
 from .._core.ports import Clock, ImagePort
 from .._core.snapshot import PlannedDisk
+from .._core.text import command
 from .observe import FileSet, OtherFiles, every_image
 from .ours import Ours, kept_words
 
@@ -89,8 +90,7 @@ def require_reusable(disk: PlannedDisk, view: DomainView, others: OtherImages, i
         raise VirtopsError(
             "overlay_missing",
             "The overlay %s for disk %s does not exist." % (path, disk.target),
-            "Create it with 'qemu-img create -f qcow2 -F %s -b %s', or leave out reuse_external"
-            % (base.format, base.path),
+            _create_it(disk),
         )
     if kind == "other":
         raise _unsuitable(disk, "it is neither a file nor a block device")
@@ -158,8 +158,14 @@ def _unsuitable(disk: PlannedDisk, why: str) -> VirtopsError:
     return VirtopsError(
         "overlay_unsuitable",
         "The file %s cannot be the overlay of disk %s: %s." % (disk.overlay, disk.target, why),
-        "Create it with 'qemu-img create -f qcow2 -F %s -b %s', or leave out reuse_external"
-        % (disk.base.format, disk.base.path),
+        _create_it(disk),
+    )
+
+
+def _create_it(disk: PlannedDisk) -> str:
+    base = disk.base
+    return "Create it (%s), or leave out reuse_external" % command(
+        "qemu-img", "create", "-f", "qcow2", "-F", base.format, "-b", base.path, disk.overlay
     )
 
 

@@ -23,6 +23,7 @@ from .._core.ports import Clock, ImagePort, RevertPort
 from .._core.refusals import refuse_open
 from .._core.revert import RevertWish, journal_after, refuse_internal, refuse_revert, state_after
 from .._core.snapshot_tree import children_of
+from .._core.text import command
 from .away import require_here
 from .internal import names_inside
 from .observe import chains, every_image, observe
@@ -65,7 +66,8 @@ class Revert:
         require_here(
             replace(view, state="shut off"),  # as one that runs may be turned off on the way
             self._images,
-            "Start it, or give that memory up ('virsh managedsave-remove %s'), then run the task again" % view.name,
+            "Start it, or give that memory up (%s), then run the task again"
+            % command("virsh", "managedsave-remove", view.name),
         )
         steps, after_chains, apply = self._way(record, current, texts, view, journal)
         warnings = () if left is None else self._manual(record, texts).warnings(view, journal)

@@ -44,6 +44,7 @@ from .._core.ports import Clock, DeletePort, ImagePort, Watchdog
 from .._core.refusals import refuse_jobs, refuse_open
 from .._core.snapshot import unknown_words
 from .._core.snapshot_tree import doomed_by
+from .._core.text import command
 from .away import require_here
 from .forest import (
     RecordWrite,
@@ -379,8 +380,8 @@ def _require_own(images: ImagePlan, ours: Ours, view: DomainView) -> None:
                     "not_ours",
                     "The journal of domain %s has a deletion merge %s, which is no image of the domain, and which does "
                     "not lie beside one." % (view.name, path),
-                    "See who wrote that journal ('virsh metadata %s --uri %s'); if it was not this collection, remove "
-                    "it with --live --config --remove" % (view.name, JOURNAL_URI),
+                    "See who wrote that journal (%s); if it was not this collection, remove it with --live --config "
+                    "--remove" % command("virsh", "metadata", view.name, "--uri", JOURNAL_URI),
                 )
 
 

@@ -16,7 +16,15 @@ def test_a_name_for_a_record(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("", "empty"), ("a/b", "slash"), (".a", "dot"), ("x" * 248, "248 bytes"), ("é" * 200, "400 bytes")],
+    [
+        ("", "empty"),
+        (" ", "blank"),
+        ("\t\u00a0", "blank"),
+        ("a/b", "slash"),
+        (".a", "dot"),
+        ("x" * 248, "248 bytes"),
+        ("é" * 200, "400 bytes"),
+    ],
 )
 def test_no_name_for_a_record(name: str, words: str) -> None:
     with pytest.raises(VirtopsError) as caught:

@@ -400,3 +400,11 @@ def test_rules_of_apparmor() -> None:
     folder = "/var/lib/libvirt/images"
     assert denied_writes(RULES) == {f"{folder}/web/vda.qcow2", f"{folder}/golden é.qcow2"}
     assert denied_writes("") == frozenset()
+
+
+def test_free_space_is_rounded_down() -> None:
+    at = replace(IMAGES, free=300 * 1024)
+    told = [one for one in judge((disk(overlay_fs=at, base_fs=at),), HOST, LIMITS)[GUEST.view.uuid] if one.status != OK]
+    words = [one.message for one in told if "MiB free" in one.message]
+    assert words
+    assert all("has 0 MiB free" in one for one in words)

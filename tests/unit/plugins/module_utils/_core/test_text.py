@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.text import shown, words_shown
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.text import command, shown, words_shown
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,8 @@ def test_only_words_are_changed() -> None:
         "path": "/a\nb",
         "guests": [{"name": "a\nb", "checks": [{"message": "a\\nb", "remedy": None, "disk": "vda"}], "size": 1}],
     }
+
+
+def test_a_command_to_paste() -> None:
+    assert command("virsh", "start", "web1") == "virsh start web1"
+    assert command("virsh", "start", "o d;$(id)'") == """virsh start 'o d;$(id)'"'"''"""
