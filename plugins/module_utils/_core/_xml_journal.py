@@ -26,11 +26,12 @@ def build_journal(journal: Journal) -> str | None:
     It carries no namespace: virDomainSetMetadata puts the whole element into the one that it is
     given, and fails ("failed to create a new XML namespace") where the prefix is declared already.
     """
-    if not journal.operations and journal.reverted is None:
+    if not journal.operations and journal.reverted is None and not journal.merged:
         return None
     root = etree.Element("journal", schema=JOURNAL_SCHEMA)
-    for operation in journal.operations:
-        element = etree.SubElement(root, "operation")
+    named = [("operation", operation) for operation in journal.operations]
+    for tag, operation in (*named, *(("merged", ended) for ended in journal.merged)):
+        element = etree.SubElement(root, tag)
         for name in ("id", "kind", "name", "phase", "started", "consistency"):
             set_attribute(element, name, getattr(operation, name))
         if operation.memory is not None:
@@ -98,7 +99,9 @@ def parse_journal(xml: str | None) -> Journal:
         raise _journal_unreadable(f"its schema is {schema}, and this release knows {JOURNAL_SCHEMA}")
     try:
         operations = tuple(_operation(element) for element in local_children(root, "operation"))
-        return Journal(operations, next((_reverted(element) for element in local_children(root, "reverted")), None))
+        merged = tuple(_operation(element) for element in local_children(root, "merged"))
+        reverted = next((_reverted(element) for element in local_children(root, "reverted")), None)
+        return Journal(operations, reverted, merged)
     except (KeyError, ValueError) as problem:
         raise _journal_unreadable(f"it is damaged ({problem})") from problem
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import calendar
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .model import FileIdentity, Hold
@@ -145,10 +146,16 @@ class Reverted:
 
 @dataclass(frozen=True)
 class Journal:
-    """All operations that a domain knows of: those under way, and the snapshots kept."""
+    """All operations that a domain knows of: those under way, and the snapshots kept.
+
+    `merged` are operations that have ended, with those of their overlays that are there still: all data of these are in
+    their bases, and another domain may stand on them. The `identity` of such a disk is the overlay's own. Older
+    releases do not read them.
+    """
 
     operations: tuple[Operation, ...] = ()
     reverted: Reverted | None = None
+    merged: tuple[Operation, ...] = ()
 
     def find(self, name: str) -> Operation | None:
         return next((op for op in self.operations if op.name == name), None)
@@ -167,8 +174,29 @@ class Journal:
 
     def made_at(self, overlay: str) -> int | None:
         """Seconds since 1970 when the operation began that made this overlay; None where none here did."""
-        making = (op for op in self.operations if op.kind not in RESERVED)
+        making = (op for op in (*self.operations, *self.merged) if op.kind not in RESERVED)
         return next((epoch(op.started) for op in making for disk in op.disks if disk.overlay == overlay), None)
 
     def overlays(self) -> frozenset[str]:
         return frozenset(disk.overlay for op in self.operations for disk in op.disks)
+
+    def merged_as(self, overlay: str) -> FileIdentity | None:
+        """What the overlay was when it was kept, with all its data merged; None of one that was not."""
+        return next((disk.identity for op in self.merged for disk in op.disks if disk.overlay == overlay), None)
+
+    def with_merged(self, operation: Operation, disks: Iterable[JournalDisk]) -> Journal:
+        """The journal that knows these overlays of the operation as merged and kept."""
+        new = tuple(disks)
+        if not new:
+            return self
+        cleared = self.without_merged(disk.overlay for disk in new)
+        old = next((op.disks for op in cleared.merged if op.id == operation.id), ())
+        ended = replace(operation, phase=COMMITTING, hold=None, memory=None, disks=(*old, *new))
+        rest = tuple(op for op in cleared.merged if op.id != operation.id)
+        return replace(cleared, merged=(*rest, ended))
+
+    def without_merged(self, overlays: Iterable[str]) -> Journal:
+        """The journal once these are gone."""
+        gone = frozenset(overlays)
+        left = (replace(op, disks=tuple(disk for disk in op.disks if disk.overlay not in gone)) for op in self.merged)
+        return replace(self, merged=tuple(op for op in left if op.disks))

@@ -316,12 +316,14 @@ class ImageInfo:
 class OtherImages:
     """What other domains of the host use: `known` paths, and `tips` whose chains only the images tell.
 
-    `unread` is why the definition of a domain cannot be read, for each such one.
+    `unread` is why the definition of a domain cannot be read, for each such one. `owners` are the names of the domains
+    that have the tips.
     """
 
     known: frozenset[str]
     tips: tuple[Layer, ...] = ()
     unread: tuple[str, ...] = ()
+    owners: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

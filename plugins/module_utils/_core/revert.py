@@ -131,7 +131,7 @@ def journal_after(
     past = [op for op in at_snapshot.operations if op.name in records or _is_there(op, view)]
     known = {op.id: op for op in (*past, *before.operations) if not op.open}
     found = (_rejoined(op, view) for op in known.values())
-    return Journal(tuple(op for op in found if op is not None))
+    return Journal(tuple(op for op in found if op is not None), merged=before.merged)
 
 
 def _rejoined(operation: Operation, view: DomainView) -> Operation | None:

@@ -378,6 +378,7 @@ class Domain:
             frozenset(path for one in found for path in one.known),
             tuple(sorted(tips, key=lambda layer: layer.path)),
             tuple(why for one in found for why in one.unread),
+            {path: name for one in found for path, name in one.owners.items()},
         )
 
     def _images_of_others(self) -> Iterator[OtherImages]:
@@ -389,7 +390,8 @@ class Domain:
             if domain.UUIDString() == self.uuid:
                 continue
             try:
-                yield xml.images(*definitions(domain), self._connection.volume_path)
+                found = xml.images(*definitions(domain), self._connection.volume_path)
+                yield replace(found, owners={tip.path: name_of(domain) for tip in found.tips})
             except xml.BadXml as error:
                 yield OtherImages(frozenset(), (), (unread_words(name_of(domain), error.why),))
             except libvirt.libvirtError as problem:

@@ -11,6 +11,7 @@ observe -> goals -> (check mode stops here) -> journal COMMITTING -> loop: obser
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +33,7 @@ from .jobs import cancel_jobs
 from .merge_plan import NOTHING, MergePlan, MergePlanner, MergeWish, journalled, moved_layers
 from .observe import chains, observe
 from .ours import kept_words, noted
-from .overlays import held_layers, remove_layer, unsure_words
+from .overlays import LATER, Kept, held_layers, remove_layer, unsure_words, with_kept
 
 #: Seconds between two looks while no event comes: libvirtd's restart loses events.
 POLL = 0.25
@@ -94,7 +95,8 @@ class Merge:
         plan = replace(plan, steps=begun + plan.steps)
         self.unsure = plan.unsure
         if check or not plan.steps:
-            warnings = self._stale_records(plan) + _not_ours(plan) + self._unknown_name(plan, view, journal)
+            warnings = self._stale_records(plan) + _not_ours(plan) + plan.sweep.warnings
+            warnings += self._unknown_name(plan, view, journal)
             return self._outcome(plan, view, self._foreseen(plan, view), plan.steps, warnings)
         if plan.operation is not None and plan.operation.hold is not None:
             let_go(self._domain, plan.operation.hold)
@@ -349,13 +351,16 @@ class Merge:
         others = self._planner.images_of_others
         found = [remove_layer(path, view, others, self._images, self._clock) for path in plan.deletions]
         kept = [layer for layer in found if layer is not None]
-        warnings = tuple("The merged overlay %s" % layer.why for layer in kept)
-        for path in plan.memory:
+        for path in (*plan.memory, *plan.sweep.gone):
             self._images.remove(path)
         if plan.record is not None and self._domain.snapshot(plan.record.name) is not None:
             self._domain.delete_snapshot_record(plan.record.name)
-        self._close(plan, held_layers(kept))
-        return warnings + tuple(unsure_words(path) for path in sorted(plan.unsure))
+        journal = self._close(plan, kept)
+        noted_paths = {disk.overlay for op in journal.merged for disk in op.disks}
+        warnings = tuple(
+            "The merged overlay %s%s" % (layer.why, " " + LATER if layer.path in noted_paths else "") for layer in kept
+        )
+        return warnings + plan.sweep.warnings + tuple(unsure_words(path) for path in sorted(plan.unsure))
 
     def _stale_records(self, plan: MergePlan) -> tuple[str, ...]:
         """A merge by path leaves libvirt's records as they are, as virsh does; they no longer say what is."""
@@ -369,9 +374,10 @@ class Merge:
             if any(disk.file in merged for disk in record.disks)
         )
 
-    def _close(self, plan: MergePlan, held: frozenset[str]) -> None:
-        """Remove our operation, or leave it what is `held`; and bring the snapshots that are kept above the merge up to
-        date."""
+    def _close(self, plan: MergePlan, kept: Sequence[Kept]) -> Journal:
+        """Remove our operation, or leave it what is held; note what is kept for others; and bring the snapshots that
+        are kept above the merge up to date. The journal as it is then."""
+        held = held_layers(kept)
         journal = xml.parse_journal(self._domain.view().journal_xml)
         merged = {disk.overlay: disk for disk in plan.operation.disks} if plan.operation else {}
         operations = []
@@ -383,7 +389,12 @@ class Merge:
         if plan.operation is not None and held:
             rest = tuple(disk for disk in plan.operation.disks if disk.overlay in held)
             operations.append(replace(plan.operation, disks=rest, hold=None))
-        self._domain.write_journal(xml.build_journal(Journal(tuple(operations))))
+        swept = journal.without_merged((*plan.sweep.gone, *plan.sweep.forgotten)).merged
+        after = Journal(tuple(operations), merged=swept)
+        if plan.operation is not None:
+            after = with_kept(after, plan.operation, kept, self._images)
+        self._domain.write_journal(xml.build_journal(after))
+        return after
 
     def _after_merge(self, disk: JournalDisk, merged: dict[str, JournalDisk]) -> JournalDisk | None:
         """What a kept snapshot's overlay stands on now, and what that is, so that it is known for untouched later; None

@@ -35,6 +35,7 @@ from .brake import held_words
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of, with_bases
 from .observe import OtherFiles, every_image
 from .ours import Ours
+from .overlays import Sweep, plan_sweep
 from .sound import require_sound
 
 #: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain, besides those for each
@@ -78,7 +79,7 @@ class MergePlan:
     `stale_config`: what the persistent XML is to name, by disk. `unsure`: overlays that may hold data nobody merged.
     `pivoted`: disks of a domain that is off whose base already has all that the overlay has, and newer data.
     `writes`: the records of snapshots above what was merged. `memory`: the files that hold the snapshot's memory.
-    `not_ours`: files that the journal names and that stay, and why.
+    `not_ours`: files that the journal names and that stay, and why. `sweep`: what earlier runs merged and kept.
     `whole`: after this run no layer of the snapshot or operation is in a chain. `resumes`: QEMU paused the guest at a
     write that failed, as on a full file system, and the merge gives it another image to write to.
     """
@@ -96,6 +97,7 @@ class MergePlan:
     writes: tuple[RecordWrite, ...] = ()
     memory: tuple[str, ...] = ()
     not_ours: dict[str, str] = field(default_factory=dict)
+    sweep: Sweep = field(default_factory=Sweep)
 
 
 #: There is nothing to merge.
@@ -155,6 +157,9 @@ class MergePlanner:
             steps.append("resume %s, which QEMU paused at a write that failed" % view.name)
         writes = self._writes(goals, operation, texts, view) if whole else ()
         steps += [write.words for write in writes]
+        ends = whole and wish.delete_merged and wish.within is None and bool(goals or operation)
+        sweep = plan_sweep(view, journal, self.images_of_others, self._images, ours) if ends else Sweep()
+        steps += sweep.steps
         if whole and wish.snapshot is not None and record is not None:
             steps.append("delete the record of snapshot %s" % record.name)
         if whole and operation is not None and wish.within is None:
@@ -174,6 +179,7 @@ class MergePlanner:
             writes,
             memory,
             not_ours,
+            sweep,
         )
 
     def _goals(

@@ -73,11 +73,13 @@ class Unseen:
     """Why nobody can tell what the chain of another domain has below its image `path`.
 
     `changed_ns`: when the images that can be seen of it were last written, in nanoseconds since 1970; None: unknown.
+    `owner` is that domain's name, where it is known.
     """
 
     path: str
     why: str
     changed_ns: int | None
+    owner: str = ""
 
     def may_stand_on(self, made: int | None) -> bool:
         """On an image that was made then (seconds since 1970)? What is older than it cannot name it."""
@@ -98,7 +100,8 @@ class OtherFiles(FileSet):
         found = next((one for one in self.unseen if one.may_stand_on(made)), None)
         if found is None:
             return None
-        return "another domain of this host may stand on it, and nobody can tell: %s" % found.why
+        who = "the domain %s" % found.owner if found.owner else "another domain of this host"
+        return "%s may stand on it, and nobody can tell: %s" % (who, found.why)
 
 
 def every_image(others: OtherImages, images: ImagePort) -> OtherFiles:
@@ -107,7 +110,7 @@ def every_image(others: OtherImages, images: ImagePort) -> OtherFiles:
     for tip in others.tips:
         paths, end = chain_of_another(tip, images)
         found.update(paths)
-        unseen += [] if end is None else [end]
+        unseen += [] if end is None else [replace(end, owner=others.owners.get(tip.path, ""))]
     unseen += [Unseen("", why, None) for why in others.unread]
     return OtherFiles(found, unseen, images)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.images import needs_rewrite
-from .._core.journal import Operation
+from .._core.journal import Journal, Operation
 from .._core.model import DomainView, ImageInfo, OtherImages
 from .._core.ports import Clock, ImagePort
 from .._core.snapshot import PlannedDisk
@@ -182,11 +182,13 @@ def is_unused(path: str, view: DomainView, images: ImagePort) -> bool:
 
 @dataclass(frozen=True)
 class Kept:
-    """A layer that was not deleted, and why. `for_now`: the next run may, so the journal has to know it until then."""
+    """A layer that was not deleted, and why. `for_now`: the next run may, so the journal has to know it until then.
+    `claimed`: another domain has it, or may have it, and nobody holds it open."""
 
     path: str
     why: str
     for_now: bool = False
+    claimed: bool = False
 
 
 def remove_layer(
@@ -199,9 +201,9 @@ def remove_layer(
     if path in _own(view, images):
         return Kept(path, "%s was kept: it is still in a chain of this domain." % path)
     claim = others().claims(path, made_at(path, view))
-    if claim is not None:
-        return Kept(path, "%s was kept: %s." % (path, claim))
     held = _lasting_holders(path, images, clock)
+    if claim is not None and (not held or path in others()):
+        return Kept(path, _claim_words(path, claim), claimed=not held)
     if held:
         words = (
             "%s was kept: a process has it open (PID %s). Once that has ended, run the task again, which deletes it."
@@ -209,6 +211,75 @@ def remove_layer(
         return Kept(path, words % (path, ", ".join(str(pid) for pid in held)), for_now=True)
     images.remove(path)
     return None
+
+
+def _claim_words(path: str, claim: str) -> str:
+    return "%s was kept: %s." % (path, claim.rstrip("."))
+
+
+def with_kept(journal: Journal, operation: Operation, kept: Iterable[Kept], images: ImagePort) -> Journal:
+    """The journal that knows which overlays of the operation were merged and stay for another domain: as they are now
+    they are nobody's newest data, and a later run deletes them."""
+    claimed = {layer.path for layer in kept if layer.claimed and images.kind(layer.path) == "file"}
+    return journal.with_merged(
+        operation,
+        (
+            replace(disk, identity=images.identity(disk.overlay), pivoting=False)
+            for disk in operation.disks
+            if disk.overlay in claimed
+        ),
+    )
+
+
+def kept_for_others(path: str, journal: Journal, images: ImagePort) -> bool:
+    """Is it an overlay that was merged and kept, and that nobody wrote to since?"""
+    then = journal.merged_as(path)
+    return then is not None and images.kind(path) == "file" and images.identity(path) == then
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What comes of the overlays that earlier runs merged and kept: some go, of some only the note."""
+
+    gone: tuple[str, ...] = ()
+    forgotten: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def plan_sweep(
+    view: DomainView, journal: Journal, others: Callable[[], OtherFiles], images: ImagePort, ours: Ours
+) -> Sweep:
+    """An overlay that was written to since, or that is in use again, is a layer like any other: then only its note
+    goes."""
+    gone, forgotten, warnings = [], [], []
+    own = _own(view, images)
+    for disk in (disk for op in journal.merged for disk in op.disks):
+        path = disk.overlay
+        if path in own or path in journal.overlays() or not kept_for_others(path, journal, images):
+            forgotten.append(path)
+            continue
+        reason = ours.why_not(path, (disk,))
+        if reason is not None:
+            forgotten.append(path)
+            warnings.append(kept_words(path, reason))
+            continue
+        claim = others().claims(path, journal.made_at(path))
+        held = images.holders(path)
+        if claim is not None:
+            warnings.append("The merged overlay %s %s" % (_claim_words(path, claim), LATER))
+        elif held:
+            told = ", ".join(str(pid) for pid in held)
+            warnings.append("The merged overlay %s was kept: a process has it open (PID %s). %s" % (path, told, LATER))
+        else:
+            gone.append(path)
+    steps = ["delete the merged overlay %s, which was kept for another domain" % path for path in gone]
+    steps += ["remove the note of the merged overlay %s from the journal" % path for path in forgotten]
+    return Sweep(tuple(gone), tuple(forgotten), tuple(steps), tuple(warnings))
+
+
+#: What follows where an overlay was merged and is kept.
+LATER = "All its data are merged; virtops.libvirt.recover, or the next live backup, deletes it once that is over."
 
 
 def made_at(path: str, view: DomainView) -> int | None:

@@ -52,7 +52,7 @@ from .away import require_here
 from .backup import extras_of, left_behind, order_of
 from .info import is_chosen, unmatched
 from .observe import FileSet, chain_of_another, observe_view
-from .overlays import require_place
+from .overlays import kept_for_others, require_place
 from .sound import require_sound
 from .strays import lost_operations, with_bases
 
@@ -338,7 +338,8 @@ class _Look:
             for name in self._names(folder)
             if is_overlay_name(name, view.name, planned.target)
         ]
-        return tuple(path for path in paths if self._is_left(path, planned.base.path))
+        left = tuple(path for path in paths if self._is_left(path, planned.base.path))
+        return tuple(path for path in left if not kept_for_others(path, _journal(view), self._images))
 
     def _is_left(self, path: str, base: str) -> bool:
         if _file(path, self._images) in self._owners:
@@ -360,6 +361,14 @@ class _Look:
     def _file_system(self, path: str) -> FileSystem:
         key = self._images.file_key(path)
         return FileSystem(0 if key is None else key[0], path, self._images.free_bytes(path))
+
+
+def _journal(view: DomainView) -> Journal:
+    """One that cannot be read is told by another check."""
+    try:
+        return xml.parse_journal(view.journal_xml)
+    except VirtopsError:
+        return Journal()
 
 
 def _file(path: str, images: ImagePort) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ that the user keeps) is nothing to recover. Running this on a healthy domain cha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,19 @@ from .._core import xml
 from .._core.convergence import Deadline
 from .._core.deletion import asked_by
 from .._core.errors import VirtopsError
-from .._core.journal import COMMIT, CONVERT, CREATED, DELETE, KEPT, PREPARED, PULL, REVERT, JournalDisk, Operation
+from .._core.journal import (
+    COMMIT,
+    CONVERT,
+    CREATED,
+    DELETE,
+    KEPT,
+    PREPARED,
+    PULL,
+    REVERT,
+    Journal,
+    JournalDisk,
+    Operation,
+)
 from .._core.model import DomainView, Outcome, is_local
 from .._core.ports import Clock, DeletePort, ImagePort, ReaperPort, Watchdog
 from .._core.refusals import operation_open
@@ -30,7 +43,7 @@ from .merge import Merge
 from .merge_plan import MergeWish
 from .observe import OtherFiles, chains, every_image, observe
 from .ours import Ours, foreign_journal
-from .overlays import is_unused, refuse_data, removable
+from .overlays import is_unused, plan_sweep, refuse_data, removable
 from .snapshot import noted_created
 from .snapshot_delete import SnapshotDeletion
 from .strays import left_behind, lost_files, lost_operations
@@ -96,6 +109,9 @@ class Recovery:
             steps += outcome.steps
             warnings += outcome.warnings
             after.update(outcome.after)
+        swept = self._sweep(journal, check)
+        steps += swept.steps
+        warnings += swept.warnings
         self._refuse_left(observe(self._domain, self._images))
         values: dict[str, object] = {
             "operations": [
@@ -114,6 +130,32 @@ class Recovery:
         words = "take up %s: its layers or its record are there, and its journal is gone" % operation.name
         told = "The backup of %s cannot be finished: its journal is gone." % operation.name
         return replace(outcome, steps=(words, *outcome.steps), warnings=(told, *outcome.warnings))
+
+    def _sweep(self, journal: Journal, check: bool) -> Outcome:
+        """Overlays that earlier runs, by this journal, merged and kept. A guest that goes on elsewhere, or on saved
+        memory, is left alone."""
+        if not journal.merged:
+            return Outcome()
+        view = observe(self._domain, self._images)
+        now = xml.parse_journal(view.journal_xml)
+        noted = {disk.overlay for op in journal.merged for disk in op.disks}
+        new = [disk.overlay for op in now.merged for disk in op.disks if disk.overlay not in noted]
+        ours = Ours(view, self._domain.snapshots(), self._images)
+        try:
+            require_here(view, self._images)
+        except VirtopsError as error:
+            if error.code not in ("guest_moved", "memory_saved"):
+                raise
+            return Outcome()
+        others = functools.cache(self._others)
+        sweep = plan_sweep(view, now.without_merged(new), others, self._images, ours)
+        if not check and sweep.steps:
+            for path in sweep.gone:
+                self._images.remove(path)
+            now = xml.parse_journal(self._domain.view().journal_xml)
+            after = now.without_merged((*sweep.gone, *sweep.forgotten))
+            self._domain.write_journal(xml.build_journal(after))
+        return Outcome(sweep.steps, warnings=sweep.warnings)
 
     def _refuse_left(self, view: DomainView) -> None:
         """The guest may have been started from an older definition, and its newest data be in this file."""

@@ -212,7 +212,7 @@ class Revert:
         records = frozenset(record.name for record in self._domain.snapshots())
         journal = journal_after(before, at_snapshot, view, records)
         if not view.active:
-            journal = Journal(journal.operations, self._reverted(name, view))
+            journal = replace(journal, reverted=self._reverted(name, view))
         wanted = xml.build_journal(journal)
         if wanted is not None or view.journal_xml is not None:
             self._domain.write_journal(wanted)

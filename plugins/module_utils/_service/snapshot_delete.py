@@ -64,7 +64,7 @@ from .merge import Merge
 from .merge_plan import MergeWish
 from .observe import chains, every_image, observe
 from .ours import Ours, kept_words, noted
-from .overlays import Kept, held_layers, remove_layer, unsure_words
+from .overlays import LATER, Kept, held_layers, remove_layer, unsure_words, with_kept
 from .sound import require_sound_chain
 
 
@@ -300,10 +300,12 @@ class SnapshotDeletion:
         if plan.writes:
             rewrite_records(self._domain, plan.moved, plan.gone)
         kept = self._remove(plan, view, unsure)
-        warnings += tuple(layer.why for layer in kept)
         for name in plan.records:
             self._domain.delete_snapshot_record(name)
-        self._close(plan, held_layers(kept))
+        after = self._close(plan, kept)
+        warnings += tuple(
+            "%s %s" % (layer.why, LATER) if after.merged_as(layer.path) is not None else layer.why for layer in kept
+        )
         return warnings + tuple(unsure_words(path) for path in (*plan.images.kept, *sorted(unsure)))
 
     def _remove(self, plan: _Plan, view: DomainView, unsure: frozenset[str]) -> tuple[Kept, ...]:
@@ -313,13 +315,16 @@ class SnapshotDeletion:
         kept = [remove_layer(path, view, others, self._images, self._clock) for path in paths]
         return tuple(layer for layer in kept if layer is not None)
 
-    def _close(self, plan: _Plan, held: frozenset[str] = frozenset()) -> None:
-        """With what is `held` the operation stays open: the next run goes on by it."""
+    def _close(self, plan: _Plan, kept: Sequence[Kept] = ()) -> Journal:
+        """With what is held the operation stays open: the next run goes on by it. The journal as it is then."""
         journal = xml.parse_journal(self._domain.view().journal_xml)
         bases = {layer.path for layer in plan.moved.values() if self._images.exists(layer.path)}
         identities = {path: self._images.identity(path) for path in bases}
         after = settled(journal, plan.operation, plan.gone, identities)
-        self._write(after.put(plan.operation) if held else after, journal)
+        after = with_kept(after, plan.operation, kept, self._images)
+        after = after.put(plan.operation) if held_layers(kept) else after
+        self._write(after, journal)
+        return after
 
     def _by_libvirt(self, plan: _Plan, view: DomainView, journal: Journal) -> tuple[str, ...]:
         """libvirt keeps images and records in step.

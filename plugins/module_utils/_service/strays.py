@@ -16,6 +16,7 @@ from .._core.model import Disk, DomainView, Layer, SnapshotRecord, is_local
 from .._core.ports import ImagePort
 from .._core.strays import WORKFLOW, snapshot_of, strays
 from .observe import FileSet
+from .overlays import kept_for_others
 
 Records = Callable[[], Iterable[SnapshotRecord]]
 #: Those of the domain with this UUID.
@@ -63,6 +64,8 @@ def lost_files(
             for path in (os.path.join(folder, name) for name in images.names(folder)):
                 name = snapshot_of(path, view.name, disk.target)
                 if name is None or path in journal.overlays() or path in own:
+                    continue
+                if kept_for_others(path, journal, images):
                     continue
                 base = images.signature(path).backing
                 if base is not None and base in chain and images.holds_data(path) and path not in others():

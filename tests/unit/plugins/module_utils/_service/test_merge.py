@@ -296,12 +296,14 @@ def test_what_is_wrong_with_another_domain_stops_nothing(lab: Lab, why: str, cha
         lab.images.unreadable.add(tip)
     elif why == "no tip":
         del lab.images.backing[tip]
-    lab.domain.others = OtherImages(frozenset({tip}), (Layer(tip, "qcow2"),))
+    lab.domain.others = OtherImages(frozenset({tip}), (Layer(tip, "qcow2"),), {tip: "other"})
     outcome = lab.run(snapshot="s1", delete_merged=True)
     assert lab.chains["vda"] == ["/img/a.raw"]
-    assert lab.domain.journal is None
+    journal = parse_journal(lab.domain.journal)
+    assert (journal.operations, journal.merged_as(overlay) is not None) == ((), kept)
     assert lab.images.exists(overlay) is kept
-    assert [tip in text or below in text for text in outcome.warnings if overlay in text] == [True] * kept
+    told = [text for text in outcome.warnings if overlay in text]
+    assert ["domain other" in text and (tip in text or below in text) for text in told] == [True] * kept
 
 
 def test_what_can_be_seen_above_a_fault_of_another_domain_counts(lab: Lab) -> None:
