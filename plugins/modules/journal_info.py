@@ -125,7 +125,9 @@ operations:
               RV(ignore:ready) and RV(ignore:target), as M(virtops.libvirt.block_info) tells it. V(null) without one.
           type: dict
     recovery:
-      description: What M(virtops.libvirt.recover) would do about it, in words. V(null) for one that is not open.
+      description:
+        - What M(virtops.libvirt.recover) would do about it, in words, and what it would warn of, as of a file that the
+          journal names and that is not what an operation made. V(null) for one that is not open.
       type: str
   sample:
     - id: 5d0b7a52-3a7c-4f0e-9c39-0a4f3b1f6a60

@@ -48,7 +48,7 @@ from .preflight_facts import (
 )
 from .preflight_space import space_checks
 from .refusals import definition_unread, guest_crashed, operation_open
-from .strays import snapshot_of
+from .strays import left_words, snapshot_of
 
 #: The active commit, as virConnectGetLibVersion counts: 1.2.6. No capability tells of it.
 _ACTIVE_COMMIT = 1002006
@@ -372,7 +372,7 @@ def _shared(guest: GuestFacts) -> Iterator[Check]:
             "neighbour_unseen",
             "Nobody can tell which images the domain %s stands on: %s. The overlays are merged, and then kept, as it "
             "may stand on them" % (name, why),
-            "Mend or undefine that domain; delete such overlays only then",
+            "Mend or undefine that domain. Then virtops.libvirt.recover, or the next live backup, deletes them",
         )
 
 
@@ -382,16 +382,8 @@ def _left(guest: GuestFacts) -> Iterator[Check]:
     them with its journal."""
     for disk in guest.disks:
         for path in disk.left:
-            check = failed(
-                OVERLAYS,
-                "overlay_in_use",
-                "The overlay %s holds data and stands on %s, which the guest writes to: if the guest ended while on "
-                "that overlay, and was started from an older definition, its newest data of that time are only there"
-                % (path, disk.base.path),
-                "Delete neither, and do not commit it: see 'An overlay that no chain knows' in the recovery guide for "
-                "how to find out which data are right. If all of it was merged, remove the file",
-                disk.target,
-            )
+            cause, remedy = left_words(path, disk.target, guest.view.name)
+            check = failed(OVERLAYS, "overlay_in_use", cause, remedy, disk.target)
             ours = snapshot_of(path, guest.view.name, disk.target) is not None
             yield replace(check, status=WARNING if guest.view.persistent and not ours else FAILED)
 

@@ -12,6 +12,7 @@ data of a guest that was started from older XML, or what was merged by hand long
 from __future__ import annotations
 
 import re
+import shlex
 import uuid
 from collections.abc import Iterable
 from dataclasses import replace
@@ -37,6 +38,17 @@ def snapshot_of(path: str, domain: str, target: str) -> str | None:
     name = path.rpartition("/")[2]
     snapshot = name[len("%s.%s." % (domain, target)) : -len(".qcow2")]
     return snapshot if is_overlay_name(name, domain, target) and is_stray_name(snapshot) else None
+
+
+def left_words(path: str, target: str, domain: str) -> tuple[str, str]:
+    """Cause and remedy of such a file that holds data."""
+    return (
+        "An old overlay lies beside the disk %s of %s, and nothing tells whether its data were merged: %s."
+        % (target, domain, path),
+        "If you know that they were, by you or by a run that kept it, move it away: 'mv %s FOLDER', to a folder "
+        "without images of the guest. If you are not sure, delete neither, shut the guest down, copy both files, and "
+        "read 'An overlay that no chain knows' in the recovery guide" % shlex.quote(path),
+    )
 
 
 def strays(view: DomainView, records: Iterable[SnapshotRecord], journal: Journal) -> tuple[Operation, ...]:

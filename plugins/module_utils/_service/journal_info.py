@@ -68,12 +68,13 @@ def _recovery(domain: DeletePort, images: ImagePort, clock: Clock, watchdog: Wat
     """What virtops.libvirt.recover would do: its own plan, so that the words cannot differ from the deed."""
     wish = RecoverWish(deadline=Deadline(timeout=0))  # who only looks waits for no job of libvirt's
     try:
-        steps = Recovery(wish, domain, images, clock, watchdog).run(check=True).steps
+        outcome = Recovery(wish, domain, images, clock, watchdog).run(check=True)
     except VirtopsError as error:
         if error.code in ("connection_lost", "no_such_domain"):
             raise
         return "virtops.libvirt.recover would refuse: %s" % error
-    return "virtops.libvirt.recover would: %s." % "; ".join(steps)
+    words = "virtops.libvirt.recover would: %s." % "; ".join(outcome.steps)
+    return " ".join((words, *outcome.warnings))  # as of a file that is not ours, and stays
 
 
 def _play(operation: Operation) -> str:

@@ -14,7 +14,7 @@ from .._core.errors import VirtopsError
 from .._core.journal import CREATED, PREPARED, Journal, JournalDisk, Operation
 from .._core.model import Disk, DomainView, Layer, SnapshotRecord, is_local
 from .._core.ports import ImagePort
-from .._core.strays import WORKFLOW, snapshot_of, strays
+from .._core.strays import WORKFLOW, left_words, snapshot_of, strays
 from .observe import FileSet
 from .overlays import kept_for_others
 
@@ -76,11 +76,5 @@ def lost_files(
 
 def left_behind(operation: Operation, view: DomainView) -> VirtopsError:
     """The refusal where there is such a file."""
-    return VirtopsError(
-        "overlay_in_use",
-        "The overlay %s of a live backup of domain %s holds data, and is in no chain and no journal: if the guest was "
-        "started from an older definition, its newest data of that time are only there."
-        % (operation.disks[0].overlay, view.name),
-        "See 'An overlay that no chain knows' in the recovery guide for which data are right; where all of it was "
-        "merged, as by hand, move the file out of that folder",
-    )
+    disk = operation.disks[0]
+    return VirtopsError("overlay_in_use", *left_words(disk.overlay, disk.target, view.name))

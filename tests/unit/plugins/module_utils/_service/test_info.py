@@ -347,3 +347,17 @@ def test_a_definition_that_cannot_be_read_is_told_beside() -> None:
     (guest,) = info.guests([odd], ["*"], [], [], no_records, IMAGES).values["guests"]  # type: ignore[misc,attr-defined]
     assert guest["name"] == "odd"
     assert "PCDATA" in guest["journal_error"]
+
+
+def test_a_forged_operation_names_a_file_that_is_not_ours() -> None:
+    domain, images, clock = snapshotted(die_after="write_journal")
+    (operation,) = xml.parse_journal(domain.journal).operations
+    victim = "/img/notes.txt"
+    images.backing[victim] = ("raw", None)
+    disk = replace(operation.disks[0], overlay=victim, made=images.identity(victim).inode)
+    domain.journal = xml.build_journal(Journal((replace(operation, disks=(disk,)),)))
+    kept = "%s was kept: the journal names it, and it is no qcow2 image" % victim
+    assert kept in operation_of(domain, images, clock)["recovery"]
+    done = Recovery(RecoverWish(), domain, images, clock, FakeWatchdog()).run(check=False)
+    assert [kept in warning for warning in done.warnings] == [True]
+    assert images.exists(victim)

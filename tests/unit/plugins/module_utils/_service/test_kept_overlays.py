@@ -29,7 +29,7 @@ class Lab(test_strays.Lab, test_merge.Lab):
         self.images.dirty |= {VDA, VDA.replace("vda", "vdb")}
         self.images.backing[TIP] = ("qcow2", "/else/gone.qcow2")
         self.images.times[TIP] = test_merge.STARTED
-        self.domain.others = OtherImages(frozenset({TIP}), (Layer(TIP, "qcow2"),), {TIP: "nb"})
+        self.domain.others = OtherImages(frozenset({TIP}), (Layer(TIP, "qcow2"),), owners={TIP: "nb"})
 
     def mend(self) -> None:
         """The neighbour is undefined."""
@@ -138,3 +138,13 @@ def test_an_older_release_reads_no_open_operation(lab: Lab) -> None:
     journal = parse_journal(text)
     assert build_journal(journal) == text
     assert journal.foreign_to(None) is None
+
+
+def test_the_words_of_one_that_nobody_knows(lab: Lab) -> None:
+    lab.merge()
+    lab.forget()
+    with pytest.raises(VirtopsError) as caught:
+        lab.snapshot(SECOND)
+    assert caught.value.cause.startswith("An old overlay lies beside the disk vda of vm, and nothing tells")
+    assert caught.value.cause.endswith("merged: %s." % VDA)
+    assert "'mv %s FOLDER'" % VDA in caught.value.remedy

@@ -296,7 +296,7 @@ def test_what_is_wrong_with_another_domain_stops_nothing(lab: Lab, why: str, cha
         lab.images.unreadable.add(tip)
     elif why == "no tip":
         del lab.images.backing[tip]
-    lab.domain.others = OtherImages(frozenset({tip}), (Layer(tip, "qcow2"),), {tip: "other"})
+    lab.domain.others = OtherImages(frozenset({tip}), (Layer(tip, "qcow2"),), owners={tip: "other"})
     outcome = lab.run(snapshot="s1", delete_merged=True)
     assert lab.chains["vda"] == ["/img/a.raw"]
     journal = parse_journal(lab.domain.journal)
