@@ -11,7 +11,7 @@ observe -> goals -> (check mode stops here) -> journal COMMITTING -> loop: obser
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,9 +31,9 @@ from .forest import keep_times, rewrite_records
 from .interrupted import awake, undo, unswitched
 from .jobs import cancel_jobs
 from .merge_plan import NOTHING, MergePlan, MergePlanner, MergeWish, journalled, moved_layers
-from .observe import chains, observe
+from .observe import OtherFiles, chains, observe
 from .ours import kept_words, noted
-from .overlays import LATER, Kept, held_layers, remove_layer, unsure_words, with_kept
+from .overlays import LATER, Kept, held_layers, kept_for_others, remove_layer, unsure_words, with_kept
 
 #: Seconds between two looks while no event comes: libvirtd's restart loses events.
 POLL = 0.25
@@ -351,8 +351,9 @@ class Merge:
         others = self._planner.images_of_others
         found = [remove_layer(path, view, others, self._images, self._clock) for path in plan.deletions]
         kept = [layer for layer in found if layer is not None]
-        for path in (*plan.memory, *plan.sweep.gone):
+        for path in plan.memory:
             self._images.remove(path)
+        kept += self._sweep(plan, view, others)
         if plan.record is not None and self._domain.snapshot(plan.record.name) is not None:
             self._domain.delete_snapshot_record(plan.record.name)
         journal = self._close(plan, kept)
@@ -361,6 +362,13 @@ class Merge:
             "The merged overlay %s%s" % (layer.why, " " + LATER if layer.path in noted_paths else "") for layer in kept
         )
         return warnings + plan.sweep.warnings + tuple(unsure_words(path) for path in sorted(plan.unsure))
+
+    def _sweep(self, plan: MergePlan, view: DomainView, others: Callable[[], OtherFiles]) -> list[Kept]:
+        """Delete what earlier runs kept. The merge may have taken long: what was in use again meanwhile stays."""
+        journal = xml.parse_journal(view.journal_xml)
+        untouched = [path for path in plan.sweep.gone if kept_for_others(path, journal, self._images)]
+        found = [remove_layer(path, view, others, self._images, self._clock) for path in untouched]
+        return [layer for layer in found if layer is not None]
 
     def _stale_records(self, plan: MergePlan) -> tuple[str, ...]:
         """A merge by path leaves libvirt's records as they are, as virsh does; they no longer say what is."""
@@ -386,10 +394,11 @@ class Merge:
             left = tuple(disk for disk in disks if disk is not None)
             if left and (plan.operation is None or op.id != plan.operation.id):
                 operations.append(replace(op, disks=left))
-        if plan.operation is not None and held:
-            rest = tuple(disk for disk in plan.operation.disks if disk.overlay in held)
+        rest = tuple(disk for disk in plan.operation.disks if disk.overlay in held) if plan.operation else ()
+        if plan.operation is not None and rest:
             operations.append(replace(plan.operation, disks=rest, hold=None))
-        swept = journal.without_merged((*plan.sweep.gone, *plan.sweep.forgotten)).merged
+        gone = frozenset(plan.sweep.gone) - {layer.path for layer in kept}
+        swept = journal.without_merged((*gone, *plan.sweep.forgotten)).merged
         after = Journal(tuple(operations), merged=swept)
         if plan.operation is not None:
             after = with_kept(after, plan.operation, kept, self._images)

@@ -148,3 +148,19 @@ def test_the_words_of_one_that_nobody_knows(lab: Lab) -> None:
     assert caught.value.cause.startswith("An old overlay lies beside the disk vda of vm, and nothing tells")
     assert caught.value.cause.endswith("merged: %s." % VDA)
     assert "'mv %s FOLDER'" % VDA in caught.value.remedy
+
+
+def test_a_neighbour_that_comes_while_the_next_merge_runs_keeps_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.merge()
+    neighbours = lab.domain.others
+    lab.mend()
+    lab.snapshot(SECOND)
+    pivot = lab.domain.pivot
+
+    def pivoted(target: str) -> None:
+        lab.domain.others = neighbours
+        pivot(target)
+
+    monkeypatch.setattr(lab.domain, "pivot", pivoted)
+    assert [text for text in lab.merge(SECOND).warnings if VDA in text and "domain nb" in text]
+    assert (lab.images.exists(VDA), lab.noted) == (True, True)
