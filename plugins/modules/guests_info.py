@@ -83,6 +83,11 @@ guests:
     state:
       description: The state, in the words of O(states).
       type: str
+    paused_by:
+      description:
+        - Why it is paused, V(user), V(I/O error) (QEMU stopped it at a write that failed), V(saving) or V(other).
+          V(null) where it is not.
+      type: str
     persistent:
       description: Whether it has a definition that stays when it is shut off.
       type: bool
@@ -173,6 +178,7 @@ guests:
     - name: web1
       uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427
       state: running
+      paused_by:
       persistent: true
       autostart: true
       agent: connected

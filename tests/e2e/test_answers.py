@@ -80,14 +80,14 @@ def run(tmp_path: Path) -> Run:
         (modules / f"{name}.py").write_text(MODULE.format(folder=str(tmp_path), name=name), encoding="utf-8")
 
     def play(
-        guests: list[dict[str, Any]],
+        found: list[dict[str, Any]],
         looks: list[dict[str, Any]] | None = None,
         playbook: str = "live_backup",
         **variables: Any,
     ) -> Said:
         answers = {
-            "guests_info": {"guests": guests, "unmatched": []},
-            "preflight_info": {"guests": looks or [looked(one["name"]) for one in guests]},
+            "guests_info": {"guests": found, "unmatched": []},
+            "preflight_info": {"guests": looks or [looked(one["name"]) for one in found]},
             "snapshot_external": {"changed": True, "snapshot": {"name": "s"}},
             "image_backup": {"changed": True, "backup": SET},
             "block_commit": {"changed": True},
@@ -175,3 +175,31 @@ def test_a_role_s_switch_that_is_no_boolean(run: Run) -> None:
     assert said.rc != 0
     assert "live_backup_verify" in said.output
     assert said.asked == ["guests_info"]
+
+
+def test_a_guest_that_does_not_run_is_told_as_it_is(run: Run) -> None:
+    """Not as one that was not found, and not as one of those that were backed up."""
+    asked = [guest("web", "paused", patterns=["web"], paused_by="I/O error"), guest("abc", patterns=["abc"])]
+    said = run(asked, guests=["web", "abc", "typo"])
+    assert said.rc != 0
+    assert f"NOT BACKED UP: web@{HOST} (paused)" in said.output
+    assert f"WARNING: web@{HOST} is paused at an I/O error" in said.output
+    assert f"abc@{HOST}: backed up" in said.output
+    assert "NOT FOUND: typo" in said.output
+    assert "NOT FOUND: web" not in said.output
+    assert f"No backup is made of a guest that does not run: web@{HOST} (paused)." in said.output
+
+    said = run([guest("off", "shut off"), guest("sleeping", "paused", paused_by="user"), guest("abc")])
+    assert said.rc == 0, said.output
+    assert f"Left out: off@{HOST} (shut off), sleeping@{HOST} (paused)" in said.output
+    ends = f"Every guest that runs was backed up; left out: off@{HOST} (shut off), sleeping@{HOST} (paused)."
+    assert ends in said.output
+    assert "WARNING: sleeping" not in said.output
+
+    said = run([guest("web", "paused", patterns=["web"])], guests="web", preflight_only=True)
+    assert said.rc != 0
+    assert f"NOT BACKED UP: web@{HOST} (paused)" in said.output
+    assert "There was nothing to back up" not in said.output
+    said = run([guest("abc")], live_backup_preflight=False)
+    assert said.rc == 0
+    assert "Every guest was backed up." in said.output

@@ -90,6 +90,7 @@ def test_a_guest_with_an_interrupted_operation() -> None:
         "name": "web1",
         "uuid": VIEW.uuid,
         "state": "running",
+        "paused_by": None,
         "persistent": True,
         "autostart": False,
         "agent": "connected",
