@@ -71,9 +71,9 @@ def run(stage: Stage, *tasks: dict[str, Any]) -> list[TaskResult]:
     return list(done.results)
 
 
-def module(name: str, /, **options: Any) -> dict[str, Any]:
+def module(module_name: str, **options: Any) -> dict[str, Any]:
     """One task."""
-    return {f"virtops.libvirt.{name}": options}
+    return {f"virtops.libvirt.{module_name}": options}
 
 
 def virsh(*arguments: str) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def test_another_user_in_the_target(scene: Scene) -> None:
     hypervisor.exec(["chmod", "0777", dest])
     running = scene.start_module("image_backup", snapshot=SNAPSHOT, dest=dest, rate_limit=SLOW_COPY)
     partial = hypervisor.outside(f"{folder}/.{stamp}.partial")
-    until("a copy under way", lambda: (partial / "vda.raw").exists(), 60)
+    until("a copy under way", (partial / "vda.raw").exists, 60)
     with standing_still(scene):
         swap = f"mv {folder} {dest}/x; mkdir {folder}; ln -s {PRIVATE} {folder}/.{stamp}.partial"
         hypervisor.exec([*STRANGER, swap])

@@ -19,11 +19,11 @@ from fleet import until
 
 from .scene import Scene, Stage
 
-#: As if the host had been booted later than anything was begun, with a shorter wait between two looks.
+#: As if the host had been booted since anything was begun, with a shorter wait between two looks.
 AFTER_A_BOOT = """
 import sys
 from ansible_collections.virtops.libvirt.plugins.module_utils._boot import recover
-recover.booted_at, recover.LOOK_SECONDS = (lambda: "29990101T000000Z"), 0.5
+recover.boot_id, recover.LOOK_SECONDS = (lambda: "another boot"), 0.5
 sys.exit(recover.main([]))
 """
 LIBRARY = "/usr/local/lib/virtops.libvirt"

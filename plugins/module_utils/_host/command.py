@@ -165,13 +165,12 @@ def _listen(
 ) -> tuple[bytes, bytes, bool]:
     """What it printed on each of its outputs, and whether it came to its end by itself."""
     deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
-    said: dict[int, bytearray] = {}
+    outputs = [pipe for pipe in (process.stdout, process.stderr) if pipe is not None]
+    said = {pipe.fileno(): bytearray() for pipe in outputs}
+    out, err = (pipe.fileno() for pipe in outputs)
     with selectors.DefaultSelector() as pipes:
-        for pipe in (process.stdout, process.stderr):
-            if pipe is not None:
-                said[pipe.fileno()] = bytearray()
-                pipes.register(pipe, selectors.EVENT_READ)
-        out, err = said
+        for pipe in outputs:
+            pipes.register(pipe, selectors.EVENT_READ)
         while pipes.get_map() or process.poll() is None:
             # With both outputs closed there is nothing to select: only its end is to come.
             if not pipes.get_map():
