@@ -58,7 +58,9 @@ def hanging(hypervisor: Hypervisor, folder: Path) -> Iterator[subprocess.Popen[b
     raises=subprocess.TimeoutExpired,
     reason="a copy has no stall_timeout: it waits in the module's own process, which then cannot merge",
 )
-@pytest.mark.parametrize("role", [{}, {"format": "qcow2"}], ids=["copy", "convert"])
+@pytest.mark.parametrize(
+    "role", [pytest.param({}, id="copy"), pytest.param({"format": "qcow2"}, id="convert", marks=pytest.mark.once)]
+)
 def test_a_target_that_hangs_keeps_no_guest_on_its_overlays(scene: Scene, tmp_path: Path, role: dict[str, Any]) -> None:
     """The copy is given up, the guest is merged, and the partial set is left to the next run."""
     with hanging(scene.hypervisor, tmp_path) as daemon:
