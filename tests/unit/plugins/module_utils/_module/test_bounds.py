@@ -22,6 +22,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.virtops.libvirt.plugins.module_utils import _module
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.bounds import BOUNDS, bounds_of
 from ansible_collections.virtops.libvirt.plugins.module_utils._module import entry
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import LOCK
 
 #: What the modules require besides, where a word is not enough
 GIVEN: dict[str, dict[str, Any]] = {
@@ -47,6 +48,8 @@ def numeric(spec: dict[str, Any], within: tuple[str, ...] = ()) -> Iterator[tupl
 
 SPECS = specs()
 OPTIONS = [(module, path) for module, spec in SPECS.items() for path in numeric(spec)]
+# Which every module that changes a domain has from the entry
+OPTIONS += [("block_commit", path) for path in numeric(LOCK)]
 
 
 def arguments(module: str, path: tuple[str, ...], value: int) -> dict[str, Any]:
