@@ -79,9 +79,9 @@ def test_every_guest_is_a_host(run: Run, fleet: dict[str, Member]) -> None:
 
 @every_guest
 def test_few_tasks(run: Run, member: Member) -> None:
-    """Each task costs the controller time, skipped ones too."""
+    """Each task costs the controller time, skipped ones too. Two compare the variables with what they may be."""
     tasks = [item.task for item in run.play.of(member.alias)]
-    assert 3 <= len(tasks) <= 4, tasks
+    assert 3 <= len(tasks) <= 5, tasks
 
 
 @every_guest
@@ -232,7 +232,7 @@ def test_second_run_makes_a_second_set(run: Run, fleet: dict[str, Member], contr
 def test_target_guests_exclude(run: Run, fleet: dict[str, Member], controller: Controller) -> None:
     """The play's own variables choose the hypervisors and the guests."""
     before = {alias: len(member.sets()) for alias, member in fleet.items()}
-    play = controller.run(target="second", guests=["web?", "odd*", "files"], exclude=["odd*"])
+    play = controller.run(target="second", guests=["web?", "[of]*"], exclude=["odd*"])
     assert play.rc == 0, play.output
     assert play.guests() == {"web1@e2e2", "files@e2e2"}
     grown = {alias for alias, member in fleet.items() if len(member.sets()) > before[alias]}
