@@ -47,7 +47,7 @@ def looked(name: str, *checks: tuple[str, str]) -> dict[str, Any]:
         {"check": "jobs", "status": status, "disk": None, "message": message, "remedy": "Wait", "error_code": "x"}
         for status, message in checks
     ]
-    ready = all(status != "failed" for status, _ in checks)
+    ready = all(status != "failed" for status, _message in checks)
     return {"name": name, "uuid": f"uuid-of-{name}", "state": "running", "ready": ready, "checks": told}
 
 
