@@ -277,7 +277,8 @@ class Images:
             groups = [group]
         try:
             argv = ["test", "-x", os.path.join(directory, "")]
-            return subprocess.run(argv, user=user, group=group, extra_groups=groups, check=False).returncode == 0
+            with subprocess.Popen(argv, user=user, group=group, extra_groups=groups) as process:
+                return process.wait() == 0
         except OSError as error:
             raise os_failure("Looking at %s as user %d" % (directory, user), error) from error
 
