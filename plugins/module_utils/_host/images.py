@@ -277,7 +277,9 @@ class Images:
             groups = [group]
         try:
             argv = ["test", "-x", os.path.join(directory, "")]
-            with subprocess.Popen(argv, user=user, group=group, extra_groups=groups) as process:
+            with subprocess.Popen(  # pylint: disable=ansible-bad-function
+                argv, user=user, group=group, extra_groups=groups
+            ) as process:
                 return process.wait() == 0
         except OSError as error:
             raise os_failure("Looking at %s as user %d" % (directory, user), error) from error
