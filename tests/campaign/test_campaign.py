@@ -26,6 +26,8 @@ ROLE: dict[str, Any] = {
     "live_backup_timeout": 90,
     "live_backup_lock_timeout": 60,
     "live_backup_freeze_timeout": 5,
+    # A guest whose QEMU was killed is off, and has no backup made of it
+    "live_backup_allow_none": True,
 }
 #: What is refused where a guest ended at its pivot.
 EITHER = re.compile(r"newest data are in (\S+) or in (\S+)[.] ")

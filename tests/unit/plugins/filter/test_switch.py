@@ -31,5 +31,5 @@ def test_a_blank_one_is_not_given(value: object, default: bool) -> None:
 @pytest.mark.parametrize("value", ["maybe", "fasle", "nope", 2, ["x"], {"a": 1}])
 def test_what_is_neither_is_refused(value: object) -> None:
     """A misspelt `true` is not false."""
-    with pytest.raises(AnsibleFilterError, match=r"look is '.*', which is neither true nor false"):
+    with pytest.raises(AnsibleFilterError, match=r"look is (['\"]).*\1, which is neither true nor false"):
         switch(value, False, "look")
