@@ -31,6 +31,36 @@ class Clock(Protocol):
     def sleep(self, seconds: float) -> None: ...
 
 
+class Progress(Protocol):
+    """Where a flow says how far it is, and asks whether it is to end early."""
+
+    def phase(self, name: str) -> None:
+        """What begins now, in one word or two: snapshot, copy, merge, verify, clean up."""
+
+    def step(self, words: str) -> None:
+        """A line of the job's log: what was done, on what, in how many seconds and with how many bytes."""
+
+    def disk(self, target: str, done: int, total: int) -> None:
+        """Bytes of the phase's work on one disk. May be called often: most calls cost only a look at the clock."""
+
+    def is_stopping(self) -> bool:
+        """Is the job told to end at the next point where it leaves nothing open?"""
+
+
+class Silent:
+    """Implements `Progress` where nobody follows: nothing is shown, and no order comes."""
+
+    def phase(self, name: str) -> None: ...
+
+    def step(self, words: str) -> None: ...
+
+    def disk(self, target: str, done: int, total: int) -> None: ...
+
+    def is_stopping(self) -> bool:
+        """Never."""
+        return False
+
+
 class ViewPort(Protocol):
     """Reading one domain."""
 

@@ -14,7 +14,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -22,7 +22,7 @@ from ansible.module_utils.basic import AnsibleModule
 from .._core.bounds import require_in_bounds
 from .._core.errors import VirtopsError
 from .._core.model import Outcome
-from .._core.ports import Clock, Watchdog
+from .._core.ports import Clock, Progress, Silent, Watchdog
 from .._core.text import shown, words_shown
 from .._core.xml import LXML_IMPORT_ERROR
 from .._host.clock import SystemClock
@@ -52,6 +52,7 @@ class DomainContext:
     images: Images
     clock: Clock
     watchdog: Watchdog
+    progress: Progress = field(default_factory=Silent)
 
 
 @dataclass(frozen=True)
