@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Private to virtops.libvirt: what a qcow2 header says of its backing file, read without opening anything else.
+"""Private to virtops.libvirt: what a qcow2 header says, read without opening anything else.
 
-Of an image that is not ours: qemu-img might follow what its header names, and fail at that.
+Of an image that is not ours, or of one to be deleted: qemu-img might follow what its header names, and fail at that.
 The format is in docs/interop/qcow2.txt.
 """
 
@@ -18,6 +18,10 @@ from .._core.model import Layer
 
 _MAGIC = b"QFI\xfb"
 _V2_BYTES = 72
+#: As much as the fields before the extensions take in version 3.
+_HEADER_BYTES = 104
+#: The incompatible feature "external data file".
+_EXTERNAL_DATA = 1 << 2
 #: The most that a backing file's name may have.
 _NAME_BYTES = 1023
 _BACKING_FORMAT = 0xE2792ACA
@@ -32,21 +36,36 @@ def backing_layer(path: str) -> Layer | None:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its writer
     try:
-        header = os.pread(fd, 104, 0)
-        if header[:4] != _MAGIC or len(header) < _V2_BYTES:
-            return None
-        offset, size = struct.unpack(">QI", header[8:20])
-        if not offset or not 0 < size <= _NAME_BYTES:
-            return None
-        name = os.fsdecode(os.pread(fd, size, min(offset, (1 << 63) - 1)))
-        return Layer(_plain(name, path), _format(fd, header))
+        return backing_of(fd, path)
     finally:
         os.close(fd)
 
 
+def backing_of(fd: int, path: str) -> Layer | None:
+    """The same of one that is open. `path` is where it lies: a relative name is meant from there."""
+    header = os.pread(fd, _HEADER_BYTES, 0)
+    if not is_header(header):
+        return None
+    offset, size = struct.unpack(">QI", header[8:20])
+    if not offset or not 0 < size <= _NAME_BYTES:
+        return None
+    name = os.fsdecode(os.pread(fd, size, min(offset, (1 << 63) - 1)))
+    return Layer(_plain(name, path), _format(fd, header))
+
+
+def is_header(header: bytes) -> bool:
+    """Do these first bytes of a file say that it is a qcow2?"""
+    return header.startswith(_MAGIC) and len(header) >= _V2_BYTES
+
+
+def has_data_file(header: bytes) -> bool:
+    """Is its data in another file?"""
+    return header[4:8] > b"\0\0\0\2" and bool(int.from_bytes(header[72:80], "big") & _EXTERNAL_DATA)
+
+
 def _format(fd: int, header: bytes) -> str:
     version = int.from_bytes(header[4:8], "big")
-    at = int.from_bytes(header[100:104], "big") if version > 2 and len(header) == 104 else _V2_BYTES
+    at = int.from_bytes(header[100:104], "big") if version > 2 and len(header) == _HEADER_BYTES else _V2_BYTES
     while at < _EXTENSION_BYTES:
         found = os.pread(fd, 8, at)
         if len(found) < 8:

@@ -42,7 +42,7 @@ def memory(magic: bytes, xml: str) -> bytes:
         (qcow2(b"json:{}"), Signature("qcow2", "json:{}")),
         (qcow2(b"nbd://host/x"), Signature("qcow2", "nbd://host/x")),
         (qcow2(b"/img/base.raw", features=4), Signature("other")),
-        (qcow2(b"x" * 1024), Signature("other")),
+        (qcow2(b"x" * 1024), Signature("qcow2")),
         (memory(b"LibvirtQemudSave", f"<domain><uuid>{UUID}</uuid>"), Signature("memory", domain=UUID)),
         (memory(b"LibvirtQemudPart", f"<domain><uuid>{UUID.upper()}</uuid>"), Signature("memory", domain=UUID)),
         (memory(b"LibvirtQemudSave", "<domain>"), Signature("memory")),
