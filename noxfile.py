@@ -148,12 +148,12 @@ def lint(session: nox.Session) -> None:
     folders = [TREE / "tests" / name for name in ("lab", "plays", "e2e")]
     packages = os.pathsep.join(map(str, [COLLECTIONS, *folders]))
     env = environment(bin_, MYPYPATH=packages, MYPY_CACHE_DIR=str(STATE / "mypy"), ANSIBLE_LINT_NODEPS="1")
-    utils = "ansible_collections.virtops.libvirt.plugins.module_utils"
+    plugins = "ansible_collections.virtops.libvirt.plugins"
     with Checks("lint", session.error) as checks:
         for label, command in {
             "ruff check": ["ruff", "check", "."],
             "ruff format": ["ruff", "format", "--check", "--diff", "."],
-            "mypy module_utils": [typing / "mypy", "-p", utils],
+            "mypy plugins": [typing / "mypy", "-p", f"{plugins}.modules", "-p", f"{plugins}.module_utils"],
             "mypy tests": [typing / "mypy", "--python-version", "3.11", *typed_test_folders()],
             "yamllint": ["yamllint", "--strict", "."],
             "ansible-lint": ["ansible-lint", "--offline", "--profile", "production", "--strict"],

@@ -165,11 +165,45 @@ partial:
   sample: []
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import block_commit
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import merge
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
+    DEADLINE,
+    MERGE,
+    ArgumentSpec,
+    deadline,
+    merged,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
+
+OPTIONS: ArgumentSpec = merged(
+    MERGE,
+    {
+        "snapshot": {"type": "str"},
+        "base": {"type": "path"},
+        "top": {"type": "path"},
+        "pivot": {"type": "bool", "default": True},
+    },
+)
+SPEC: ArgumentSpec = merged(OPTIONS, DEADLINE)
+
+
+def _flow(context: DomainContext) -> Outcome:
+    given = {name: context.params[name] for name in OPTIONS if name != "timeout"}
+    wish = MergeWish(**{**given, "disks": tuple(given["disks"])}, deadline=deadline(context.params))
+    return merge(context, wish)
 
 
 def main() -> None:
-    block_commit.main()
+    run_domain_module(
+        SPEC,
+        _flow,
+        changes=True,
+        required_one_of=[("snapshot", "base")],
+        mutually_exclusive=[("snapshot", "base"), ("snapshot", "top")],
+        required_by={"top": "base"},
+    )
 
 
 if __name__ == "__main__":

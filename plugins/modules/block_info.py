@@ -190,11 +190,20 @@ error_code:
   sample: no_such_domain
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import block_info
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
+from ansible_collections.virtops.libvirt.plugins.module_utils._service import info
+
+SPEC: ArgumentSpec = {"disks": {"type": "list", "elements": "str", "default": []}}
+
+
+def _flow(context: DomainContext) -> Outcome:
+    return info.block(context.domain, context.images, context.params["disks"])
 
 
 def main() -> None:
-    block_info.main()
+    run_domain_module(SPEC, _flow, changes=False)
 
 
 if __name__ == "__main__":

@@ -130,11 +130,34 @@ partial:
   sample: []
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import block_job
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
+    DEADLINE,
+    ArgumentSpec,
+    deadline,
+    merged,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.job import JobControl, JobWish
+
+OPTIONS: ArgumentSpec = {
+    "disk": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["present", "pivoted", "cancelled"], "default": "present"},
+    "bandwidth": {"type": "int"},
+    "timeout": {"type": "int", "default": 3600},
+    "delete_merged": {"type": "bool", "default": False},
+}
+SPEC: ArgumentSpec = merged(OPTIONS, DEADLINE)
+
+
+def _flow(context: DomainContext) -> Outcome:
+    given = {name: context.params[name] for name in OPTIONS if name != "timeout"}
+    wish = JobWish(**given, deadline=deadline(context.params))
+    return JobControl(wish, context.domain, context.images, context.clock, context.watchdog).run(context.check)
 
 
 def main() -> None:
-    block_job.main()
+    run_domain_module(SPEC, _flow, changes=True)
 
 
 if __name__ == "__main__":

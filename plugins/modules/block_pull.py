@@ -112,11 +112,24 @@ partial:
   sample: []
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import block_pull
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.convergence import Deadline
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import merge
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import MERGE, ArgumentSpec, merged
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
+
+SPEC: ArgumentSpec = merged(MERGE, {"base": {"type": "path"}})
+
+
+def _flow(context: DomainContext) -> Outcome:
+    given = {name: context.params[name] for name in SPEC if name != "timeout"}
+    limit = Deadline(timeout=context.params["timeout"])
+    return merge(context, MergeWish(**{**given, "disks": tuple(given["disks"])}, deadline=limit, pull=True))
 
 
 def main() -> None:
-    block_pull.main()
+    run_domain_module(SPEC, _flow, changes=True)
 
 
 if __name__ == "__main__":

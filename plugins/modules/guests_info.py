@@ -221,11 +221,30 @@ error_code:
   sample: uri_unreachable
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import guests_info
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.strays import is_stray_name
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.images import Images
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import HostContext, run_host_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import GUESTS, ArgumentSpec
+from ansible_collections.virtops.libvirt.plugins.module_utils._service import info
+
+SPEC: ArgumentSpec = GUESTS
+
+
+def _flow(context: HostContext) -> Outcome:
+    params = context.params
+    return info.guests(
+        context.host.domains(),
+        params["guests"],
+        params["exclude"],
+        params["states"],
+        lambda uuid: context.host.records(uuid, is_stray_name),
+        Images(),
+    )
 
 
 def main() -> None:
-    guests_info.main()
+    run_host_module(SPEC, _flow)
 
 
 if __name__ == "__main__":

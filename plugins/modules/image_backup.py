@@ -346,11 +346,48 @@ error_code:
   sample: base_modified
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import image_backup
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import back_up
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
+    BACKUP,
+    COPY,
+    KEEP_FREE,
+    ArgumentSpec,
+    merged,
+)
+
+SPEC: ArgumentSpec = merged(
+    BACKUP,
+    COPY,
+    KEEP_FREE,
+    {"snapshot": {"type": "str"}, "overlays": {"type": "list", "elements": "path"}},
+)
+
+
+def _flow(context: DomainContext) -> Outcome:
+    wish = BackupWish(**{**{name: context.params[name] for name in SPEC}, "overlays": _overlays(context)})
+    return back_up(context, wish)
+
+
+def _overlays(context: DomainContext) -> tuple[str, ...]:
+    """An empty list would be a backup of nothing that succeeds."""
+    overlays = tuple(context.params["overlays"] or ())
+    if not overlays and not context.params["snapshot"]:
+        raise VirtopsError("bad_option", "Neither snapshot nor overlays names anything", "Give one of them")
+    return overlays
 
 
 def main() -> None:
-    image_backup.main()
+    run_domain_module(
+        SPEC,
+        _flow,
+        changes=True,
+        required_one_of=[("snapshot", "overlays")],
+        mutually_exclusive=[("snapshot", "overlays")],
+    )
 
 
 if __name__ == "__main__":

@@ -107,11 +107,28 @@ error_code:
   sample: guest_running
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import image_convert
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.convert import ConvertWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.convert import Convert
+
+SPEC: ArgumentSpec = {
+    "disks": {"type": "list", "elements": "str"},
+    "dest_dir": {"type": "path"},
+    "delete_source": {"type": "bool", "default": False},
+}
+
+
+def _flow(context: DomainContext) -> Outcome:
+    given = context.params
+    disks = None if given["disks"] is None else tuple(given["disks"])
+    wish = ConvertWish(disks, given["dest_dir"], given["delete_source"])
+    return Convert(wish, context.domain, context.images, context.clock).run(context.check)
 
 
 def main() -> None:
-    image_convert.main()
+    run_domain_module(SPEC, _flow, changes=True)
 
 
 if __name__ == "__main__":

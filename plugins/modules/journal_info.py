@@ -159,11 +159,17 @@ error_code:
   sample: journal_unreadable
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import journal_info
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.journal_info import journal
+
+
+def _flow(context: DomainContext) -> Outcome:
+    return journal(context.domain, context.images, context.clock, context.watchdog)
 
 
 def main() -> None:
-    journal_info.main()
+    run_domain_module({}, _flow, changes=False)
 
 
 if __name__ == "__main__":

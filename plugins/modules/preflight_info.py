@@ -258,11 +258,59 @@ error_code:
   sample: uri_unreachable
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import preflight_info
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, parse_reserve
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.apparmor import rules
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.images import Images
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.store import BackupStore
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import HostContext, run_host_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
+    BACKUP,
+    GUESTS,
+    SNAPSHOT,
+    ArgumentSpec,
+    merged,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.preflight import Preflight, PreflightWish
+
+SPEC: ArgumentSpec = merged(
+    {**GUESTS, "states": {**GUESTS["states"], "default": ["running"]}},
+    BACKUP,
+    {**SNAPSHOT, "quiesce": {**SNAPSHOT["quiesce"], "default": "preferred"}},
+    {
+        "operation": {"type": "str", "default": "live_backup"},
+        "max_chain": {"type": "int", "default": 25},
+        "overlay_reserve": {"type": "str", "default": "5%"},
+    },
+)
+
+
+def _flow(context: HostContext) -> Outcome:
+    given = context.params
+    wish = PreflightWish(
+        backup=BackupWish(**{name: given[name] for name in BACKUP}),
+        snapshot=SnapshotWish(
+            # Overlays are named after it, and no such file is there: each is looked for before it is made.
+            name="preflight",
+            disks=tuple(DiskWish(disk["name"], disk["snapshot"], disk["file"]) for disk in given["disks"]),
+            overlay_dir=given["overlay_dir"],
+            freeze_timeout=given["freeze_timeout"],
+            kind=given["operation"],
+        ),
+        limits=Limits(
+            given["max_chain"], parse_reserve(given["overlay_reserve"]), given["quiesce"], given["operation"]
+        ),
+        guests=tuple(given["guests"]),
+        exclude=tuple(given["exclude"]),
+        states=tuple(given["states"]),
+    )
+    return Preflight(wish, context.host, Images(), BackupStore(), rules).run()
 
 
 def main() -> None:
-    preflight_info.main()
+    run_host_module(SPEC, _flow)
 
 
 if __name__ == "__main__":

@@ -162,11 +162,44 @@ partial:
   sample: []
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import recover
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.reaper import Reaper
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import back_up
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
+    BACKUP,
+    COPY,
+    DEADLINE,
+    ArgumentSpec,
+    deadline,
+    merged,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
+
+SPEC: ArgumentSpec = {
+    "operations": {"type": "list", "elements": "str", "default": []},
+    "backup": {"type": "dict", "options": merged(BACKUP, COPY)},
+    "timeout": {"type": "int", "default": 3600},
+    **DEADLINE,
+}
+
+
+def _flow(context: DomainContext) -> Outcome:
+    wish = RecoverWish(tuple(context.params["operations"]), deadline(context.params))
+    given = context.params["backup"]
+
+    def finish(snapshot: str) -> Outcome:
+        wish = BackupWish(snapshot=snapshot, keep_free=context.params["keep_free"], **given)
+        return back_up(context, wish)
+
+    backup = None if given is None else finish
+    tools = context.domain, context.images, context.clock, context.watchdog
+    return Recovery(wish, *tools, backup, Reaper(context.clock)).run(context.check)
 
 
 def main() -> None:
-    recover.main()
+    run_domain_module(SPEC, _flow, changes=True)
 
 
 if __name__ == "__main__":

@@ -208,11 +208,44 @@ error_code:
   sample: no_such_snapshot
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import snapshot_info
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import Filters
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_info import SnapshotInfoWish, snapshots
+
+FLAGS = (
+    *("current", "roots", "leaves", "has_children", "active", "inactive", "disk_only", "internal", "external"),
+    "descendants",
+)
+SPEC: ArgumentSpec = {
+    "name": {"type": "str"},
+    "from": {"type": "str"},
+    "metadata": {"type": "bool"},
+    **{name: {"type": "bool", "default": False} for name in (*FLAGS, "xml", "security_info")},
+}
+
+
+def _flow(context: DomainContext) -> Outcome:
+    given = context.params
+    filters = Filters(
+        name=given["name"],
+        metadata=given["metadata"],
+        start=given["from"],
+        **{name: given[name] for name in FLAGS},
+    )
+    wish = SnapshotInfoWish(filters, given["xml"] or given["security_info"], given["security_info"])
+    return snapshots(wish, context.domain)
 
 
 def main() -> None:
-    snapshot_info.main()
+    run_domain_module(
+        SPEC,
+        _flow,
+        changes=False,
+        needs_secrets=lambda params: bool(params["security_info"]),
+        mutually_exclusive=[("name", "current", "from")],
+    )
 
 
 if __name__ == "__main__":

@@ -138,11 +138,37 @@ error_code:
   sample: disk_needs_qcow2
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import snapshot_internal
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.internal import InternalWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import CHILDREN
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.internal import InternalSnapshot
+
+SPEC: ArgumentSpec = {
+    "name": {"type": "str", "required": True},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    "description": {"type": "str"},
+    "halt": {"type": "bool", "default": False},
+    "children": {"type": "str", "choices": list(CHILDREN), "default": "keep"},
+}
+
+
+def _flow(context: DomainContext) -> Outcome:
+    given = context.params
+    flow = InternalSnapshot(context.domain, context.images, context.clock)
+    if given["state"] == "absent":
+        if given["halt"]:
+            raise VirtopsError(
+                "bad_option", "halt goes with state: present.", "Leave it out, or shut the domain off before"
+            )
+        return flow.absent(given["name"], given["children"], context.check)
+    return flow.present(InternalWish(given["name"], given["description"], given["halt"]), context.check)
 
 
 def main() -> None:
-    snapshot_internal.main()
+    run_domain_module(SPEC, _flow, changes=True)
 
 
 if __name__ == "__main__":

@@ -172,11 +172,48 @@ error_code:
   sample: operation_open
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import snapshot_metadata
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import CHILDREN
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.metadata import delete_record
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.records import Records, RecordWish
+
+SPEC: ArgumentSpec = {
+    "name": {"type": "str"},
+    "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+    # With security_info it has the passwords of graphics; what a module is given is written to the host's log
+    "xml": {"type": "str", "no_log": True},
+    "current": {"type": "bool", "default": False},
+    "description": {"type": "str"},
+    "new_name": {"type": "str"},
+    "clone": {"type": "bool", "default": False},
+    "validate": {"type": "bool", "default": False},
+    "children": {"type": "str", "choices": list(CHILDREN), "default": "keep"},
+}
+
+
+def _flow(context: DomainContext) -> Outcome:
+    given = context.params
+    if given["state"] == "absent":
+        return delete_record(context.domain, context.images, given["name"], given["children"], context.check)
+    wish = RecordWish(
+        name=given["name"],
+        text=given["xml"],
+        **{name: given[name] for name in ("current", "description", "new_name", "clone", "validate")},
+    )
+    return Records(wish, context.domain).run(context.check)
 
 
 def main() -> None:
-    snapshot_metadata.main()
+    run_domain_module(
+        SPEC,
+        _flow,
+        changes=True,
+        required_one_of=[("name", "xml")],
+        mutually_exclusive=[("xml", "new_name")],
+        required_if=[("state", "absent", ("name",)), ("clone", True, ("new_name",))],
+    )
 
 
 if __name__ == "__main__":

@@ -148,11 +148,37 @@ error_code:
   sample: layers_above
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import snapshot_revert
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.revert import RUN_STATES, RevertWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.revert import Revert
+
+SPEC: ArgumentSpec = {
+    "name": {"type": "str"},
+    "current": {"type": "bool", "default": False},
+    "run_state": {"type": "str", "choices": list(RUN_STATES), "default": "snapshot"},
+    "force": {"type": "bool", "default": False},
+    "reset_nvram": {"type": "bool", "default": False},
+}
+
+
+def _flow(context: DomainContext) -> Outcome:
+    given = context.params
+    wish = RevertWish(
+        **{name: given[name] for name in ("name", "run_state", "force", "reset_nvram")},
+    )
+    return Revert(wish, context.domain, context.images, context.clock).run(context.check)
 
 
 def main() -> None:
-    snapshot_revert.main()
+    run_domain_module(
+        SPEC,
+        _flow,
+        changes=True,
+        mutually_exclusive=[("name", "current")],
+        required_if=[("current", False, ("name",))],
+    )
 
 
 if __name__ == "__main__":

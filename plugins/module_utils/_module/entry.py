@@ -11,10 +11,12 @@ into a result. Everything else that is raised is a bug and stays a traceback.
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -199,8 +201,8 @@ def _finish(
     module: AnsibleModule, argument_spec: ArgumentSpec, flow: Callable[..., Outcome], run: Callable[[], _Ended]
 ) -> None:
     try:
-        # A flow is named after its module: that is the file that it lies in
-        require_in_bounds(flow.__module__.rpartition(".")[2], numbers(argument_spec, module.params))
+        # A flow stands in its module's file, and __name__ is __main__ there
+        require_in_bounds(Path(inspect.getfile(flow)).stem, numbers(argument_spec, module.params))
         ended = run()
     except MemoryError as error:
         module.fail_json(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._core.convergence import FAIL, POLICIES, Deadline
+from .._core.snapshot import FREEZE_SECONDS
 
 ArgumentSpec = dict[str, dict[str, Any]]
 
@@ -26,6 +27,34 @@ MERGE: ArgumentSpec = {
     "wait": {"type": "bool", "default": True},
     "timeout": {"type": "int", "default": 3600},
     "delete_merged": {"type": "bool", "default": False},
+}
+#: Which guests of a hypervisor are meant.
+GUESTS: ArgumentSpec = {
+    "guests": {"type": "list", "elements": "str", "default": ["*"]},
+    "exclude": {"type": "list", "elements": "str", "default": []},
+    "states": {
+        "type": "list",
+        "elements": "str",
+        "choices": ["running", "idle", "paused", "in shutdown", "shut off", "crashed", "pmsuspended"],
+        "default": [],
+    },
+}
+#: What snapshot_external and preflight_info have in common.
+SNAPSHOT: ArgumentSpec = {
+    "disks": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "snapshot": {"type": "str", "choices": ["external", "no"], "default": "external"},
+            "file": {"type": "path"},
+            "format": {"type": "str", "choices": ["qcow2"], "default": "qcow2"},
+        },
+    },
+    "overlay_dir": {"type": "path"},
+    "quiesce": {"type": "str", "choices": ["required", "preferred", "never"], "default": "never"},
+    "freeze_timeout": {"type": "int", "default": FREEZE_SECONDS},
 }
 #: How little space may be left where overlays grow.
 KEEP_FREE: ArgumentSpec = {"keep_free": {"type": "int", "default": 256}}

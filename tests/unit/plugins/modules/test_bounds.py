@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import pkgutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +19,6 @@ pytest.importorskip("lxml")
 
 from ansible.module_utils.testing import patch_module_args
 
-from ansible_collections.virtops.libvirt.plugins.module_utils import _module
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.bounds import BOUNDS, bounds_of
 from ansible_collections.virtops.libvirt.plugins.module_utils._module import entry
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import LOCK
@@ -31,12 +30,11 @@ GIVEN: dict[str, dict[str, Any]] = {
 }
 
 
-def specs() -> dict[str, dict[str, Any]]:
-    modules = {
-        found.name: importlib.import_module("%s.%s" % (_module.__name__, found.name))
-        for found in pkgutil.iter_modules(_module.__path__)
-    }
-    return {name: module.SPEC for name, module in modules.items() if hasattr(module, "SPEC")}
+MODULES = {
+    path.stem: importlib.import_module("ansible_collections.virtops.libvirt.plugins.modules.%s" % path.stem)
+    for path in sorted((Path(__file__).parents[4] / "plugins" / "modules").glob("*.py"))
+}
+SPECS: dict[str, dict[str, Any]] = {name: module.SPEC for name, module in MODULES.items() if hasattr(module, "SPEC")}
 
 
 def numeric(spec: dict[str, Any], within: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -46,7 +44,6 @@ def numeric(spec: dict[str, Any], within: tuple[str, ...] = ()) -> Iterator[tupl
         yield from numeric(option.get("options", {}), (*within, name))
 
 
-SPECS = specs()
 OPTIONS = [(module, path) for module, spec in SPECS.items() for path in numeric(spec)]
 # Which every module that changes a domain has from the entry
 OPTIONS += [("block_commit", path) for path in numeric(LOCK)]
@@ -92,7 +89,7 @@ def test_there_are_options_and_each_bound_is_of_one() -> None:
 def test_bounds(module: str, path: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
     option = ".".join(path)
     least, most = bounds_of(module, option)
-    main = importlib.import_module("%s.%s" % (_module.__name__, module)).main
+    main = MODULES[module].main
     for value in (least - 1, most + 1):
         with patch_module_args(arguments(module, path, value)), pytest.raises(SystemExit):
             main()

@@ -17,7 +17,7 @@ lxml = pytest.importorskip("lxml")
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._boot import recover  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.boot import LIBRARY, BootWish, wanted  # noqa: E402
-from ansible_collections.virtops.libvirt.plugins.module_utils._module import boot_recovery  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.modules import boot_recovery  # noqa: E402
 
 
 def test_the_code_stands_alone(tmp_path: Path) -> None:
