@@ -27,7 +27,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
 
-from .._core import xml
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.model import DomainView
@@ -152,13 +151,13 @@ def _tell_ready() -> None:
 
 def _was_interrupted(view: DomainView, boot: Boot) -> bool:
     """By the boot."""
-    operations = xml.parse_journal(view.journal_xml).operations
+    operations = view.journal.operations
     return any(op.open and op.is_of_earlier_boot(boot.id, boot.began, boot.now) for op in operations)
 
 
 def _has_lost_its_journal(view: DomainView, host: Host) -> bool:
     """A run writes its journal before all else, so this is of none that is at work."""
-    journal = xml.parse_journal(view.journal_xml)
+    journal = view.journal
     seen = with_bases(view, Images())
     return bool(lost_operations(seen, journal, lambda: host.records(view.uuid, is_stray_name)))
 

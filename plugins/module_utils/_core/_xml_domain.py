@@ -14,10 +14,11 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Union
 
+from ._xml_journal import build_journal, parse_journal
 from ._xml_parts import parts_of
 from ._xml_tree import child_of, parse, remove, serialize, set_attribute
 from .errors import VirtopsError
-from .journal import JOURNAL_PREFIX, JOURNAL_URI
+from .journal import JOURNAL_PREFIX, JOURNAL_URI, Journal
 from .model import BlockJob, Disk, Layer, OtherImages, Part, is_device
 
 with suppress(ImportError):  # _xml_tree.LXML_IMPORT_ERROR tells
@@ -38,7 +39,7 @@ class DomainXml:
     disks: tuple[Disk, ...]
     config_disks: tuple[Disk, ...]
     agent: str
-    journal_xml: str | None
+    journal: Journal | VirtopsError
     machine: str
     nvram: str | None
     parts: tuple[Part, ...]
@@ -69,7 +70,7 @@ def parse_domain(live_xml: str, config_xml: str | None, volume_path: VolumePath 
         config_disks=config_disks,
         agent=_agent(live),
         # Both hold it, unless somebody defined the domain anew from an older XML
-        journal_xml=journal_of(live) or (None if config is None else journal_of(config)),
+        journal=_journal_in(live, config),
         machine=next((kind.get("machine", "") for kind in live.iterfind("os/type")), ""),
         nvram=_nvram(live),
         parts=parts_of(live),
@@ -242,6 +243,14 @@ def journal_of(domain: etree._Element) -> str | None:
     return None if element is None or _other_owner(domain) is not None else serialize(element)
 
 
+def _journal_in(live: etree._Element, config: etree._Element | None) -> Journal | VirtopsError:
+    """What cannot be read is for those to tell who ask for it."""
+    try:
+        return parse_journal(journal_of(live) or (None if config is None else journal_of(config)))
+    except VirtopsError as error:
+        return error
+
+
 def _other_owner(domain: etree._Element) -> str | None:
     """The UUID of the domain whose journal this one has. One that an older release wrote does not say."""
     element = domain.find(f"metadata/{{{JOURNAL_URI}}}journal")
@@ -287,14 +296,15 @@ def without_data_files(domain_xml: str) -> str:
     return serialize(domain)
 
 
-def with_journal(domain_xml: str, journal_xml: str | None) -> str:
-    """The domain with this journal instead of its own (None: with none)."""
+def with_journal(domain_xml: str, journal: Journal) -> str:
+    """The domain with this journal instead of its own."""
     domain = parse(with_disk_layers(domain_xml, {}, drop_journal=True))
-    if journal_xml is not None:
+    element = owned_journal(journal, domain.findtext("uuid", ""))
+    if element is not None:
         metadata = domain.find("metadata")
         if metadata is None:
             metadata = etree.SubElement(domain, "metadata")
-        metadata.append(_in_namespace(parse(owned_journal(journal_xml, domain.findtext("uuid", "")))))
+        metadata.append(_in_namespace(parse(element)))
     return serialize(domain)
 
 
@@ -308,11 +318,14 @@ def without_empty_metadata(domain_xml: str) -> str | None:
     return serialize(domain)
 
 
-def owned_journal(journal_xml: str, uuid: str) -> str:
-    """The journal with the domain in it that it belongs to."""
-    journal = parse(journal_xml)
-    set_attribute(journal, "domain", uuid)
-    return serialize(journal)
+def owned_journal(journal: Journal, uuid: str) -> str | None:
+    """The journal's element with the domain in it that it belongs to; None where there is nothing to tell."""
+    text = build_journal(journal)
+    if text is None:
+        return None
+    element = parse(text)
+    set_attribute(element, "domain", uuid)
+    return serialize(element)
 
 
 def _in_namespace(element: etree._Element) -> etree._Element:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from ._xml_domain import chain_of, disks_of, journal_of, set_layer, unknown_volume
+from ._xml_journal import parse_journal
 from ._xml_tree import add_text, bad_xml, child_of, not_for_xml, parse, remove, serialize, set_attribute
+from .journal import Journal
 from .model import Disk, Layer, SnapshotDisk, SnapshotRecord
 
 with suppress(ImportError):  # _xml_tree.LXML_IMPORT_ERROR tells
@@ -147,10 +149,10 @@ def with_snapshot_files(xml: str, files: Mapping[str, str]) -> str:
     return serialize(root)
 
 
-def snapshot_journal(xml: str) -> str | None:
+def snapshot_journal(xml: str) -> Journal:
     """The journal in the definition that a snapshot's record keeps: that of its moment."""
     domain = parse(xml).find("domain")
-    return None if domain is None else journal_of(domain)
+    return parse_journal(None if domain is None else journal_of(domain))
 
 
 def snapshot_uuid(xml: str) -> str | None:

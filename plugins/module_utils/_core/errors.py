@@ -17,8 +17,11 @@ class VirtopsError(Exception):
     """An expected failure.
 
     `code` is stable across releases (it is the module result's `error_code`). `partial` tells, per
-    disk, what had been done before the failure, where that can be.
+    disk, what had been done before the failure, where that can be. `actions` are the steps that were done, None where
+    no flow had begun.
     """
+
+    actions: tuple[str, ...] | None = None
 
     def __init__(
         self,

@@ -14,8 +14,10 @@ import calendar
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from .model import FileIdentity, Hold
+if TYPE_CHECKING:  # model has a field for the journal
+    from .model import FileIdentity, Hold
 
 #: The namespace of the journal element in the domain's metadata, and the prefix libvirt gives it.
 JOURNAL_URI = "https://virtops.github.io/xmlns/libvirt/journal/1"

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from .errors import VirtopsError
+from .journal import Journal
+
 CRASHED = "crashed"
 #: virDomainState, in virsh's words: those in which a QEMU runs. A crashed guest's is kept (on_crash preserve), with its
 #: images open; where it is not kept, libvirt says shut off.
@@ -241,7 +244,8 @@ class DomainView:
     one). `config_disks` is the persistent XML's view; what it says below the active layer may be stale.
     `agent` is connected, disconnected (a channel, nobody answering) or absent.
     `paused_by` is the reason of state paused: user, I/O error (QEMU stopped it at a failed write), saving or other.
-    `journal_of` is the UUID of another domain whose journal came along with a copied definition: `journal_xml` is none.
+    `journal_found` is the journal in its metadata, or why that cannot be read.
+    `journal_of` is the UUID of another domain whose journal came along with a copied definition: it has none itself.
     `memory_bytes` is what the guest has of it at most. `qemu_ids` are the user and group that its QEMU runs as.
     `pflash`: its firmware, as UEFI's, lies in flash, whose variables are `nvram`.
     `saved`: its next start goes on with memory that was saved, on the images of that moment (virsh managedsave).
@@ -258,7 +262,7 @@ class DomainView:
     config_disks: tuple[Disk, ...]
     agent: str = "absent"
     autostart: bool = False
-    journal_xml: str | None = None
+    journal_found: Journal | VirtopsError = field(default_factory=Journal)
     machine: str = ""
     nvram: str | None = None
     parts: tuple[Part, ...] = ()
@@ -275,6 +279,13 @@ class DomainView:
     @property
     def active(self) -> bool:
         return self.state in RUNNING_STATES
+
+    @property
+    def journal(self) -> Journal:
+        """Raises `journal_unreadable`."""
+        if isinstance(self.journal_found, VirtopsError):
+            raise self.journal_found
+        return self.journal_found
 
     @property
     def qemu_user(self) -> int | None:

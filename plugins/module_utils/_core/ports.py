@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from .journal import Journal
 from .model import Creation, DomainView, FileIdentity, Hold, ImageInfo, Layer, OtherImages, Signature, SnapshotRecord
 
 
@@ -101,9 +102,9 @@ class BlockInfoPort(ViewPort, Protocol):
 class JournalPort(Protocol):
     """virDomainSetMetadata(ELEMENT, JOURNAL_URI), LIVE where it runs and CONFIG where it is persistent."""
 
-    def write_journal(self, xml: str | None, lasting: bool = True) -> None:
-        """Replace the journal's element; None removes it. One that is not `lasting` ends with the running domain
-        (LIVE only), and the one before it counts again."""
+    def write_journal(self, journal: Journal, lasting: bool = True) -> None:
+        """Replace the journal's element; an empty one removes it. One that is not `lasting` ends with the running
+        domain (LIVE only), and the one before it counts again."""
 
 
 class JobPort(ViewPort, Protocol):
@@ -192,7 +193,7 @@ class RevertPort(SnapshotInfoPort, JournalPort, Protocol):
     def restore(self, path: str, definition: str, paused: bool, reset_nvram: bool) -> None:
         """virDomainRestoreFlags: go on with a memory image, which stays, on the disks of this definition."""
 
-    def define_on(self, layers: dict[str, Layer], journal: str | None) -> None:
+    def define_on(self, layers: dict[str, Layer], journal: Journal) -> None:
         """virDomainDefineXMLFlags: path and format of these disks, and the journal, in one write."""
 
     def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.journal import JOURNAL_PREFIX, JOURNAL_URI
+from .._core.journal import JOURNAL_PREFIX, JOURNAL_URI, Journal
 from .._core.model import IO_ERROR, SAVING, BlockJob, Creation, Disk, DomainView, Layer, OtherImages, SnapshotRecord
 from .._core.refusals import require_read, unread_words
 from . import agent
@@ -143,16 +143,16 @@ class Domain:
 
     # JournalPort
 
-    def write_journal(self, xml: str | None, lasting: bool = True) -> None:
+    def write_journal(self, journal: Journal, lasting: bool = True) -> None:
         """libvirt has the definition (and a running domain's status) on disk when this returns."""
         with mapped(f"Writing the journal into the metadata of {self.name}"):
-            self._again(lambda _domain: self._set_journal(xml, lasting))
+            self._again(lambda _domain: self._set_journal(journal, lasting))
 
-    def _set_journal(self, journal: str | None, lasting: bool) -> None:
+    def _set_journal(self, journal: Journal, lasting: bool) -> None:
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if self._domain.isActive() or not lasting else 0
         if self._domain.isPersistent() and lasting:
             flags |= libvirt.VIR_DOMAIN_AFFECT_CONFIG
-        element = None if journal is None else xml.owned_journal(journal, self.uuid)
+        element = xml.owned_journal(journal, self.uuid)
         both = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
         try:
             self._put_journal(element, flags)
@@ -288,7 +288,7 @@ class Domain:
         with mapped(f"Restoring {self.name} from the memory image {path}"):
             self._connection.handle.restoreFlags(path, definition, flags)
 
-    def define_on(self, layers: dict[str, Layer], journal: str | None) -> None:
+    def define_on(self, layers: dict[str, Layer], journal: Journal) -> None:
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
         with mapped(f"Defining {self.name} on new overlays"):
             definition = self._on_layers(self._domain.XMLDesc(flags), layers)
@@ -478,7 +478,7 @@ def read_view(connection: Connection, domain: Any, jobs: bool = True) -> DomainV
         config_disks=parsed.config_disks,
         agent=parsed.agent,
         autostart=bool(persistent and domain.autostart()),
-        journal_xml=parsed.journal_xml,
+        journal_found=parsed.journal,
         machine=parsed.machine,
         nvram=parsed.nvram,
         parts=parsed.parts,

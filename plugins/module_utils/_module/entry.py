@@ -212,7 +212,8 @@ def _finish(
             exception=str(error),
         )
     except VirtopsError as error:
-        partial = {} if error.partial is None else {"partial": words_shown(error.partial)}
+        done = {"partial": error.partial, "actions": None if error.actions is None else list(error.actions)}
+        partial = words_shown({name: value for name, value in done.items() if value is not None})
         module.fail_json(msg=shown(str(error)), error_code=error.code, **partial)
     else:
         for warning in ended.warnings:

@@ -167,7 +167,7 @@ class Backup:
 
     def _observe(self) -> tuple[DomainView, Journal]:
         view = observe(self._domain, self._images)
-        return view, xml.parse_journal(view.journal_xml)
+        return view, view.journal
 
     def _present(self, found: dict[str, Any], view: DomainView, selection: Selection, paths: SetPaths) -> Outcome:
         require_same_set(found, self._store.file_sizes(paths.final), selection, self._wish, paths.final, view.uuid)

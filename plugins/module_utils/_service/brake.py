@@ -14,7 +14,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .._core import xml
 from .._core.convergence import (
     LIMIT_SECONDS,
     Brake,
@@ -156,10 +155,10 @@ class GuestBrake:
         self._domain.suspend()
 
     def _write(self, hold: Hold | None) -> None:
-        journal = xml.parse_journal(self._domain.view().journal_xml)
+        journal = self._domain.view().journal
         for operation in journal.operations:
             if operation.id == self._operation:
-                self._domain.write_journal(xml.build_journal(journal.put(operation.held(hold))))
+                self._domain.write_journal(journal.put(operation.held(hold)))
 
 
 def let_go(domain: BrakePort, hold: Hold) -> None:

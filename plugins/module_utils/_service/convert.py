@@ -17,7 +17,6 @@ from collections.abc import Container
 from contextlib import suppress
 from dataclasses import replace
 
-from .._core import xml
 from .._core.convert import Conversion, ConvertWish, interrupted, plan_conversions, removal_of
 from .._core.errors import VirtopsError
 from .._core.images import why_not_alone
@@ -46,7 +45,7 @@ class Convert:
         view = observe(self._domain, self._images)
         others = every_image(self._domain.other_images(), self._images)
         plan = plan_conversions(self._wish, view, others)
-        left = interrupted(xml.parse_journal(view.journal_xml))
+        left = interrupted(view.journal)
         ours = Ours(view, self._domain.snapshots(), self._images)
         gone, finish = ((), Outcome()) if left is None else finished(left, view, others, self._images, ours)
         if plan:
@@ -98,7 +97,7 @@ class Convert:
                 "Domain %s is %s, and its images can be converted only while it is off." % (view.name, view.state),
                 "Shut it down, then run the task again",
             )
-        refuse_open(view, xml.parse_journal(view.journal_xml), None if left is None else left.id)
+        refuse_open(view, view.journal, None if left is None else left.id)
         require_here(view, self._images, "Start it and shut it down, then run the task again")
 
     def _is_there(self, one: Conversion, others: Container[str]) -> bool:
@@ -145,8 +144,8 @@ class Convert:
             return
         removal = removal_of(plan, sources, str(uuid.uuid4()), self._clock.utcnow())
         removal = replace(removal, boot=self._clock.boot())
-        journal = xml.parse_journal(self._domain.view().journal_xml)
-        self._domain.write_journal(xml.build_journal(journal.put(removal)))
+        journal = self._domain.view().journal
+        self._domain.write_journal(journal.put(removal))
         try:
             self._domain.set_config_disks(layers)
         except VirtopsError:
@@ -157,8 +156,8 @@ class Convert:
     def _remove(self, paths: tuple[str, ...], operation: Operation) -> None:
         for path in paths:
             self._images.remove(path)
-        journal = xml.parse_journal(self._domain.view().journal_xml)
-        self._domain.write_journal(xml.build_journal(journal.drop(operation)))
+        journal = self._domain.view().journal
+        self._domain.write_journal(journal.drop(operation))
 
     def _refuse_newer(self, plan: tuple[Conversion, ...], known: dict[str, FileIdentity]) -> None:
         """The guest may have been started meanwhile, and have written to its raw images."""

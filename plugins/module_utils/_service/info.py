@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import Journal, Operation
 from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome
@@ -59,7 +58,7 @@ def _guest(view: DomainView, views: Sequence[DomainView], records: GuestRecords,
     journal, unreadable = Journal(), None
     try:
         require_read(view)
-        journal = xml.parse_journal(view.journal_xml)
+        journal = view.journal
     except VirtopsError as error:
         unreadable = str(error)
     lost = () if unreadable else _lost(view, views, journal, records, images)

@@ -51,7 +51,7 @@ class InternalSnapshot:
             wish,
             view,
             found,
-            xml.parse_journal(view.journal_xml),
+            view.journal,
             inside(view, self._images),
             self._domain.libvirt_version(),
         )
@@ -114,7 +114,7 @@ class InternalSnapshot:
         names = inside(view, self._images)
         stray = () if found is not None or children == "only" else leftovers(name, view, names)
         if found is not None or stray:
-            refuse_open(view, xml.parse_journal(view.journal_xml))
+            refuse_open(view, view.journal)
             plan_deletion(name, doomed, found, view, names, self._domain.libvirt_version())
         current = self._domain.current_snapshot() if records else None
         told = None if found is None else told_snapshot(found, children_of(records)[name], current == name)

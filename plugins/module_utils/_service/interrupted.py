@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.journal import JournalDisk, Operation
 from .._core.model import SAVING, DomainView, Outcome
@@ -51,7 +50,7 @@ def _thawed(
     operation: Operation, view: DomainView, domain: UndoPort, check: bool
 ) -> tuple[DomainView, tuple[str, ...]]:
     """The watchdog may have done so before. The mark of the freeze ended with a QEMU that ended since."""
-    journal = xml.build_journal(xml.parse_journal(view.journal_xml).put(operation.held(None)))
+    journal = view.journal.put(operation.held(None))
     if not check:
         try:
             domain.thaw(THAW_SECONDS)
@@ -68,7 +67,7 @@ def _thawed(
             ) from error
         domain.write_journal(journal)
     words = "thaw the file systems of %s, which an interrupted snapshot may have left frozen" % view.name
-    return replace(view, journal_xml=journal), (words,)
+    return replace(view, journal_found=journal), (words,)
 
 
 def unswitched(operation: Operation, view: DomainView, domain: JobPort, images: ImagePort) -> tuple[JournalDisk, ...]:
@@ -98,7 +97,7 @@ def undo(operation: Operation, view: DomainView, domain: UndoPort, images: Image
     if not check:
         for path in paths if memory is None else [*paths, memory]:
             images.remove(path)
-        domain.write_journal(xml.build_journal(xml.parse_journal(domain.view().journal_xml).drop(operation)))
+        domain.write_journal(domain.view().journal.drop(operation))
     steps = (
         *("remove the overlay %s, which nothing was written to" % path for path in paths),
         *(() if memory is None else (memory_words(memory),)),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from .._core import xml
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import DELETE, PULL, RESERVED, REVERT, Operation
@@ -83,7 +82,7 @@ class JobControl:
     def _refuse_unmerged(self, view: DomainView) -> None:
         """A job that is gone means nothing: the chain tells whether it came to its end."""
         target = self._wish.disk
-        for operation in xml.parse_journal(view.journal_xml).operations:
+        for operation in view.journal.operations:
             if not operation.open or operation.kind in (PULL, REVERT):
                 continue
             for disk in operation.disks:
@@ -160,7 +159,7 @@ class JobControl:
 
     def _operation(self, view: DomainView, base: str) -> Operation | None:
         """The one that this job belongs to: of a snapshot, or of a deletion, which is not for us to end."""
-        for operation in xml.parse_journal(view.journal_xml).operations:
+        for operation in view.journal.operations:
             ours = operation.kind == DELETE or operation.kind not in RESERVED
             mine = [disk for disk in operation.disks if (disk.target, disk.base) == (self._wish.disk, base)]
             if operation.open and ours and mine:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from .._core import xml
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import CREATED, KEPT, RESERVED, JournalDisk, Operation
@@ -26,7 +25,7 @@ from .strays import lost_operations
 def journal(domain: DeletePort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> Outcome:
     """The operations as guests_info tells them, where their disks really stand, and how the open ones end."""
     view = observe(domain, images)
-    journalled = xml.parse_journal(view.journal_xml)
+    journalled = view.journal
     lost = lost_operations(view, journalled, domain.snapshots)
     operations = (*journalled.operations, *lost)
     recovery = _recovery(domain, images, clock, watchdog) if any(operation.open for operation in operations) else ""

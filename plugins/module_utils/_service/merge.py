@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .._core import xml
 from .._core.convergence import Brake
 from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, COMMITTING, PREPARED, PULL, RESERVED, Journal, JournalDisk, Operation
@@ -78,7 +77,7 @@ class Merge:
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError with what was done per disk."""
         view = observe(self._domain, self._images)
-        journal = xml.parse_journal(view.journal_xml)
+        journal = view.journal
         if self._wish.adopted is not None:
             journal = journal.put(self._wish.adopted)
         begun: tuple[str, ...] = ()
@@ -87,7 +86,7 @@ class Merge:
             require_here(view, self._images)
             seconds = self._wish.deadline.timeout
             view, begun = awake(prepared, self._domain, self._images, self._clock, seconds, check)
-            journal = xml.parse_journal(view.journal_xml)
+            journal = view.journal
             if len(unswitched(prepared, view, self._domain, self._images)) == len(prepared.disks):
                 undone = undo(prepared, view, self._domain, self._images, check)
                 return self._outcome(NOTHING, view, chains(view), begun + undone.steps, undone.warnings)
@@ -102,7 +101,7 @@ class Merge:
             let_go(self._domain, plan.operation.hold)
             free = plan.operation.held(None)
             plan, journal = replace(plan, operation=free), journal.put(free)
-            self._domain.write_journal(xml.build_journal(journal))
+            self._domain.write_journal(journal)
         if plan.goals:
             plan = replace(plan, operation=self._write_intent(plan, journal))
         progress = self._merge(plan, view)
@@ -158,7 +157,7 @@ class Merge:
         operation = plan.operation or self._new_operation(plan.goals)
         if operation.phase != COMMITTING or plan.operation is None:
             operation = operation.at(COMMITTING)
-            self._domain.write_journal(xml.build_journal(journal.put(operation)))
+            self._domain.write_journal(journal.put(operation))
         return operation
 
     def _new_operation(self, goals: tuple[MergeGoal, ...]) -> Operation:
@@ -278,15 +277,15 @@ class Merge:
         """Once it was asked for the guest may be on the base at any moment, whatever libvirt shows. A new commit, of
         layers that the guest is seen to stand on or that it ended on, begins without: what it has copied of a base says
         nothing of a pivot."""
-        journal = xml.parse_journal(self._domain.view().journal_xml)
+        journal = self._domain.view().journal
         for operation in journal.operations:
             noted = operation.pivoting(goal.target, goal.top.path, asked)
             if operation.open and noted != operation:
-                self._domain.write_journal(xml.build_journal(journal.put(noted)))
+                self._domain.write_journal(journal.put(noted))
 
     def _see_pivot(self, goal: MergeGoal, view: DomainView) -> None:
         """The guest ended while this run merged: was that after its pivot? The plan could not know."""
-        for operation in xml.parse_journal(view.journal_xml).operations:
+        for operation in view.journal.operations:
             if operation.open and self._planner.has_pivoted(goal, view, operation):
                 self._pivoted |= {goal.target}
 
@@ -365,7 +364,7 @@ class Merge:
 
     def _sweep(self, plan: MergePlan, view: DomainView, others: Callable[[], OtherFiles]) -> list[Kept]:
         """Delete what earlier runs kept. The merge may have taken long: what was in use again meanwhile stays."""
-        journal = xml.parse_journal(view.journal_xml)
+        journal = view.journal
         untouched = [path for path in plan.sweep.gone if kept_for_others(path, journal, self._images)]
         found = [remove_layer(path, view, others, self._images, self._clock) for path in untouched]
         return [layer for layer in found if layer is not None]
@@ -386,7 +385,7 @@ class Merge:
         """Remove our operation, or leave it what is held; note what is kept for others; and bring the snapshots that
         are kept above the merge up to date. The journal as it is then."""
         held = held_layers(kept)
-        journal = xml.parse_journal(self._domain.view().journal_xml)
+        journal = self._domain.view().journal
         merged = {disk.overlay: disk for disk in plan.operation.disks} if plan.operation else {}
         operations = []
         for op in journal.operations:
@@ -402,7 +401,7 @@ class Merge:
         after = Journal(tuple(operations), merged=swept)
         if plan.operation is not None:
             after = with_kept(after, plan.operation, kept, self._images)
-        self._domain.write_journal(xml.build_journal(after))
+        self._domain.write_journal(after)
         return after
 
     def _after_merge(self, disk: JournalDisk, merged: dict[str, JournalDisk]) -> JournalDisk | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .._core import xml
 from .._core.convergence import Deadline
 from .._core.deletion import branches_above, closure
 from .._core.errors import VirtopsError
@@ -286,7 +285,7 @@ class MergePlanner:
         if goal.kind != PULL:
             require_sound(view, goal.target, Use.MERGE, self._images)
             return
-        pulls = [op for op in xml.parse_journal(view.journal_xml).operations if op.kind == PULL]
+        pulls = [op for op in view.journal.operations if op.kind == PULL]
         begun = frozenset(path for op in pulls for disk in op.disks for path in (disk.overlay, disk.base))
         require_sound(view, goal.target, Use.PULL, self._images, begun)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .._core import xml
 from .._core.journal import Journal, Operation
 from .._core.model import DomainView, Outcome, SnapshotRecord
 from .._core.ports import ImagePort, RecordPort
@@ -39,7 +38,7 @@ def delete_record(domain: RecordPort, images: ImagePort, name: str, children: st
         left = _journal_without(domain, images, doomed)
         if not check:
             if left is not None:
-                domain.write_journal(xml.build_journal(left))
+                domain.write_journal(left)
             domain.delete_snapshot_record(name, children)
     return Outcome(
         steps=tuple(f"delete the record of snapshot {record.name}, not its data" for record in doomed),
@@ -56,7 +55,7 @@ def _journal_without(domain: RecordPort, images: ImagePort, doomed: Sequence[Sna
     Before them: a record without its operation is an ordinary snapshot's, an operation without its layers is a lie.
     """
     view = domain.view()
-    journal = xml.parse_journal(view.journal_xml)
+    journal = view.journal
     refuse_open(view, journal)
     ours = [found for found in (journal.find(record.name) for record in doomed) if found is not None]
     if not ours:

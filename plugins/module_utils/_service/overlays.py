@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.images import needs_rewrite
 from .._core.journal import Journal, Operation
@@ -284,7 +283,7 @@ LATER = "All its data are merged; virtops.libvirt.recover, or the next live back
 
 def made_at(path: str, view: DomainView) -> int | None:
     """When an overlay was made, in seconds since 1970, where a snapshot in the journal made it."""
-    return xml.parse_journal(view.journal_xml).made_at(path)
+    return view.journal.made_at(path)
 
 
 def held_layers(kept: Iterable[Kept]) -> frozenset[str]:

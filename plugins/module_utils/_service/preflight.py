@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
-from .._core import xml
 from .._core.backup import BackupWish, CopyOrder, Source, StorePort
 from .._core.errors import VirtopsError
 from .._core.extras import Lack
@@ -161,7 +160,7 @@ class Preflight:
 
     def _with_journal(self, facts: GuestFacts) -> GuestFacts:
         try:
-            journal = xml.parse_journal(facts.view.journal_xml)
+            journal = facts.view.journal
             seen = with_bases(facts.view, self._images)
             lost = lost_operations(seen, journal, lambda: self._host.records(facts.view.uuid, is_stray_name))
             return replace(facts, journal=with_strays(journal, lost))
@@ -366,7 +365,7 @@ class _Look:
 def _journal(view: DomainView) -> Journal:
     """One that cannot be read is told by another check."""
     try:
-        return xml.parse_journal(view.journal_xml)
+        return view.journal
     except VirtopsError:
         return Journal()
 

@@ -80,7 +80,7 @@ class Records:
         if plan.steps:
             check_record_name(plan.name)
             view = self._domain.view()
-            refuse_open(view, xml.parse_journal(view.journal_xml))  # its record would be in motion
+            refuse_open(view, view.journal)  # its record would be in motion
             if not check:
                 self._apply(plan)
         made_current = (xml.parse_snapshot(write.text).name for write in plan.writes if write.current)
@@ -195,10 +195,10 @@ class Records:
 
     def _rename_operation(self, old: str, new: str) -> None:
         """The journal finds a kept snapshot's overlays by its name."""
-        journal = xml.parse_journal(self._domain.view().journal_xml)
+        journal = self._domain.view().journal
         operation = journal.find(old)
         if operation is not None:
-            self._domain.write_journal(xml.build_journal(journal.put(replace(operation, name=new))))
+            self._domain.write_journal(journal.put(replace(operation, name=new)))
 
 
 def _writes(

@@ -14,7 +14,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from .._core import xml
 from .._core.convergence import Deadline
 from .._core.deletion import asked_by
 from .._core.errors import VirtopsError
@@ -85,7 +84,7 @@ class Recovery:
         """Raises VirtopsError where a human has to decide; what was recovered before that stays recovered."""
         view = observe(self._domain, self._images)
         before = chains(view)
-        journal = xml.parse_journal(view.journal_xml)
+        journal = view.journal
         found = [op for op in journal.operations if op.open]
         lost = lost_operations(view, journal, self._domain.snapshots)
         self._refuse_lost(view)
@@ -137,7 +136,7 @@ class Recovery:
         if not journal.merged:
             return Outcome()
         view = observe(self._domain, self._images)
-        now = xml.parse_journal(view.journal_xml)
+        now = view.journal
         noted = {disk.overlay for op in journal.merged for disk in op.disks}
         new = [disk.overlay for op in now.merged for disk in op.disks if disk.overlay not in noted]
         ours = Ours(view, self._domain.snapshots(), self._images)
@@ -152,14 +151,14 @@ class Recovery:
         if not check and sweep.steps:
             for path in sweep.gone:
                 self._images.remove(path)
-            now = xml.parse_journal(self._domain.view().journal_xml)
+            now = self._domain.view().journal
             after = now.without_merged((*sweep.gone, *sweep.forgotten))
-            self._domain.write_journal(xml.build_journal(after))
+            self._domain.write_journal(after)
         return Outcome(sweep.steps, warnings=sweep.warnings)
 
     def _refuse_left(self, view: DomainView) -> None:
         """The guest may have been started from an older definition, and its newest data be in this file."""
-        journal = xml.parse_journal(view.journal_xml)
+        journal = view.journal
         for operation in lost_files(view, journal, self._images, self._others):
             raise left_behind(operation, view)
 
@@ -327,8 +326,8 @@ class Recovery:
         ]
 
     def _write(self, operation: Operation, instead: Operation | None) -> None:
-        journal = xml.parse_journal(self._domain.view().journal_xml).drop(operation)
-        self._domain.write_journal(xml.build_journal(journal if instead is None else journal.put(instead)))
+        journal = self._domain.view().journal.drop(operation)
+        self._domain.write_journal(journal if instead is None else journal.put(instead))
 
 
 def _changed_chains(outcome: Outcome) -> dict[str, object]:

@@ -53,7 +53,7 @@ class Revert:
         record = next((record for record in records if record.name == name), None)
         if record is None:
             raise _no_such_snapshot(name, view)
-        journal = xml.parse_journal(view.journal_xml)
+        journal = view.journal
         left = interrupted(record, journal)
         refuse_open(view, journal, own=None if left is None else left.id)
         told = told_snapshot(record, children_of(records)[name], True)
@@ -208,14 +208,13 @@ class Revert:
     def _settle(self, name: str, text: str, before: Journal) -> str:
         """Write the journal anew, as libvirt put that of the snapshot's moment in its place; the state reached."""
         view = observe(self._domain, self._images)
-        at_snapshot = xml.parse_journal(xml.snapshot_journal(text))
+        at_snapshot = xml.snapshot_journal(text)
         records = frozenset(record.name for record in self._domain.snapshots())
         journal = journal_after(before, at_snapshot, view, records)
         if not view.active:
             journal = replace(journal, reverted=self._reverted(name, view))
-        wanted = xml.build_journal(journal)
-        if wanted is not None or view.journal_xml is not None:
-            self._domain.write_journal(wanted)
+        if journal != Journal() or view.journal_found != Journal():
+            self._domain.write_journal(journal)
         return view.state
 
     # -- words

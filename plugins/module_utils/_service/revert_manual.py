@@ -142,7 +142,7 @@ class ManualRevert:
             gone = self._discarded(layers, true)
             left = true.put(noted(switched(operation, layers, gone), self._images)) if gone else true
             switch = {one.target: Layer(one.overlay, "qcow2") for one in layers}
-            self._domain.define_on(switch, xml.build_journal(left))
+            self._domain.define_on(switch, left)
         except VirtopsError as error:
             self._undo(operation, made, error)
             raise
@@ -215,7 +215,7 @@ class ManualRevert:
             if all(is_unused(path, view, self._images) for path in made):
                 for path in made:
                     self._images.remove(path)
-                self._write(xml.parse_journal(view.journal_xml).drop(operation))
+                self._write(view.journal.drop(operation))
             else:
                 cause.partial = [{"overlay": path} for path in made]
 
@@ -234,4 +234,4 @@ class ManualRevert:
         ]
 
     def _write(self, journal: Journal) -> None:
-        self._domain.write_journal(xml.build_journal(journal))
+        self._domain.write_journal(journal)

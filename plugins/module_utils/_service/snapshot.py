@@ -83,7 +83,7 @@ class ExternalSnapshot:
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError; the guest is then as before."""
         view, resumed = self._observe(check)
-        journal = xml.parse_journal(view.journal_xml)
+        journal = view.journal
         self._refuse_lost(view, journal)
         plan = plan_snapshot(self._wish, view, self._domain.snapshot(self._wish.name), journal)
         plan = replace(plan, disks=tuple(replace(disk, block=self._is_block(disk)) for disk in plan.disks))
@@ -106,7 +106,7 @@ class ExternalSnapshot:
     def _observe(self, check: bool) -> tuple[DomainView, tuple[str, ...]]:
         """The domain once an interrupted request has come to its end, and the step that lets its guest run on."""
         view = observe(self._domain, self._images)
-        interrupted = xml.parse_journal(view.journal_xml).find(self._wish.name)
+        interrupted = view.journal.find(self._wish.name)
         if interrupted is None or interrupted.phase != PREPARED:
             return view, ()
         return awake(interrupted, self._domain, self._images, self._clock, self._wish.timeout, check)
@@ -277,7 +277,7 @@ class ExternalSnapshot:
             self._create(plan)
             return _Taken("crash" if view.active else "offline")
         limit = self._wish.freeze_timeout
-        self._domain.write_journal(xml.build_journal(frozen_journal), lasting=False)
+        self._domain.write_journal(frozen_journal, lasting=False)
         self._watchdog.arm(view.uuid, limit + WATCHDOG_GRACE, Hold(frozen=True))
         began = self._clock.monotonic()
         frozen, warnings = self._freeze(limit)
@@ -355,7 +355,7 @@ class ExternalSnapshot:
                 "Run the play again: the journal tells it what was intended",
             )
         operation = noted_created(operation, self._images)
-        self._write(xml.parse_journal(view.journal_xml).put(operation))
+        self._write(view.journal.put(operation))
         return operation
 
     def _undo(self, operation: Operation, made: list[PlannedDisk], cause: VirtopsError) -> None:
@@ -380,12 +380,12 @@ class ExternalSnapshot:
             memory = left_memory(operation.memory, view, self._domain, self._images)
             if memory is not None:
                 self._images.remove(memory)
-            self._write(xml.parse_journal(view.journal_xml).drop(operation))
+            self._write(view.journal.drop(operation))
         except VirtopsError as second:
             cause.cause = "%s. Undoing it failed too: %s" % (cause.cause.rstrip("."), second.cause)
 
     def _write(self, journal: Journal) -> None:
-        self._domain.write_journal(xml.build_journal(journal))
+        self._domain.write_journal(journal)
 
     # -- words
 

@@ -118,7 +118,7 @@ class SnapshotDeletion:
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError; the journal then tells the next run to go on."""
         view = observe(self._domain, self._images)
-        journal = xml.parse_journal(view.journal_xml)
+        journal = view.journal
         own = journal.find(self._name)
         if own is not None and own.open and self._children == "keep":
             return self._finish_merge(check)
@@ -284,7 +284,7 @@ class SnapshotDeletion:
 
     def _apply(self, plan: _Plan, journal: Journal) -> tuple[str, ...]:
         if plan.operation not in journal.operations:
-            self._domain.write_journal(xml.build_journal(journal.put(plan.operation)))
+            self._domain.write_journal(journal.put(plan.operation))
         unsure: frozenset[str] = frozenset()
         warnings: tuple[str, ...] = ()
         if plan.goals:
@@ -317,7 +317,7 @@ class SnapshotDeletion:
 
     def _close(self, plan: _Plan, kept: Sequence[Kept] = ()) -> Journal:
         """With what is held the operation stays open: the next run goes on by it. The journal as it is then."""
-        journal = xml.parse_journal(self._domain.view().journal_xml)
+        journal = self._domain.view().journal
         bases = {layer.path for layer in plan.moved.values() if self._images.exists(layer.path)}
         identities = {path: self._images.identity(path) for path in bases}
         after = settled(journal, plan.operation, plan.gone, identities)
@@ -337,7 +337,7 @@ class SnapshotDeletion:
             left = [disk for disk in view.disks if disk.job is not None and disk.job.kind in ours]
             cancel_jobs(self._domain, [disk.target for disk in left], self._clock)
         else:
-            self._domain.write_journal(xml.build_journal(journal.put(plan.operation)))
+            self._domain.write_journal(journal.put(plan.operation))
         if plan.records:
             self._domain.delete_snapshot(self._name, "keep")
         self._close(plan)
@@ -345,7 +345,7 @@ class SnapshotDeletion:
 
     def _write(self, journal: Journal, before: Journal) -> None:
         if journal != before:
-            self._domain.write_journal(xml.build_journal(journal))
+            self._domain.write_journal(journal)
 
     # -- words
 

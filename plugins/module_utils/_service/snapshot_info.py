@@ -56,7 +56,7 @@ def snapshots(wish: SnapshotInfoWish, domain: SnapshotInfoPort) -> Outcome:
 
 def _unrecorded(domain: SnapshotInfoPort) -> tuple[SnapshotRecord, ...]:
     """Kept snapshots that were taken without a record: only the journal knows them."""
-    operations = xml.parse_journal(domain.view().journal_xml).operations
+    operations = domain.view().journal.operations
     return tuple(_as_record(operation) for operation in operations if operation.kind == KEPT)
 
 

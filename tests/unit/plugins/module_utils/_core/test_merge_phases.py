@@ -54,7 +54,7 @@ def view_of(moment: str) -> DomainView:
         persistent=True,
         disks=parsed.disks,
         config_disks=parsed.config_disks,
-        journal_xml=parsed.journal_xml,
+        journal_found=parsed.journal,
     )
     jobs = {job.get("disk", ""): job for job in root.findall("job")}
     layers: dict[str, list[Layer]] = {}
@@ -83,7 +83,7 @@ def goals_of(view: DomainView) -> dict[str, MergeGoal]:
     """What the journal in it intends, per disk."""
     return {
         disk.target: MergeGoal(disk.target, Layer(disk.base, disk.base_format), (Layer(disk.overlay, "qcow2"),))
-        for operation in xml.parse_journal(view.journal_xml).operations
+        for operation in view.journal.operations
         for disk in operation.disks
     }
 

@@ -260,7 +260,8 @@ def test_a_domain_on_other_layers() -> None:
         overlay("vdc"),
     ]
     assert [len(disk.chain) for disk in seen.disks] == [1, 1, 2], "libvirt wrote vdc's base into the definition"
-    assert seen.journal_xml is not None
+    assert isinstance(seen.journal, Journal)
+    assert seen.journal.operations
 
 
 def test_what_belonged_to_the_old_chain_goes() -> None:
@@ -274,7 +275,7 @@ def test_what_belonged_to_the_old_chain_goes() -> None:
     seen = xml.parse_domain(written, None)
     assert seen.disks[0].chain == (Layer(f"{IMAGES}/vda.raw", "raw"),)
     assert len(seen.disks[1].chain) == 3
-    assert seen.journal_xml is None
+    assert seen.journal == Journal()
     assert "<metadata" not in written
 
 
@@ -479,7 +480,7 @@ def test_the_journal_is_handed_over_without_a_namespace() -> None:
 
 def test_the_journal_of_a_recorded_domain() -> None:
     seen = xml.parse_domain(recorded("overlays.live"), recorded("overlays.config"))
-    (operation,) = xml.parse_journal(seen.journal_xml).operations
+    (operation,) = seen.journal.operations
     assert (operation.name, operation.kind, operation.phase) == ("s é<1>", "live_backup", "created")
     assert operation.disks[0] == JournalDisk(
         "vda",
@@ -492,8 +493,9 @@ def test_the_journal_of_a_recorded_domain() -> None:
 
 def test_a_journal_in_one_of_the_definitions_is_found() -> None:
     seen = xml.parse_domain(recorded("plain.config"), recorded("overlays.config"))
-    assert seen.journal_xml is not None
-    assert xml.parse_domain(recorded("overlays.live"), recorded("plain.config")).journal_xml == seen.journal_xml
+    assert isinstance(seen.journal, Journal)
+    assert seen.journal.operations
+    assert xml.parse_domain(recorded("overlays.live"), recorded("plain.config")).journal == seen.journal
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal, JournalDisk, Operation
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Creation, Hold, Layer, OtherImages
@@ -114,41 +113,41 @@ def test_the_domains_of_a_host_come_by_name(connection: Connection, define: Defi
 def test_the_journal_travels_with_the_domain(connection: Connection, define: Define, kind: dict[str, bool]) -> None:
     define("writes", **kind)
     domain = Domain(connection, "writes")
-    assert domain.view().journal_xml is None
-    domain.write_journal(xml.build_journal(JOURNAL))
-    assert xml.parse_journal(domain.view().journal_xml) == JOURNAL
-    domain.write_journal(xml.build_journal(JOURNAL))
-    assert len(xml.parse_journal(domain.view().journal_xml).operations) == 1
-    domain.write_journal(None)
-    domain.write_journal(None)
-    assert domain.view().journal_xml is None
+    assert domain.view().journal == Journal()
+    domain.write_journal(JOURNAL)
+    assert domain.view().journal == JOURNAL
+    domain.write_journal(JOURNAL)
+    assert len(domain.view().journal.operations) == 1
+    domain.write_journal(Journal())
+    domain.write_journal(Journal())
+    assert domain.view().journal == Journal()
 
 
 def test_the_journal_survives_the_end_of_the_guest(connection: Connection, define: Define) -> None:
     made = define("survives")
     domain = Domain(connection, "survives")
-    domain.write_journal(xml.build_journal(JOURNAL))
+    domain.write_journal(JOURNAL)
     made.destroy()
-    assert xml.parse_journal(domain.view().journal_xml) == JOURNAL
+    assert domain.view().journal == JOURNAL
 
 
 def test_a_journal_that_does_not_last_ends_with_the_guest(connection: Connection, define: Define) -> None:
     made = define("ends")
     domain = Domain(connection, "ends")
-    domain.write_journal(xml.build_journal(JOURNAL))
+    domain.write_journal(JOURNAL)
     frozen = Journal(tuple(operation.held(Hold(frozen=True)) for operation in JOURNAL.operations))
-    domain.write_journal(xml.build_journal(frozen), lasting=False)
-    assert xml.parse_journal(domain.view().journal_xml) == frozen
+    domain.write_journal(frozen, lasting=False)
+    assert domain.view().journal == frozen
     made.destroy()
-    assert xml.parse_journal(domain.view().journal_xml) == JOURNAL
+    assert domain.view().journal == JOURNAL
 
 
 def test_metadata_of_others_stays(connection: Connection, define: Define) -> None:
     made = define("shares")
     made.setMetadata(2, "<note/>", "o", "urn:other", 3)
     domain = Domain(connection, "shares")
-    domain.write_journal(xml.build_journal(JOURNAL))
-    domain.write_journal(None)
+    domain.write_journal(JOURNAL)
+    domain.write_journal(Journal())
     assert made.metadata(2, "urn:other", 1) == "<note/>"
 
 
@@ -314,7 +313,7 @@ def abandoned(connection: Connection, define: Define) -> Domain:
         lambda domain: domain.snapshot("none"),
         lambda domain: domain.snapshots(),
         lambda domain: domain.domain_xml(),
-        lambda domain: domain.write_journal(None),
+        lambda domain: domain.write_journal(Journal()),
         lambda domain: domain.thaw(1),
         lambda domain: domain.set_config_disks({"vda": Layer("/img/next.raw", "raw")}),
         lambda domain: domain.other_images(),

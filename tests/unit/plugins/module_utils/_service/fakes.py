@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from xml.etree import ElementTree
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
     BlockJob,
     Creation,
@@ -26,10 +27,14 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     SnapshotRecord,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import (
+    build_journal,
     build_snapshot,
+    parse_journal,
     parse_snapshot,
     snapshot_images,
 )
+
+UNREADABLE = VirtopsError("journal_unreadable", "The journal cannot be read: its schema is 99", "Remove it")
 
 
 class Died(BaseException):
@@ -307,7 +312,7 @@ class FakeDomain:
             disks,
             config,
             self.agent,
-            journal_xml=self.journal,
+            journal_found=parse_journal(self.journal),
             paused_by=self.paused_by if self.state == "paused" else None,
             memory_bytes=1 << 28,
             saved=self.saved,
@@ -343,11 +348,11 @@ class FakeDomain:
 
     # -- journal and records
 
-    def write_journal(self, xml: str | None, lasting: bool = True) -> None:
+    def write_journal(self, journal: Journal, lasting: bool = True) -> None:
         self._call("write_journal")
-        self.journal = xml
+        self.journal = build_journal(journal)
         if lasting:
-            self.lasting_journal = xml
+            self.lasting_journal = self.journal
         self._done("write_journal")
 
     def delete_snapshot_record(self, name: str, children: str = "keep") -> None:

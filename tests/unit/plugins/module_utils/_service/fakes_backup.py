@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import (
     Copied,
     CopyOrder,
@@ -227,7 +226,7 @@ class FakeDomain:
         )
 
     def view(self) -> DomainView:
-        return replace(self.current, journal_xml=xml.build_journal(self.journal))
+        return replace(self.current, journal_found=self.journal)
 
     def snapshot(self, name: str) -> None:
         raise AssertionError("a backup goes by the journal")

@@ -17,6 +17,7 @@ pytest.importorskip("lxml")
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.convert import ConvertWish  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import ImageInfo, Layer, Outcome  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
@@ -113,7 +114,7 @@ def test_one_disk_elsewhere_and_without_its_source(domain: Domain, images: Image
     assert done.steps[-1] == "remove /img/c"
     assert paths(domain) == {**OLD, "vdc": "/fast/c.qcow2"}
     assert "/img/c" not in images.backing
-    assert domain.view().journal_xml is None
+    assert domain.view().journal == Journal()
 
 
 def test_a_block_device_stays_and_is_not_said_to_go(domain: Domain, images: Images) -> None:
@@ -142,7 +143,7 @@ def died(domain: Domain, images: Images, monkeypatch: pytest.MonkeyPatch, call: 
             patch.setattr(domain, call, die)
         with pytest.raises(Died):
             convert(domain, images, delete_source=True)
-    assert domain.view().journal_xml is not None
+    assert domain.view().journal != Journal()
 
 
 def finish(domain: Domain, images: Images, how: str, check: bool) -> Outcome:
@@ -163,7 +164,7 @@ def test_sources_that_a_death_left_are_removed(
     done = finish(domain, images, how, check=False)
     assert done.steps == foreseen.steps
     assert done.steps[0] == "remove /img/c, which an interrupted conversion left"
-    assert (domain.view().journal_xml, "/img/c" in images.backing) == (None, False)
+    assert (domain.view().journal, "/img/c" in images.backing) == (Journal(), False)
     assert not finish(domain, images, how, check=False).changed
 
 
@@ -174,7 +175,7 @@ def test_sources_that_the_domain_still_has_stay(
     died(domain, images, monkeypatch, "set_config_disks")
     done = finish(domain, images, how, check=False)
     assert done.steps[0] == "remove operation conversion to qcow2 from the journal"
-    assert (domain.view().journal_xml, set(images.backing) >= set(RAW)) == (None, True)
+    assert (domain.view().journal, set(images.backing) >= set(RAW)) == (Journal(), True)
     assert paths(domain) == ({**OLD, **NEW} if how == "again" else OLD)
 
 
@@ -189,7 +190,7 @@ def test_a_source_that_somebody_took_since_stays(
         images.written["/img/c"] = 1
     done = convert(domain, images)
     assert "/img/c was kept" in done.warnings[0]
-    assert (domain.view().journal_xml, "/img/c" in images.backing) == (None, True)
+    assert (domain.view().journal, "/img/c" in images.backing) == (Journal(), True)
 
 
 def test_a_definition_that_fails_leaves_no_journal(
@@ -201,7 +202,7 @@ def test_a_definition_that_fails_leaves_no_journal(
     monkeypatch.setattr(domain, "set_config_disks", fail)
     with pytest.raises(VirtopsError):
         convert(domain, images, delete_source=True)
-    assert (domain.view().journal_xml, paths(domain), "/img/c" in images.backing) == (None, OLD, True)
+    assert (domain.view().journal, paths(domain), "/img/c" in images.backing) == (Journal(), OLD, True)
 
 
 @pytest.mark.parametrize("call", ["convert", "same_content", "rename", "set_config_disks"])

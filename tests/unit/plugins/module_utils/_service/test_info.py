@@ -26,7 +26,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service import in
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
-from .fakes import Died, FakeClock, FakeDomain, FakeImages, FakeWatchdog, running_guest
+from .fakes import UNREADABLE, Died, FakeClock, FakeDomain, FakeImages, FakeWatchdog, running_guest
 
 VIEW = DomainView(
     name="web1",
@@ -83,7 +83,7 @@ def test_a_pattern_that_matches_nobody_is_told() -> None:
 
 def test_a_guest_with_an_interrupted_operation() -> None:
     operation = Operation("1", "live_backup", "s", "created", "now", (JournalDisk("vda", "/b", "raw", "/o"),), "crash")
-    view = replace(VIEW, journal_xml=xml.build_journal(Journal((operation,))))
+    view = replace(VIEW, journal_found=Journal((operation,)))
     (guest,) = info.guests([view], ["*"], [], [], no_records, IMAGES).values["guests"]  # type: ignore[misc,attr-defined]
     assert guest == {
         "patterns": ["*"],
@@ -137,7 +137,7 @@ def test_a_guest_with_an_interrupted_operation() -> None:
 
 
 def test_an_unreadable_journal_hides_no_guest() -> None:
-    broken = replace(VIEWS[1], journal_xml="<journal schema='99'/>")
+    broken = replace(VIEWS[1], journal_found=UNREADABLE)
     first, second = info.guests([VIEW, broken], ["*"], [], [], no_records, IMAGES).values["guests"]  # type: ignore[misc,attr-defined]
     assert first["journal_error"] is None
     assert second["journal"] == []

@@ -234,7 +234,7 @@ def test_external_ones_are_refused(domain: Domain, images: Images) -> None:
 
 def test_an_open_operation_is_refused(domain: Domain, images: Images) -> None:
     flow(domain, images).present(InternalWish("a"), check=False)
-    domain.write_journal(xml.build_journal(Journal((Operation("1", "live_backup", "n", "created", "now", ()),))))
+    domain.write_journal(Journal((Operation("1", "live_backup", "n", "created", "now", ()),)))
     for run in (
         lambda: flow(domain, images).present(InternalWish("b"), check=True),
         lambda: flow(domain, images).absent("a", "keep", check=True),

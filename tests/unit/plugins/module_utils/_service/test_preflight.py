@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal, JournalDisk, Operation
@@ -26,7 +25,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_fa
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.preflight import Preflight, PreflightWish
 
-from .fakes import FakeImages
+from .fakes import UNREADABLE, FakeImages
 from .fakes_backup import FakeHost as FakeStore
 
 WISH = PreflightWish(
@@ -131,9 +130,9 @@ def lab() -> Lab:
     return Lab()
 
 
-def journal(kind: str) -> str | None:
+def journal(kind: str) -> Journal:
     noted = JournalDisk("vda", "/img/web.raw", "raw", "/img/o.qcow2")
-    return xml.build_journal(Journal((Operation("1", kind, "s", "created", "now", (noted,)),)))
+    return Journal((Operation("1", kind, "s", "created", "now", (noted,)),))
 
 
 def test_guests_are_chosen_as_by_guests_info(lab: Lab) -> None:
@@ -187,7 +186,7 @@ def test_options_that_fit_no_image_are_told(lab: Lab) -> None:
 def test_agents_are_asked_at_once_and_only_where_it_matters(lab: Lab) -> None:
     for name in ("a", "b", "deaf"):
         lab.host.add(name)
-    lab.host.add("resumed", journal_xml=journal("live_backup"))
+    lab.host.add("resumed", journal_found=journal("live_backup"))
     lab.host.add("paused", "paused")
     lab.host.deaf["uuid of deaf"] = VirtopsError("agent_unresponsive", "It does not answer", "Start it")
     wish = replace(WISH, states=("running", "paused"), limits=replace(WISH.limits, quiesce="required"))
@@ -203,8 +202,8 @@ def test_agents_are_asked_at_once_and_only_where_it_matters(lab: Lab) -> None:
 
 @pytest.mark.parametrize("state", ["running", "shut off", "crashed"])
 def test_an_interrupted_backup_is_told_in_whatever_state(lab: Lab, state: str) -> None:
-    lab.host.add("web", state, journal_xml=journal("live_backup"))
-    lab.host.add("off", "shut off", journal_xml=journal("other_backup"))
+    lab.host.add("web", state, journal_found=journal("live_backup"))
+    lab.host.add("off", "shut off", journal_found=journal("other_backup"))
     told = lab.run()
     assert told["ready"]
     assert [guest["name"] for guest in told["guests"]] == ["web"]
@@ -213,7 +212,7 @@ def test_an_interrupted_backup_is_told_in_whatever_state(lab: Lab, state: str) -
 
 
 def test_a_journal_that_cannot_be_read(lab: Lab) -> None:
-    lab.host.add("web", journal_xml="<journal schema='99'/>")
+    lab.host.add("web", journal_found=UNREADABLE)
     assert lab.found()["web"] == [("journal", "failed", "journal_unreadable")]
 
 

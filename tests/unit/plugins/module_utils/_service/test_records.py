@@ -126,18 +126,16 @@ def test_rename_takes_the_children_along(domain: Domain) -> None:
         if name == "e":
             domain.redefine_snapshot(xml.edited_snapshot(text, parent="c"), False, False)
     domain.write_journal(
-        xml.build_journal(
-            Journal((Operation("1", "snapshot", "c", "created", "now", (JournalDisk("vda", "/a", "raw", "/c"),)),))
-        )
+        Journal((Operation("1", "snapshot", "c", "created", "now", (JournalDisk("vda", "/a", "raw", "/c"),)),))
     )
     cycle(domain, name="c", new_name="neu & <c>", description="moved")
     assert domain.snapshot("c") is None
     assert record(domain, "neu & <c>").description == "moved"
     assert record(domain, "neu & <c>").parent == ODD
     assert record(domain, "e").parent == "neu & <c>"
-    (operation,) = xml.parse_journal(domain.view().journal_xml).operations
+    (operation,) = domain.view().journal.operations
     assert operation.name == "neu & <c>"
-    domain.write_journal(None)
+    domain.write_journal(Journal())
 
 
 def test_a_rename_that_died_is_finished(domain: Domain) -> None:
@@ -229,11 +227,11 @@ def test_refusals(domain: Domain, wish: dict[str, Any], code: str) -> None:
 
 
 def test_an_open_operation_is_refused(domain: Domain) -> None:
-    domain.write_journal(xml.build_journal(Journal((Operation("1", "live_backup", "n", "created", "now", ()),))))
+    domain.write_journal(Journal((Operation("1", "live_backup", "n", "created", "now", ()),)))
     with pytest.raises(VirtopsError) as caught:
         Records(RecordWish(name="a", current=True), domain).run(check=True)
     assert caught.value.code == "operation_open"
-    domain.write_journal(None)
+    domain.write_journal(Journal())
 
 
 @pytest.mark.parametrize(

@@ -107,12 +107,12 @@ def test_the_current_one(domain: Domain, images: Images) -> None:
 
 def test_twice_is_once_where_nothing_happened_since(domain: Domain, images: Images) -> None:
     assert checked(domain, images, name="off").changed
-    journal = domain.view().journal_xml
+    journal = domain.view().journal
     for check in (False, True):
         again = revert(domain, images, check, name="off")
         assert not again.changed
         assert set(again.values) == {"snapshot", "state_before", "state_after"}
-    assert domain.view().journal_xml == journal
+    assert domain.view().journal == journal
 
 
 @pytest.mark.parametrize("event", ["written", "started", "defined", "other snapshot", "reset", "forgotten"])
@@ -132,14 +132,14 @@ def test_what_makes_it_go_back_once_more(domain: Domain, images: Images, event: 
         wish["reset_nvram"] = True
         domain.revert = lambda *_args: None  # type: ignore[method-assign] # as the test driver knows nothing of it
     else:
-        domain.write_journal(None)
+        domain.write_journal(Journal())
     assert revert(domain, images, **wish).changed
 
 
 def test_one_that_runs_is_always_taken_back(domain: Domain, images: Images) -> None:
     for _unused in (1, 2):
         assert checked(domain, images, name="ran").changed
-    assert domain.view().journal_xml is None
+    assert domain.view().journal == Journal()
 
 
 def operation(name: str, phase: str, base: str, overlay: str, kind: str = "snapshot") -> Operation:
@@ -148,12 +148,12 @@ def operation(name: str, phase: str, base: str, overlay: str, kind: str = "snaps
 
 def test_an_operation_of_the_past_does_not_rise(domain: Domain, images: Images) -> None:
     past = Journal((operation("nightly", "prepared", "/img/0", "/img/a", "live_backup"),))
-    domain.write_journal(xml.build_journal(past))
+    domain.write_journal(past)
     domain._domain.snapshotCreateXML("<domainsnapshot><name>within</name></domainsnapshot>", 0)
     kept = operation("kept", "created", "/img/0", "/img/a")
-    domain.write_journal(xml.build_journal(Journal((kept,))))
+    domain.write_journal(Journal((kept,)))
     checked(domain, images, name="within")
-    journal = xml.parse_journal(domain.view().journal_xml)
+    journal = domain.view().journal
     assert journal.operations == (kept,)
     assert journal.reverted is not None
     assert not revert(domain, images, name="within").changed
@@ -195,7 +195,7 @@ def test_a_snapshot_that_was_deleted_since_does_not_rise() -> None:
 
 
 def test_an_open_operation_is_refused(domain: Domain, images: Images) -> None:
-    domain.write_journal(xml.build_journal(Journal((operation("n", "prepared", "/a", "/b"),))))
+    domain.write_journal(Journal((operation("n", "prepared", "/a", "/b"),)))
     with pytest.raises(VirtopsError) as caught:
         revert(domain, images, name="off")
     assert caught.value.code == "operation_open"

@@ -99,9 +99,9 @@ def domain(tmp_path: Path, images: FakeImages) -> Iterator[Domain]:
             xml.build_record("s", (*overlays, SnapshotDisk("hda", "no")), found.domain_xml()), True, False
         )
         found.power_off()
-        found.define_on({"vda": Layer("/img/a.s", "qcow2"), "vdb": Layer("/img/b.s", "qcow2")}, None)
+        found.define_on({"vda": Layer("/img/a.s", "qcow2"), "vdb": Layer("/img/b.s", "qcow2")}, Journal())
         found.power_on(paused=False)
-        found.write_journal(xml.build_journal(Journal((KEPT,))))
+        found.write_journal(Journal((KEPT,)))
         yield found
         found.close()
 
@@ -117,7 +117,7 @@ def revert(domain: Domain, images: FakeImages, check: bool = False, **wish: Any)
 
 
 def journal_of(domain: Domain) -> Journal:
-    return xml.parse_journal(domain.view().journal_xml)
+    return domain.view().journal
 
 
 def assert_there(domain: Domain, images: FakeImages, state: str = "shut off") -> None:
@@ -240,7 +240,7 @@ def test_an_image_that_was_written_to_is_refused(domain: Domain, images: FakeIma
     with pytest.raises(VirtopsError) as caught:
         revert(domain, images)
     assert (caught.value.code, "/img/b" in caught.value.cause) == ("base_modified", True)
-    domain.write_journal(None)  # then only the time of the last write tells
+    domain.write_journal(Journal())  # then only the time of the last write tells
     images.written["/img/b"] = 62 * 10**9
     with pytest.raises(VirtopsError) as caught:
         revert(domain, images)
@@ -268,7 +268,7 @@ def test_a_layer_that_another_snapshot_needs_stays(domain: Domain, images: FakeI
     ("change", "code"),
     [
         (lambda d, i: i.folders.clear(), "no_directory"),
-        (lambda d, i: d.define_on({"vda": Layer("/img/a", "qcow2")}, None), "base_modified"),
+        (lambda d, i: d.define_on({"vda": Layer("/img/a", "qcow2")}, Journal()), "base_modified"),
     ],
 )
 def test_refusals(domain: Domain, images: FakeImages, change: Callable[[Domain, FakeImages], Any], code: str) -> None:
@@ -298,9 +298,9 @@ def memory(domain: Domain, images: FakeImages, tmp_path: Path) -> str:
     """The snapshot has the memory of a guest that was running on the bases, too."""
     path = str(tmp_path / "s.memory")
     overlays = {disk.target: disk.active for disk in domain.view().disks if disk.active}
-    journal = domain.view().journal_xml
+    journal = domain.view().journal
     domain.power_off()
-    domain.define_on({"vda": Layer("/img/a", "qcow2"), "vdb": Layer("/img/b", "qcow2")}, None)
+    domain.define_on({"vda": Layer("/img/a", "qcow2"), "vdb": Layer("/img/b", "qcow2")}, Journal())
     domain.power_on(paused=False)
     domain._domain.save(path)
     domain.define_on(overlays, journal)
@@ -391,7 +391,7 @@ def test_memory_that_is_gone(domain: Domain, images: FakeImages, memory: str) ->
 
 def test_writing_the_memory_may_have_taken_long(domain: Domain, images: FakeImages, memory: str) -> None:
     """The disks are switched after it, and only then their images rest."""
-    domain.write_journal(None)
+    domain.write_journal(Journal())
     images.written["/img/b"] = 1000 * 10**9
     with pytest.raises(VirtopsError) as caught:
         revert(domain, images)
@@ -423,7 +423,7 @@ def take_above(domain: Domain, images: FakeImages, name: str, current: bool) -> 
     above = {disk.target: "%s.%s" % (disk.active.path, name) for disk in domain.view().disks if disk.active}
     disks = tuple(SnapshotDisk(target, "external", path, "qcow2") for target, path in above.items())
     text = xml.build_record(name, (*disks, SnapshotDisk("hda", "no")), domain.domain_xml())
-    journal = domain.view().journal_xml
+    journal = domain.view().journal
     domain.redefine_snapshot(text.replace("<disks>", "<parent><name>s</name></parent><disks>"), current, False)
     images.backing.update({path: ("qcow2", path[: -len(name) - 1]) for path in above.values()})
     domain.power_off()
@@ -433,7 +433,7 @@ def take_above(domain: Domain, images: FakeImages, name: str, current: bool) -> 
 
 def switch_to(domain: Domain, images: FakeImages, suffix: str) -> None:
     """As the guest is after another revert to s, of which only libvirt knew, and no longer does."""
-    journal = domain.view().journal_xml
+    journal = domain.view().journal
     new = {"vda": Layer("/img/a.%s" % suffix, "qcow2"), "vdb": Layer("/img/b.%s" % suffix, "qcow2")}
     images.backing.update({layer.path: ("qcow2", layer.path[: -len(suffix) - 1]) for layer in new.values()})
     domain.power_off()
@@ -480,9 +480,7 @@ def test_it_is_asked_with_the_newest_as_the_current_one(domain: Domain, images: 
     [
         lambda domain, images: setattr(domain, "current_snapshot", lambda: None),
         lambda domain, images: images.kinds.update({"/img/b": "block"}),
-        lambda domain, images: domain.write_journal(
-            xml.build_journal(Journal((KEPT, replace(KEPT, id="2", name="x", disks=(BELOW,)))))
-        ),
+        lambda domain, images: domain.write_journal(Journal((KEPT, replace(KEPT, id="2", name="x", disks=(BELOW,))))),
     ],
 )
 def test_the_guest_is_taken_back_without_libvirt(
@@ -537,7 +535,7 @@ def test_a_saved_memory_is_respected(domain: Domain, images: FakeImages) -> None
 def test_the_journal_in_a_definition() -> None:
     journal = Journal((KEPT,))
     bare = "<domain><name>w</name><metadata><a:b xmlns:a='urn:x'/></metadata></domain>"
-    text = xml.with_journal(bare, xml.build_journal(journal))
-    assert xml.parse_journal(xml.parse_domain(text, None).journal_xml) == journal
-    assert xml.with_journal(text, xml.build_journal(journal)) == text
-    assert xml.definition_digest(xml.with_journal(text, None)) == xml.definition_digest(bare)
+    text = xml.with_journal(bare, journal)
+    assert xml.parse_domain(text, None).journal == journal
+    assert xml.with_journal(text, journal) == text
+    assert xml.definition_digest(xml.with_journal(text, Journal())) == xml.definition_digest(bare)

@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.convergence import Deadline
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import build_journal, parse_journal
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
@@ -99,7 +99,7 @@ def test_an_operation_stays_open_until_the_guest_was_started(phase: str) -> None
     lab.snapshot("w", kind="live_backup")
     journal = parse_journal(lab.domain.journal)
     (operation,) = [found for found in journal.operations if found.name == "w"]
-    lab.domain.write_journal(build_journal(journal.put(operation.at(phase))))
+    lab.domain.write_journal(journal.put(operation.at(phase)))
     lab.domain.calls.clear()
     save(lab)
     for run in (recovery(lab), merge(lab, snapshot="w")):

@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the one runner of all plans."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from .._core.errors import VirtopsError
+from .._core.plan import Step
+from .._core.ports import Clock, Progress
+
+
+class Run:
+    """One run of a flow: a context manager. In check mode no act is called, and `actions` are what would be done.
+
+    A VirtopsError that leaves it, whoever raised it, takes back the steps that have an undo, the last one first, and
+    carries what was done, and not undone, as its `actions`.
+    """
+
+    def __init__(self, check: bool, clock: Clock, progress: Progress) -> None:
+        self.check = check
+        self.actions: list[str] = []
+        self.warnings: list[str] = []
+        self._clock = clock
+        self._progress = progress
+        self._undoable: list[Step] = []
+
+    def apply(self, *steps: Step) -> None:
+        """Execute these steps, in their order."""
+        for step in steps:
+            if self.check:
+                self.actions += step.words
+            else:
+                self._apply(step)
+
+    def _apply(self, step: Step) -> None:
+        if step.final:
+            self._undoable.clear()
+        began = self._clock.monotonic()
+        done = step.act()
+        words = step.words if done is None or done.words is None else done.words
+        self.actions += words
+        self.warnings += () if done is None else done.warnings
+        for text in words:
+            self._progress.step("%s (%.1f s)" % (text, self._clock.monotonic() - began))
+        if step.undo is not None:
+            self._undoable.append(step)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _at: TracebackType | None) -> None:
+        if isinstance(error, VirtopsError):
+            self._undo(error)
+            error.actions = (*self.actions, *(error.actions or ()))
+
+    def _undo(self, error: VirtopsError) -> None:
+        """A failure in here must not hide the first one: what is left then is for the next run to find."""
+        try:
+            while self._undoable:
+                step = self._undoable[-1]
+                if step.undo is not None:
+                    step.undo()
+                self._undoable.pop()
+                for text in step.words:
+                    self.actions.remove(text)
+                    self._progress.step("undone: %s" % text)
+        except VirtopsError as second:
+            error.cause = "%s. Undoing it failed too: %s" % (error.cause.rstrip("."), second.cause)
