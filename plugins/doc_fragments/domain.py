@@ -17,6 +17,25 @@ options:
     required: true
 """
 
+    JOB = r"""
+options:
+  follow:
+    description:
+      - For how many seconds this call waits for the end of its work. The work is done by a job on the hypervisor, which
+        goes on to its end when the connection is cut, the controller dies, or this time is over.
+      - When the time is over before the job has ended, the module returns RV(ignore:running_job), and
+        M(virtops.libvirt.job_info) with the job's ID follows it further. The action plugin of this collection does so
+        by itself, and shows the progress. So leave this unset, unless you follow the job yourself.
+      - Unset, it waits to the end of the job.
+    type: int
+  job_id:
+    description:
+      - The name of the job, of 32 hexadecimal digits. A second call with the same ID begins nothing, and returns what
+        came of the first. The action plugin uses this after its connection was cut.
+      - Never give the same ID twice for work that is to be done twice. Unset, each call is a job of its own.
+    type: str
+"""
+
     LOCK = r"""
 options:
   lock_timeout:

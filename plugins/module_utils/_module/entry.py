@@ -13,8 +13,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from .._core.bounds import require_in_bounds
 from .._core.errors import VirtopsError
+from .._core.job_state import Ended
 from .._core.model import Outcome
 from .._core.ports import Clock, Progress, Silent, Watchdog
 from .._core.text import shown, words_shown
@@ -37,10 +38,8 @@ from .._libvirt.connection import Connection
 from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
-from .specs import COMMON, DOMAIN, LOCK, ArgumentSpec, merged, numbers
-
-#: Seconds between two tries to get a domain's lock. Nothing is held open in between, no connection either.
-_LOCK_POLL = 1.0
+from .job import LOCK_POLL, Job, JobRun, Lock, Unfinished, Work
+from .specs import COMMON, DOMAIN, JOB, LOCK, ArgumentSpec, merged, numbers
 
 
 @dataclass(frozen=True)
@@ -76,33 +75,32 @@ class LocalContext:
     uri: str
 
 
-@dataclass(frozen=True)
-class _Ended:
-    """A module's result, and what it warns of."""
-
-    result: dict[str, Any]
-    warnings: tuple[str, ...]
-
-
 def run_domain_module(
     argument_spec: ArgumentSpec,
     flow: Callable[[DomainContext], Outcome],
     *,
     changes: bool,
     needs_secrets: Callable[[Mapping[str, Any]], bool] = lambda _params: False,
+    job: Job | None = None,
     **options: Any,
 ) -> None:
     """Run a module on one domain. `options` go to AnsibleModule; `argument_spec` is without COMMON and DOMAIN.
 
     A module that only reads opens a read-only connection, unless these parameters make it read what libvirt tells over
-    none; one that changes holds the domain's lock meanwhile, and waits for it as `lock_timeout` says.
+    none; one that changes holds the domain's lock meanwhile, and waits for it as `lock_timeout` says. With `job` it
+    works in a process of its own, that goes on when the connection is cut; not in check mode, which changes nothing.
     """
     argument_spec = merged(LOCK, argument_spec) if changes else argument_spec
+    argument_spec = merged(JOB, argument_spec) if job else argument_spec
     module = _new_module(merged(COMMON, DOMAIN, argument_spec), options)
     readonly = not changes and not needs_secrets(module.params)
     seconds = module.params["lock_timeout"] if changes else 0
-    run = functools.partial(_on_domain, module, flow, changes, readonly)
-    _finish(module, argument_spec, flow, lambda: _when_free(seconds, run))
+    work = functools.partial(_on_domain, module, flow, changes, readonly)
+    if job is None or module.check_mode:
+        run = functools.partial(_when_free, seconds, functools.partial(work, Silent(), _locked))
+    else:
+        run = functools.partial(_as_job, module, job, work)
+    _finish(module, argument_spec, flow, run)
 
 
 def run_host_module(argument_spec: ArgumentSpec, flow: Callable[[HostContext], Outcome], **options: Any) -> None:
@@ -118,7 +116,18 @@ def run_local_module(argument_spec: ArgumentSpec, flow: Callable[[LocalContext],
     _finish(module, argument_spec, flow, lambda: _on_local(module, flow))
 
 
-def _when_free(seconds: int, run: Callable[[], _Ended]) -> _Ended:
+@contextmanager
+def _locked(_name: str, uuid: str) -> Iterator[None]:
+    with DomainLock(uuid), marked(uuid):
+        yield
+
+
+def _as_job(module: AnsibleModule, job: Job, work: Work) -> Ended:
+    name = module._name.rpartition(".")[2]
+    return JobRun(name, module.params, job, _locked, system_log=not module.no_log).run(work)
+
+
+def _when_free(seconds: int, run: Callable[[], Ended]) -> Ended:
     """Try again while another task holds the domain's lock, which is taken before anything is looked at or done."""
     clock = SystemClock()
     end = clock.monotonic() + seconds
@@ -128,12 +137,17 @@ def _when_free(seconds: int, run: Callable[[], _Ended]) -> _Ended:
         except VirtopsError as error:
             if error.code != "locked" or clock.monotonic() >= end:
                 raise
-        clock.sleep(min(_LOCK_POLL, end - clock.monotonic()))
+        clock.sleep(min(LOCK_POLL, end - clock.monotonic()))
 
 
 def _on_domain(
-    module: AnsibleModule, flow: Callable[[DomainContext], Outcome], changes: bool, readonly: bool
-) -> _Ended:
+    module: AnsibleModule,
+    flow: Callable[[DomainContext], Outcome],
+    changes: bool,
+    readonly: bool,
+    progress: Progress,
+    lock: Lock,
+) -> Ended:
     uri = module.params["uri"]
     with Connection(uri, readonly=readonly) as connection:
         domain = Domain(connection, module.params["domain"])
@@ -145,29 +159,29 @@ def _on_domain(
             images=Images(),
             clock=SystemClock(),
             watchdog=PythonWatchdog(uri, guest_watchdog.__name__),
+            progress=progress,
         )
         try:
             with ExitStack() as held:
                 if changes and not module.check_mode:
-                    held.enter_context(DomainLock(domain.uuid))
-                    held.enter_context(marked(domain.uuid))
+                    held.enter_context(lock(domain.name, domain.uuid))
                 outcome = flow(context)
             found = {"name": domain.name, "uuid": domain.uuid, "state": domain.state()}
         finally:
             domain.close()
-    return _Ended(_result(outcome, changes) | {"domain": found}, outcome.warnings)
+    return Ended(_result(outcome, changes) | {"domain": found}, outcome.warnings)
 
 
-def _on_host(module: AnsibleModule, flow: Callable[[HostContext], Outcome]) -> _Ended:
+def _on_host(module: AnsibleModule, flow: Callable[[HostContext], Outcome]) -> Ended:
     uri = module.params["uri"]
     with Connection(uri, readonly=True) as connection:
         outcome = flow(HostContext(module.params, module.check_mode, uri, Host(connection)))
-    return _Ended(_result(outcome, changes=False), outcome.warnings)
+    return Ended(_result(outcome, changes=False), outcome.warnings)
 
 
-def _on_local(module: AnsibleModule, flow: Callable[[LocalContext], Outcome]) -> _Ended:
+def _on_local(module: AnsibleModule, flow: Callable[[LocalContext], Outcome]) -> Ended:
     outcome = flow(LocalContext(module.params, module.check_mode, module.params["uri"]))
-    return _Ended(_result(outcome, changes=True), outcome.warnings)
+    return Ended(_result(outcome, changes=True), outcome.warnings)
 
 
 def _result(outcome: Outcome, changes: bool) -> dict[str, Any]:
@@ -198,7 +212,7 @@ def _new_module(argument_spec: ArgumentSpec, options: dict[str, Any]) -> Ansible
 
 
 def _finish(
-    module: AnsibleModule, argument_spec: ArgumentSpec, flow: Callable[..., Outcome], run: Callable[[], _Ended]
+    module: AnsibleModule, argument_spec: ArgumentSpec, flow: Callable[..., Outcome], run: Callable[[], Ended]
 ) -> None:
     try:
         # A flow stands in its module's file, and __name__ is __main__ there
@@ -215,6 +229,8 @@ def _finish(
         done = {"partial": error.partial, "actions": None if error.actions is None else list(error.actions)}
         partial = words_shown({name: value for name, value in done.items() if value is not None})
         module.fail_json(msg=shown(str(error)), error_code=error.code, **partial)
+    except Unfinished as followed:
+        module.exit_json(changed=False, running_job=followed.told)
     else:
         for warning in ended.warnings:
             module.warn(shown(warning))

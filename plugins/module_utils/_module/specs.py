@@ -20,6 +20,8 @@ COMMON: ArgumentSpec = {"uri": {"type": "str", "default": "qemu:///system"}}
 DOMAIN: ArgumentSpec = {"domain": {"type": "str", "required": True}}
 #: Of every module that changes a domain; doc fragment virtops.libvirt.domain.lock.
 LOCK: ArgumentSpec = {"lock_timeout": {"type": "int", "default": 0}}
+#: Of every module whose work goes on without its connection; doc fragment virtops.libvirt.domain.job.
+JOB: ArgumentSpec = {"follow": {"type": "int"}, "job_id": {"type": "str"}}
 #: What block_commit and block_pull have in common; doc fragment virtops.libvirt.merge.
 MERGE: ArgumentSpec = {
     "disks": {"type": "list", "elements": "str", "default": []},

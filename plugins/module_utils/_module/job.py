@@ -1,0 +1,209 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: a module's work as a job of its own, and following a job to its end.
+
+The module's process forks the job, waits for it, and returns what came of it. Where its connection is cut, the job
+goes on; the action plugin, which has named the job, asks for its end again.
+"""
+
+from __future__ import annotations
+
+import signal
+import traceback
+import uuid as uuid_module
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .._core.errors import VirtopsError
+from .._core.job_state import Ended, JobEnd, JobState, describe, digest_of
+from .._core.ports import Progress, Silent
+from .._host.clock import SystemClock
+from .._host.job_fork import keep_code, start
+from .._host.job_progress import JobProgress
+from .._host.job_store import JobFolder, JobStore
+
+#: Seconds between two tries to get a domain's lock. Nothing is held open in between, no connection either.
+LOCK_POLL = 1.0
+#: Seconds between two looks at a job: the least, the most, and in between a share of the time that it has taken.
+_LOOK_SECONDS = (0.01, 0.25)
+_LOOK_SHARE = 0.04
+#: Seconds after which a folder without a process is one whose module was killed before it forked.
+_STILLBORN_SECONDS = 5.0
+
+#: Holds the lock of a domain, by its name and UUID.
+Lock = Callable[[str, str], AbstractContextManager[None]]
+#: The work of a module: in the job's process, or in the module's own where no folder for a job can be made.
+Work = Callable[[Progress, Lock], Ended]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Says that a module's work goes on when its connection is cut.
+
+    `wish`: what of the options has to be the same for a task to attach to another one's job that runs on the domain
+    already. None: it never attaches, but waits for the lock as `lock_timeout` says.
+    """
+
+    wish: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+
+
+class Unfinished(Exception):
+    """The call has followed the job for as long as it was to; `told` is what is known of the job."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        super().__init__()
+        self.told = told
+
+
+class JobBug(Exception):
+    """A bug in a job, with the traceback from there."""
+
+
+class _Attached(Exception):
+    """Another job, of this ID, does the same already."""
+
+
+class JobRun:
+    """One call of a module that works as a job. `lock` is how a domain is locked; the log goes to syslog, too, where
+    `system_log`."""
+
+    def __init__(
+        self,
+        module: str,
+        params: Mapping[str, Any],
+        job: Job,
+        lock: Lock,
+        system_log: bool,
+        store: JobStore | None = None,
+    ) -> None:
+        self._params = params
+        self._job = job
+        self._lock = lock
+        self._system_log = system_log
+        self._clock = SystemClock()
+        self._began = self._clock.monotonic()
+        self._store = store or JobStore()
+        job_id = params["job_id"] or uuid_module.uuid4().hex
+        self._state = JobState(job_id, module, params["domain"], self._clock.utcnow())
+
+    def run(self, work: Work) -> Ended:
+        """Begin the job, or find the one that an earlier call of this ID has begun, and follow it."""
+        while True:
+            try:
+                folder = self._begin(work)
+            except OSError as problem:
+                return self._without_job(work, problem)
+            end = follow(folder, self._left)
+            if end is not None and end.attached:
+                folder.remove()
+                other = self._store.find(end.attached)
+                end = None if other is None else follow(other, self._left)
+            if end is not None and not end.is_locked_out:
+                return outcome(end)
+            folder.remove()
+            waited = self._clock.monotonic() - self._began
+            if end is not None and waited >= self._params["lock_timeout"]:
+                return outcome(end)
+            if self._left is not None and self._left <= 0:
+                raise Unfinished({"id": self._state.id, "state": "waiting"})
+            self._clock.sleep(min(LOCK_POLL, max(0.0, self._params["lock_timeout"] - waited)))
+
+    @property
+    def _left(self) -> float | None:
+        """For how many seconds this call still follows; None: to the end."""
+        seconds = self._params["follow"]
+        return None if seconds is None else max(0.0, self._began + seconds - self._clock.monotonic())
+
+    def _without_job(self, work: Work, problem: OSError) -> Ended:
+        """No merge may fail because there is no space for the job's files."""
+        ended = work(Silent(), self._lock)
+        told = "This would not have outlived its connection: there is no place for a job's files (%s)." % problem
+        return replace(ended, warnings=(*ended.warnings, told))
+
+    def _begin(self, work: Work) -> JobFolder:
+        """OSError where there is no space for its folder."""
+
+        def prepare(folder: JobFolder) -> tuple[int, str]:
+            folder.write("state.json", self._state.as_text())
+            return folder.hold(), keep_code(folder)
+
+        made = self._store.make(self._state.id, prepare)
+        if made is None:
+            found = self._store.find(self._state.id)
+            return self._begin(work) if found is None else found
+        folder, (alive, archive) = made
+        start(folder, alive, archive, lambda: self._work(folder, work))
+        return folder
+
+    # -- in the job's process
+
+    def _work(self, folder: JobFolder, work: Work) -> JobEnd:
+        progress = JobProgress(folder, self._state, self._clock, self._system_log)
+        signal.signal(signal.SIGTERM, progress.stop)
+        end = self._end_of(lambda: work(progress, lambda name, uuid: self._held(progress, name, uuid)))
+        progress.end(end.words)
+        return replace(end, began=progress.state.has_begun)
+
+    def _end_of(self, work: Callable[[], Ended]) -> JobEnd:
+        try:
+            return JobEnd(ended=work())
+        except _Attached as other:
+            return JobEnd(attached=str(other))
+        except VirtopsError as error:
+            return JobEnd(error=error)
+        except MemoryError as error:
+            return JobEnd(no_memory=str(error) or "no memory")
+        except BaseException:  # noqa: BLE001
+            return JobEnd(bug=traceback.format_exc())
+
+    @contextmanager
+    def _held(self, progress: JobProgress, name: str, uuid: str) -> Iterator[None]:
+        digest = ""
+        if self._job.wish is not None:
+            digest = digest_of(self._state.module, self._params["uri"], uuid, self._job.wish(self._params))
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._lock(name, uuid))
+            except VirtopsError as error:
+                same = [state.id for _unused, state in self._store.running(uuid) if digest and state.digest == digest]
+                if error.code == "locked" and same:
+                    raise _Attached(same[0]) from error
+                raise
+            progress.begin(name, uuid, digest)
+            yield
+
+
+def follow(folder: JobFolder, seconds: float | None) -> JobEnd | None:
+    """The job's end. None where its folder goes away: it was locked out, and the call that began it tries again.
+
+    Raises Unfinished after so many seconds (None: never) of one that has the domain's lock, and `job_killed`.
+    """
+    clock = SystemClock()
+    began = clock.monotonic()
+    while True:
+        end = folder.require_end()
+        if end is not None:
+            return end
+        passed = clock.monotonic() - began
+        state = folder.state()
+        if state is None and passed >= _STILLBORN_SECONDS:
+            return None
+        if seconds is not None and passed >= seconds and state is not None and state.has_begun:
+            raise Unfinished(describe(state, "running"))
+        least, most = _LOOK_SECONDS
+        clock.sleep(min(most, max(least, passed * _LOOK_SHARE)))
+
+
+def outcome(end: JobEnd) -> Ended:
+    """The job's result; raises what the job raised."""
+    if end.error is not None:
+        raise end.error
+    if end.no_memory:
+        raise MemoryError(end.no_memory)
+    if end.ended is None:
+        raise JobBug("\n" + end.bug)
+    return end.ended
