@@ -153,7 +153,7 @@ SPEC: ArgumentSpec = merged(OPTIONS, DEADLINE)
 def _flow(context: DomainContext) -> Outcome:
     given = {name: context.params[name] for name in OPTIONS if name != "timeout"}
     wish = JobWish(**given, deadline=deadline(context.params))
-    return JobControl(wish, context.domain, context.images, context.clock, context.watchdog).run(context.check)
+    return JobControl(wish, context.guest).run(context.check)
 
 
 def main() -> None:

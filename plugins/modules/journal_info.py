@@ -165,7 +165,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.journal_i
 
 
 def _flow(context: DomainContext) -> Outcome:
-    return journal(context.domain, context.images, context.clock, context.watchdog)
+    return journal(context.guest)
 
 
 def main() -> None:

@@ -194,8 +194,7 @@ def _flow(context: DomainContext) -> Outcome:
         return back_up(context, wish)
 
     backup = None if given is None else finish
-    tools = context.domain, context.images, context.clock, context.watchdog
-    return Recovery(wish, *tools, backup, Reaper(context.clock)).run(context.check)
+    return Recovery(wish, context.guest, backup, Reaper(context.clock)).run(context.check)
 
 
 def main() -> None:

@@ -462,10 +462,7 @@ def _present(context: DomainContext) -> Outcome:
         reuse=given["reuse_external"],
         timeout=given["timeout"],
     )
-    flow = ExternalSnapshot(
-        wish, context.domain, context.images, context.watchdog, context.clock, partial(_refuse_backup, context)
-    )
-    return flow.run(context.check)
+    return ExternalSnapshot(wish, context.guest, partial(_refuse_backup, context)).run(context.check)
 
 
 def _refuse_backup(context: DomainContext, view: DomainView, plan: SnapshotPlan) -> None:
@@ -479,15 +476,8 @@ def _refuse_backup(context: DomainContext, view: DomainView, plan: SnapshotPlan)
 def _absent(context: DomainContext) -> Outcome:
     """A snapshot is given up by merging what it added: the guest keeps all its data."""
     given = context.params
-    return SnapshotDeletion(
-        given["name"],
-        given["children"],
-        Deadline(timeout=given["timeout"]),
-        context.domain,
-        context.images,
-        context.clock,
-        context.watchdog,
-    ).run(context.check)
+    limit = Deadline(timeout=given["timeout"])
+    return SnapshotDeletion(given["name"], given["children"], limit, context.guest).run(context.check)
 
 
 def main() -> None:

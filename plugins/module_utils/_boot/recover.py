@@ -46,6 +46,7 @@ from .._libvirt.connection import Connection
 from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
+from .._service.guest import Guest
 from .._service.recover import RecoverWish, Recovery
 from .._service.strays import lost_operations, with_bases
 
@@ -170,7 +171,7 @@ def _recover(connection: Connection, view: DomainView, timeout: int) -> tuple[st
     watchdog = PythonWatchdog(connection.uri, guest_watchdog.__name__)
     try:
         with DomainLock(view.uuid), marked(view.uuid), _at_most(timeout + GRACE_SECONDS, view.name):
-            flow = Recovery(wish, domain, Images(), clock, watchdog, reaper=Reaper(clock))
+            flow = Recovery(wish, Guest(domain, Images(), clock, watchdog), reaper=Reaper(clock))
             outcome = flow.run(check=False)
             return outcome.steps + outcome.warnings
     finally:

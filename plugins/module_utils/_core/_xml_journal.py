@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 
 from ._xml_tree import local_children, parse, serialize, set_attribute
 from .errors import VirtopsError
-from .journal import JOURNAL_URI, Journal, JournalDisk, Operation, Reverted
+from .journal import DELETE, JOURNAL_URI, REVERT, Journal, JournalDisk, Operation, Reverted
 from .model import FileIdentity, Hold
 from .text import command
 
@@ -18,6 +19,12 @@ with suppress(ImportError):  # _xml_tree.LXML_IMPORT_ERROR tells
     from lxml import etree
 
 JOURNAL_SCHEMA = "1"
+
+#: Operations on a snapshot that has an operation of its own, and how older releases told the one's name from the other.
+_ON_A_SNAPSHOT = {
+    DELETE: re.compile(r"(?P<name>.*) \(children: (?P<children>\w*)\)", re.DOTALL),
+    REVERT: re.compile(r"revert to (?P<name>.*)(?P<children>)", re.DOTALL),
+}
 
 
 def build_journal(journal: Journal) -> str | None:
@@ -38,6 +45,8 @@ def build_journal(journal: Journal) -> str | None:
             set_attribute(element, "memory", operation.memory)
         if operation.boot:
             set_attribute(element, "boot", operation.boot)
+        if operation.kind in _ON_A_SNAPSHOT:
+            set_attribute(element, "children", operation.children)
         for disk in operation.disks:
             _add_journal_disk(element, disk)
         if operation.hold is not None:
@@ -108,10 +117,14 @@ def parse_journal(xml: str | None) -> Journal:
 
 def _operation(element: etree._Element) -> Operation:
     attributes = dict(element.attrib)
+    kind, name, children = str(attributes["kind"]), str(attributes["name"]), attributes.get("children")
+    if children is None and kind in _ON_A_SNAPSHOT:  # an older release had them in the name
+        found = _ON_A_SNAPSHOT[kind].fullmatch(name)
+        name, children = (name, "keep") if found is None else found.group("name", "children")
     return Operation(
         id=str(attributes["id"]),
-        kind=str(attributes["kind"]),
-        name=str(attributes["name"]),
+        kind=kind,
+        name=name,
         phase=str(attributes["phase"]),
         started=str(attributes["started"]),
         disks=tuple(_journal_disk(disk) for disk in local_children(element, "disk")),
@@ -119,6 +132,7 @@ def _operation(element: etree._Element) -> Operation:
         hold=next((_hold(hold) for hold in local_children(element, "hold")), None),
         memory=None if attributes.get("memory") is None else str(attributes["memory"]),
         boot=str(attributes.get("boot", "")),
+        children=str(children or ""),
     )
 
 

@@ -222,7 +222,7 @@ class StorePort(Protocol):
 def select(wish: BackupWish, view: DomainView, journal: Journal, images: ImagePort) -> Selection:
     """The operation that the wish names and its bases; they may have been merged meanwhile (see `require_still`)."""
     if wish.snapshot is not None:
-        operation = journal.find(wish.snapshot)
+        operation = journal.of_snapshot(wish.snapshot)
         if operation is None:
             raise VirtopsError(
                 "no_such_snapshot",

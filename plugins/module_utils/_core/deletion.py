@@ -24,8 +24,6 @@ from .refusals import image_shared
 #: The libvirt that deletes an external snapshot itself (virConnectGetLibVersion).
 _LIBVIRT_SINCE = 9_000_000
 
-_CHILDREN_MARK = " (children: "
-
 
 @dataclass(frozen=True)
 class Point:
@@ -251,21 +249,10 @@ def is_out_of_sight(point: Point, below: Mapping[str, Layer | None]) -> bool:
 # The operation in the journal
 
 
-def operation_name(name: str, children: str) -> str:
-    """Not the snapshot's own name, which its own operation has."""
-    return "%s%s%s)" % (name, _CHILDREN_MARK, children)
-
-
-def asked_by(operation: Operation) -> tuple[str, str]:
-    """The snapshot and the `children` of the task that began this operation."""
-    name, _mark, children = operation.name.rpartition(_CHILDREN_MARK)
-    return name, children.rstrip(")")
-
-
 def begun(name: str, children: str, journal: Journal) -> Operation | None:
     """What an interrupted run of the same task left."""
-    wanted = operation_name(name, children)
-    return next((op for op in journal.operations if op.kind == DELETE and op.name == wanted), None)
+    found = journal.find(DELETE, name)
+    return found if found is not None and found.children == children else None
 
 
 def operation_of(plan: ImagePlan, name: str, children: str, identifier: str, started: str) -> Operation:
@@ -276,7 +263,7 @@ def operation_of(plan: ImagePlan, name: str, children: str, identifier: str, sta
         for path in merge.merged
     ]
     disks += [JournalDisk(target, "", "", path) for target, path in plan.unused]
-    return Operation(identifier, DELETE, operation_name(name, children), COMMITTING, started, tuple(disks))
+    return Operation(identifier, DELETE, name, COMMITTING, started, tuple(disks), children=children)
 
 
 def plan_of(operation: Operation) -> ImagePlan:

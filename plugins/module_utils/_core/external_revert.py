@@ -44,15 +44,9 @@ class NewLayer:
         return None
 
 
-def operation_name(snapshot: str) -> str:
-    """Not the snapshot's own name, which its own operation has."""
-    return "revert to %s" % snapshot
-
-
 def interrupted(record: SnapshotRecord, journal: Journal) -> Operation | None:
     """What an earlier run of the same task left: PREPARED, no disk was switched; CREATED, old layers may be left."""
-    found = journal.find(operation_name(record.name))
-    return found if found is not None and found.kind == REVERT else None
+    return journal.find(REVERT, record.name)
 
 
 def why_not_by_libvirt(
@@ -135,7 +129,7 @@ def check_untouched(
 
     `memory` is the memory image's: the disks are switched when that is written, which may take long.
     """
-    operation = journal.find(record.name)
+    operation = journal.of_snapshot(record.name)
     known = None if operation is None else operation.disk(target)
     if known is not None and known.identity is not None and known.base == layer.path:
         if known.identity != identity:
@@ -197,7 +191,7 @@ def view_after(layers: Sequence[NewLayer], view: DomainView) -> DomainView:
 
 def prepared(record: SnapshotRecord, layers: Sequence[NewLayer], identifier: str, started: str) -> Operation:
     disks = tuple(JournalDisk(one.target, one.base.path, one.base.format, one.overlay) for one in layers)
-    return Operation(identifier, REVERT, operation_name(record.name), PREPARED, started, disks)
+    return Operation(identifier, REVERT, record.name, PREPARED, started, disks)
 
 
 def switched(operation: Operation, layers: Sequence[NewLayer], gone: Sequence[str]) -> Operation:

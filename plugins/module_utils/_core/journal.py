@@ -83,8 +83,9 @@ class JournalDisk:
 class Operation:
     """One operation on a domain.
 
-    `name` is the snapshot's name (for a COMMIT: the base layers' merge, named by us). `kind` says
-    which workflow it belongs to: KEPT, COMMIT, or the name that a role gave (live_backup).
+    `kind` says which workflow it belongs to: KEPT, one of RESERVED, or the name that a role gave (live_backup). `name`
+    is the snapshot's name, also where that is deleted, or gone back to; a COMMIT or PULL by path has a name of ours.
+    `children` is what a DELETE does with the snapshot's descendants: keep, delete or only.
     `started` is a UTC time as 20261120T120000Z; `consistency` is filesystem, crash or offline. `hold` is what the
     merge slows or stops the guest by at this moment, or that the snapshot may have frozen it. `memory` is the file that
     libvirt saves the guest's memory to, which was not there before; None for a snapshot of the disks only. `boot` is
@@ -101,6 +102,7 @@ class Operation:
     hold: Hold | None = None
     memory: str | None = None
     boot: str = ""
+    children: str = ""
 
     @property
     def frozen(self) -> bool:
@@ -159,8 +161,13 @@ class Journal:
     reverted: Reverted | None = None
     merged: tuple[Operation, ...] = ()
 
-    def find(self, name: str) -> Operation | None:
-        return next((op for op in self.operations if op.name == name), None)
+    def find(self, kind: str, name: str) -> Operation | None:
+        return next((op for op in self.operations if (op.kind, op.name) == (kind, name)), None)
+
+    def of_snapshot(self, name: str) -> Operation | None:
+        """The operation that takes, has taken, or merges this snapshot, whosever workflow it is."""
+        others = (REVERT, DELETE, CONVERT)
+        return next((op for op in self.operations if op.name == name and op.kind not in others), None)
 
     def put(self, operation: Operation) -> Journal:
         """Add the operation, or replace the one with its id."""
@@ -169,10 +176,6 @@ class Journal:
 
     def drop(self, operation: Operation) -> Journal:
         return replace(self, operations=tuple(op for op in self.operations if op.id != operation.id))
-
-    def foreign_to(self, name: str | None) -> Operation | None:
-        """An operation under way that is not the one named."""
-        return next((op for op in self.operations if op.open and op.name != name), None)
 
     def made_at(self, overlay: str) -> int | None:
         """Seconds since 1970 when the operation began that made this overlay; None where none here did."""

@@ -107,6 +107,13 @@ class JournalPort(Protocol):
         domain (LIVE only), and the one before it counts again."""
 
 
+class OthersPort(ViewPort, JournalPort, Protocol):
+    """What every flow needs that changes something."""
+
+    def other_images(self) -> OtherImages:
+        """What the host's other domains stand on, by their live and persistent XML."""
+
+
 class JobPort(ViewPort, Protocol):
     """What waiting for a request needs that libvirt works at although nobody waits for its answer any more."""
 
@@ -117,7 +124,7 @@ class JobPort(ViewPort, Protocol):
         """virDomainResume; a domain that runs is fine."""
 
 
-class UndoPort(JobPort, JournalPort, Protocol):
+class UndoPort(JobPort, OthersPort, Protocol):
     """What undoing a snapshot needs that was never taken."""
 
     def thaw(self, seconds: int) -> int:
@@ -135,9 +142,6 @@ class SnapshotPort(UndoPort, Protocol):
 
     def create_snapshot(self, xml: str, how: Creation) -> None:
         """virDomainSnapshotCreateXML, ATOMIC; DISK_ONLY, REUSE_EXT, NO_METADATA, LIVE and HALT as `how` says."""
-
-    def other_images(self) -> OtherImages:
-        """What the host's other domains stand on, by their live and persistent XML."""
 
     def delete_snapshot_record(self, name: str, children: str = "keep") -> None:
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
@@ -169,7 +173,7 @@ class InternalPort(SnapshotInfoPort, Protocol):
         """virDomainSnapshotDelete, data and record; `children` is keep, delete or only."""
 
 
-class RevertPort(SnapshotInfoPort, JournalPort, Protocol):
+class RevertPort(SnapshotInfoPort, OthersPort, Protocol):
     """What going back to a snapshot needs."""
 
     def libvirt_version(self) -> int:
@@ -199,21 +203,15 @@ class RevertPort(SnapshotInfoPort, JournalPort, Protocol):
     def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:
         """virDomainSnapshotCreateXML, REDEFINE, and CURRENT where asked for."""
 
-    def other_images(self) -> OtherImages:
-        """What the host's other domains stand on, by their live and persistent XML."""
 
-
-class ConvertPort(ViewPort, JournalPort, Protocol):
+class ConvertPort(OthersPort, Protocol):
     """What putting a domain on converted images needs."""
 
     def set_config_disks(self, layers: dict[str, Layer]) -> None:
         """Write path and format of these disks into the persistent XML (virDomainDefineXMLFlags)."""
 
-    def other_images(self) -> OtherImages:
-        """What the host's other domains stand on, by their live and persistent XML."""
 
-
-class BrakePort(ViewPort, JournalPort, Protocol):
+class BrakePort(OthersPort, Protocol):
     """What slowing or stopping a guest's writes needs."""
 
     def io_tune(self, disk: str) -> dict[str, int]:
@@ -252,9 +250,6 @@ class MergePort(BrakePort, UndoPort, RecordPort, Protocol):
 
     def set_config_disks(self, layers: dict[str, Layer]) -> None:
         """Write path and format of these disks into the persistent XML (virDomainDefineXMLFlags)."""
-
-    def other_images(self) -> OtherImages:
-        """What the host's other domains stand on, by their live and persistent XML."""
 
 
 class DeletePort(MergePort, Protocol):

@@ -14,7 +14,7 @@ from .errors import VirtopsError
 from .journal import COMMITTING, CREATED, KEPT, PREPARED, Journal, JournalDisk, Operation
 from .model import Disk, DomainView, Layer, SnapshotDisk, SnapshotRecord, is_local
 from .names import check_record_name
-from .refusals import checked_path, marked_words, operation_open, refuse_jobs, require_disk, why_no_image
+from .refusals import checked_path, marked_words, operation_open, refuse_jobs, refuse_open, require_disk, why_no_image
 
 #: What <disk snapshot=''> may say against external snapshots.
 _NOT_EXTERNAL = ("no", "internal", "manual")
@@ -123,10 +123,8 @@ def plan_snapshot(
     """Decide what to do, or refuse; the caller has looked at nothing but libvirt so far."""
     _check_options(wish)
     _check_wished_disks(wish, view)
-    ours = journal.find(wish.name)
-    foreign = journal.foreign_to(wish.name)
-    if foreign is not None:
-        raise operation_open(view.name, foreign)
+    ours = journal.of_snapshot(wish.name)
+    refuse_open(view, journal, None if ours is None else ours.id)
     if ours is not None and ours.phase == COMMITTING:
         raise operation_open(view.name, ours)
     made = {disk.target for disk in ours.disks} if ours is not None else set()

@@ -38,6 +38,7 @@ from .._libvirt.connection import Connection
 from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
+from .._service.guest import Guest
 from .job import LOCK_POLL, Job, JobRun, Lock, Unfinished, Work
 from .specs import COMMON, DOMAIN, JOB, LOCK, ArgumentSpec, merged, numbers
 
@@ -54,6 +55,11 @@ class DomainContext:
     clock: Clock
     watchdog: Watchdog
     progress: Progress = field(default_factory=Silent)
+
+    @property
+    def guest(self) -> Guest[Domain]:
+        """What a flow works on."""
+        return Guest(self.domain, self.images, self.clock, self.watchdog, self.progress)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .entry import DomainContext
 
 def merge(context: DomainContext, wish: MergeWish) -> Outcome:
     """Merge, for block_commit and block_pull."""
-    return Merge(wish, context.domain, context.images, context.clock, context.watchdog).run(context.check)
+    return Merge(wish, context.guest).run(context.check)
 
 
 def back_up(context: DomainContext, wish: BackupWish) -> Outcome:

@@ -27,20 +27,19 @@ from .._core.convergence import (
 from .._core.errors import VirtopsError
 from .._core.merge import MergeGoal
 from .._core.model import DomainView, Hold
-from .._core.ports import WATCHDOG_GRACE, BrakePort, Clock, ImagePort, Watchdog
+from .._core.ports import WATCHDOG_GRACE, BrakePort, ImagePort
+from .guest import Guest
 
 
 class GuestBrake:
     """Holds one guest back, as its deadline says. `begin` at the start of the merge, `release` at its end."""
 
-    def __init__(
-        self, deadline: Deadline, domain: BrakePort, images: ImagePort, clock: Clock, watchdog: Watchdog
-    ) -> None:
+    def __init__(self, deadline: Deadline, guest: Guest[BrakePort]) -> None:
         self._deadline = deadline
-        self._domain = domain
-        self._images = images
-        self._clock = clock
-        self._watchdog = watchdog
+        self._domain = guest.domain
+        self._images = guest.images
+        self._clock = guest.clock
+        self._watchdog = guest.watchdog
         self._operation = ""
         self._began = 0.0
         self._short_since: float | None = None

@@ -13,9 +13,10 @@ from .._core.errors import VirtopsError
 from .._core.journal import DELETE, PULL, RESERVED, REVERT, Operation
 from .._core.merge import goal_to_base
 from .._core.model import BlockJob, DomainView, Outcome
-from .._core.ports import Clock, ImagePort, MergePort, Watchdog
+from .._core.ports import MergePort
 from .._core.refusals import require_disk
 from .._core.snapshot import is_in_chain
+from .guest import Guest
 from .jobs import cancel_jobs
 from .merge import Merge, told_job
 from .merge_plan import MergeWish
@@ -42,12 +43,12 @@ class JobWish:
 class JobControl:
     """Bring the block job of one disk into the state that was asked for."""
 
-    def __init__(self, wish: JobWish, domain: MergePort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> None:
+    def __init__(self, wish: JobWish, guest: Guest[MergePort]) -> None:
         self._wish = wish
-        self._domain = domain
-        self._images = images
-        self._clock = clock
-        self._watchdog = watchdog
+        self._guest = guest
+        self._domain = guest.domain
+        self._images = guest.images
+        self._clock = guest.clock
 
     def run(self, check: bool) -> Outcome:
         """Raises VirtopsError; a job that ended while we looked is no error."""
@@ -141,7 +142,7 @@ class JobControl:
         if speed and not check:
             self._apply(job)
         wish = self._merge_wish(view, job.target)
-        outcome = Merge(wish, self._domain, self._images, self._clock, self._watchdog).run(check)
+        outcome = Merge(wish, self._guest).run(check)
         warnings = outcome.warnings if wish.within is None else (*outcome.warnings, _UNFINISHED)
         return replace(outcome, steps=speed + outcome.steps, values={"job": None}, warnings=warnings)
 

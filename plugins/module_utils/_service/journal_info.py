@@ -14,21 +14,21 @@ from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import CREATED, KEPT, RESERVED, JournalDisk, Operation
 from .._core.model import DomainView, Outcome
-from .._core.ports import Clock, DeletePort, ImagePort, Watchdog
+from .._core.ports import DeletePort, ImagePort
 from .._core.snapshot import is_in_chain
+from .guest import Guest
 from .info import told_job, told_operation
-from .observe import observe
 from .recover import RecoverWish, Recovery
 from .strays import lost_operations
 
 
-def journal(domain: DeletePort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> Outcome:
+def journal(guest: Guest[DeletePort]) -> Outcome:
     """The operations as guests_info tells them, where their disks really stand, and how the open ones end."""
-    view = observe(domain, images)
+    view, images = guest.observe(), guest.images
     journalled = view.journal
-    lost = lost_operations(view, journalled, domain.snapshots)
+    lost = lost_operations(view, journalled, guest.domain.snapshots)
     operations = (*journalled.operations, *lost)
-    recovery = _recovery(domain, images, clock, watchdog) if any(operation.open for operation in operations) else ""
+    recovery = _recovery(guest) if any(operation.open for operation in operations) else ""
     told = [
         {
             **told_operation(operation, noted=operation not in lost),
@@ -63,11 +63,11 @@ def _unchanged(noted: JournalDisk, images: ImagePort) -> bool | None:
     return images.exists(noted.base) and images.identity(noted.base) == noted.identity
 
 
-def _recovery(domain: DeletePort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> str:
+def _recovery(guest: Guest[DeletePort]) -> str:
     """What virtops.libvirt.recover would do: its own plan, so that the words cannot differ from the deed."""
     wish = RecoverWish(deadline=Deadline(timeout=0))  # who only looks waits for no job of libvirt's
     try:
-        outcome = Recovery(wish, domain, images, clock, watchdog).run(check=True)
+        outcome = Recovery(wish, guest).run(check=True)
     except VirtopsError as error:
         if error.code in ("connection_lost", "no_such_domain"):
             raise

@@ -21,12 +21,13 @@ from .._core.errors import VirtopsError
 from .._core.journal import COMMIT, COMMITTING, PREPARED, PULL, RESERVED, Journal, JournalDisk, Operation
 from .._core.merge import MergeGoal, Next, Phase, config_layer, next_step, phase_of
 from .._core.model import IO_ERROR, BlockJob, DomainView, Outcome
-from .._core.ports import Clock, ImagePort, MergePort, Watchdog
+from .._core.ports import MergePort
 from .._core.refusals import refuse_away
 from .._core.snapshot import unknown_words
 from .away import require_here
 from .brake import GuestBrake, let_go
 from .forest import keep_times, rewrite_records
+from .guest import Guest
 from .interrupted import awake, undo, unswitched
 from .jobs import cancel_jobs
 from .merge_plan import NOTHING, MergePlan, MergePlanner, MergeWish, journalled, moved_layers
@@ -63,13 +64,13 @@ class _Progress:
 class Merge:
     """Merge layers of one domain's disks."""
 
-    def __init__(self, wish: MergeWish, domain: MergePort, images: ImagePort, clock: Clock, watchdog: Watchdog) -> None:
+    def __init__(self, wish: MergeWish, guest: Guest[MergePort]) -> None:
         self._wish = wish
-        self._domain = domain
-        self._images = images
-        self._clock = clock
-        self._planner = MergePlanner(wish, domain, images)
-        self._brake = GuestBrake(wish.deadline, domain, images, clock, watchdog)
+        self._domain = guest.domain
+        self._images = guest.images
+        self._clock = guest.clock
+        self._planner = MergePlanner(wish, guest)
+        self._brake = GuestBrake(wish.deadline, guest)
         self._pivoted: frozenset[str] = frozenset()
         #: Overlays that may hold data which nobody merged, as the last run found.
         self.unsure: frozenset[str] = frozenset()
@@ -115,13 +116,18 @@ class Merge:
 
     def _unknown_name(self, plan: MergePlan, view: DomainView, journal: Journal) -> tuple[str, ...]:
         name = self._wish.snapshot
-        if name is None or plan.steps or journal.find(name) is not None or self._domain.snapshot(name) is not None:
+        if (
+            name is None
+            or plan.steps
+            or journal.of_snapshot(name) is not None
+            or self._domain.snapshot(name) is not None
+        ):
             return ()
         return unknown_words(name, view)
 
     def _prepared(self, journal: Journal) -> Operation | None:
         """The snapshot whose creation was interrupted: its disks may or may not stand on the overlays."""
-        found = journal.find(self._wish.snapshot) if self._wish.snapshot is not None else None
+        found = journal.of_snapshot(self._wish.snapshot) if self._wish.snapshot is not None else None
         return found if found is not None and found.phase == PREPARED and found.kind not in RESERVED else None
 
     # -- effects

@@ -25,13 +25,14 @@ from .._core.merge import (
     phase_of,
 )
 from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord, is_local
-from .._core.ports import ImagePort, MergePort
-from .._core.refusals import image_shared, operation_open, require_disk
+from .._core.ports import MergePort
+from .._core.refusals import image_shared, refuse_open, require_disk
 from .._core.snapshot import is_in_chain
 from .._core.text import command
 from .away import require_here
 from .brake import held_words
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of, with_bases
+from .guest import Guest
 from .observe import OtherFiles, every_image
 from .ours import Ours
 from .overlays import Sweep, plan_sweep
@@ -106,16 +107,16 @@ NOTHING = MergePlan((), None, None, {}, frozenset(), (), (), whole=True)
 class MergePlanner:
     """Plans the merge of one domain, or refuses it."""
 
-    def __init__(self, wish: MergeWish, domain: MergePort, images: ImagePort) -> None:
+    def __init__(self, wish: MergeWish, guest: Guest[MergePort]) -> None:
         self._wish = wish
-        self._domain = domain
-        self._images = images
+        self._domain = guest.domain
+        self._images = guest.images
 
     def plan(self, view: DomainView, journal: Journal) -> MergePlan:
         """Raises VirtopsError for what must not be merged."""
         wish = self._wish
         record = self._domain.snapshot(wish.snapshot) if wish.snapshot else None
-        operation = journal.find(wish.snapshot) if wish.snapshot else None
+        operation = journal.of_snapshot(wish.snapshot) if wish.snapshot else None
         goals = self._goals(view, operation, record)
         if wish.within is not None:
             operation = next((op for op in journal.operations if op.id == wish.within), None)
@@ -123,9 +124,7 @@ class MergePlanner:
             operation = _interrupted_merge(journal, goals)
         if goals or operation is not None:
             require_here(view, self._images)
-        foreign = journal.foreign_to(operation.name if operation else wish.snapshot)
-        if foreign is not None:
-            raise operation_open(view.name, foreign)
+        refuse_open(view, journal, operation.id if operation else None)
         for goal in goals:
             self.check_goal(goal, view)
             self.check_offline(goal, view)

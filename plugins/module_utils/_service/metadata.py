@@ -57,7 +57,7 @@ def _journal_without(domain: RecordPort, images: ImagePort, doomed: Sequence[Sna
     view = domain.view()
     journal = view.journal
     refuse_open(view, journal)
-    ours = [found for found in (journal.find(record.name) for record in doomed) if found is not None]
+    ours = [found for found in (journal.of_snapshot(record.name) for record in doomed) if found is not None]
     if not ours:
         return None
     seen = observe(domain, images)

@@ -196,7 +196,7 @@ class Records:
     def _rename_operation(self, old: str, new: str) -> None:
         """The journal finds a kept snapshot's overlays by its name."""
         journal = self._domain.view().journal
-        operation = journal.find(old)
+        operation = journal.of_snapshot(old)
         if operation is not None:
             self._domain.write_journal(journal.put(replace(operation, name=new)))
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from .._core.convergence import Deadline
-from .._core.deletion import asked_by
 from .._core.errors import VirtopsError
 from .._core.journal import (
     COMMIT,
@@ -31,12 +30,13 @@ from .._core.journal import (
     Operation,
 )
 from .._core.model import DomainView, Outcome, is_local
-from .._core.ports import Clock, DeletePort, ImagePort, ReaperPort, Watchdog
+from .._core.ports import DeletePort, ReaperPort
 from .._core.refusals import operation_open
 from .._core.snapshot import is_in_chain
 from .away import require_here
 from .brake import held_words, let_go
 from .convert import finished
+from .guest import Guest
 from .interrupted import awake, undo, unswitched
 from .merge import Merge
 from .merge_plan import MergeWish
@@ -65,18 +65,15 @@ class Recovery:
     def __init__(
         self,
         wish: RecoverWish,
-        domain: DeletePort,
-        images: ImagePort,
-        clock: Clock,
-        watchdog: Watchdog,
+        guest: Guest[DeletePort],
         backup: Backup | None = None,
         reaper: ReaperPort | None = None,
     ) -> None:
         self._wish = wish
-        self._domain = domain
-        self._images = images
-        self._clock = clock
-        self._watchdog = watchdog
+        self._guest = guest
+        self._domain = guest.domain
+        self._images = guest.images
+        self._clock = guest.clock
         self._backup = backup
         self._reaper = reaper
 
@@ -261,10 +258,8 @@ class Recovery:
     # -- a deletion: the journal has its whole plan
 
     def _finish_deletion(self, operation: Operation, check: bool) -> Outcome:
-        name, children = asked_by(operation)
-        outcome = SnapshotDeletion(
-            name, children, self._wish.deadline, self._domain, self._images, self._clock, self._watchdog
-        ).run(check)
+        flow = SnapshotDeletion(operation.name, operation.children, self._wish.deadline, self._guest)
+        outcome = flow.run(check)
         return replace(outcome, before={}, after=_changed_chains(outcome))
 
     # -- created or committing: the guest is on the overlays, or was
@@ -298,7 +293,7 @@ class Recovery:
     def _merge(self, operation: Operation, check: bool, adopted: Operation | None = None) -> Outcome:
         """The merge by the operation's own goal; a commit that runs is adopted, one that vanished begins anew."""
         outcomes = [
-            Merge(wish, self._domain, self._images, self._clock, self._watchdog).run(check)
+            Merge(wish, self._guest).run(check)
             for wish in (replace(wish, adopted=adopted) for wish in self._wishes(operation))
         ]
         return Outcome(

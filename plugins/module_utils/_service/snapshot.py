@@ -19,7 +19,7 @@ from .._core.errors import VirtopsError
 from .._core.images import Use
 from .._core.journal import CREATED, KEPT, PREPARED, Journal, Operation
 from .._core.model import Creation, DomainView, Hold, Outcome, is_local
-from .._core.ports import WATCHDOG_GRACE, Clock, ImagePort, SnapshotPort, Watchdog
+from .._core.ports import WATCHDOG_GRACE, ImagePort, SnapshotPort
 from .._core.refusals import guest_paused, operation_open
 from .._core.snapshot import (
     PlannedDisk,
@@ -31,6 +31,7 @@ from .._core.snapshot import (
     snapshot_disks,
 )
 from .away import require_here
+from .guest import Guest
 from .interrupted import awake, is_left_paused, kept_memory, left_memory, memory_words
 from .observe import OtherFiles, chains, every_image, observe
 from .ours import Ours, kept_words, noted
@@ -65,18 +66,15 @@ class ExternalSnapshot:
     def __init__(
         self,
         wish: SnapshotWish,
-        domain: SnapshotPort,
-        images: ImagePort,
-        watchdog: Watchdog,
-        clock: Clock,
+        guest: Guest[SnapshotPort],
         refuse: Refusal = _refuse_nothing,
     ) -> None:
         self._wish = wish
         self._refuse = refuse
-        self._domain = domain
-        self._images = images
-        self._watchdog = watchdog
-        self._clock = clock
+        self._domain = guest.domain
+        self._images = guest.images
+        self._watchdog = guest.watchdog
+        self._clock = guest.clock
         #: Did we freeze the guest, or may have, and not thaw it yet?
         self._frozen = False
 
@@ -106,7 +104,7 @@ class ExternalSnapshot:
     def _observe(self, check: bool) -> tuple[DomainView, tuple[str, ...]]:
         """The domain once an interrupted request has come to its end, and the step that lets its guest run on."""
         view = observe(self._domain, self._images)
-        interrupted = view.journal.find(self._wish.name)
+        interrupted = view.journal.of_snapshot(self._wish.name)
         if interrupted is None or interrupted.phase != PREPARED:
             return view, ()
         return awake(interrupted, self._domain, self._images, self._clock, self._wish.timeout, check)
@@ -126,7 +124,7 @@ class ExternalSnapshot:
         self, plan: SnapshotPlan, view: DomainView, journal: Journal
     ) -> tuple[SnapshotPlan, tuple[str, ...]]:
         """The plan without what the journal has it remove and is not ours, and the warnings of that."""
-        stale = journal.find(self._wish.name)
+        stale = journal.of_snapshot(self._wish.name)
         if stale is None or plan.found != PREPARED:
             return plan, ()
         ours = Ours(view, self._domain.snapshots(), self._images)
@@ -147,7 +145,7 @@ class ExternalSnapshot:
         self, view: DomainView, journal: Journal, plan: SnapshotPlan, steps: tuple[str, ...], check: bool
     ) -> Outcome:
         """The snapshot is there. An interrupted run may not have noted so: note it, nothing else."""
-        operation = journal.find(self._wish.name)
+        operation = journal.of_snapshot(self._wish.name)
         if operation is not None and operation.phase == PREPARED:
             steps += ("note in the journal that snapshot %s was taken" % self._wish.name,)
             operation = replace(operation, consistency="crash")
@@ -221,7 +219,7 @@ class ExternalSnapshot:
             memory=self._wish.memory,
             boot=self._clock.boot(),
         )
-        interrupted = journal.find(self._wish.name)
+        interrupted = journal.of_snapshot(self._wish.name)
         if interrupted is not None:
             journal = journal.drop(interrupted)
         self._write(journal.put(operation))

@@ -40,7 +40,7 @@ from .._core.images import Named, Place, Use
 from .._core.journal import JOURNAL_URI, Journal, Operation
 from .._core.merge import MergeGoal
 from .._core.model import DomainView, Layer, Outcome, SnapshotRecord, is_local
-from .._core.ports import Clock, DeletePort, ImagePort, Watchdog
+from .._core.ports import DeletePort
 from .._core.refusals import refuse_jobs, refuse_open
 from .._core.snapshot import unknown_words
 from .._core.snapshot_tree import doomed_by
@@ -59,6 +59,7 @@ from .forest import (
     texts_of,
     with_bases,
 )
+from .guest import Guest
 from .jobs import cancel_jobs
 from .merge import Merge
 from .merge_plan import MergeWish
@@ -102,24 +103,21 @@ class SnapshotDeletion:
         name: str,
         children: str,
         deadline: Deadline,
-        domain: DeletePort,
-        images: ImagePort,
-        clock: Clock,
-        watchdog: Watchdog,
+        guest: Guest[DeletePort],
     ) -> None:
         self._name = name
         self._children = children
         self._deadline = deadline
-        self._domain = domain
-        self._images = images
-        self._clock = clock
-        self._watchdog = watchdog
+        self._guest = guest
+        self._domain = guest.domain
+        self._images = guest.images
+        self._clock = guest.clock
 
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError; the journal then tells the next run to go on."""
         view = observe(self._domain, self._images)
         journal = view.journal
-        own = journal.find(self._name)
+        own = journal.of_snapshot(self._name)
         if own is not None and own.open and self._children == "keep":
             return self._finish_merge(check)
         interrupted = begun(self._name, self._children, journal)
@@ -144,7 +142,7 @@ class SnapshotDeletion:
     def _finish_merge(self, check: bool) -> Outcome:
         """A workflow's snapshot, or one whose merge another task began: the merge by its name ends both."""
         wish = MergeWish(snapshot=self._name, deadline=self._deadline, delete_merged=True)
-        outcome = Merge(wish, self._domain, self._images, self._clock, self._watchdog).run(check)
+        outcome = Merge(wish, self._guest).run(check)
         return replace(outcome, values={"snapshot": self._told(), **outcome.values})
 
     # -- plan
@@ -278,7 +276,7 @@ class SnapshotDeletion:
 
     def _merge(self, plan: _Plan) -> Merge:
         wish = MergeWish(goals=plan.goals, within=plan.operation.id, deadline=self._deadline)
-        return Merge(wish, self._domain, self._images, self._clock, self._watchdog)
+        return Merge(wish, self._guest)
 
     # -- effects
 

@@ -15,10 +15,8 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.deletion imp
     ImagePlan,
     Merging,
     Point,
-    asked_by,
     begun,
     memory_files,
-    operation_name,
     operation_of,
     plan_images,
     plan_of,
@@ -149,17 +147,19 @@ def test_way(base: str, children: str, version: int, code: str | None) -> None:
 
 def test_the_journal_has_the_whole_plan() -> None:
     plan = ImagePlan((Merging("vda", Layer("base", "raw"), ("ot", "os")),), (("vdb", "x"),))
-    operation = operation_of(plan, "s (children: keep)", "only", "1", "20261120T120000Z")
+    operation = operation_of(plan, "s", "only", "1", "20261120T120000Z")
     assert plan_of(operation) == plan
-    assert asked_by(operation) == ("s (children: keep)", "only")
     journal = Journal((operation,))
-    assert begun("s (children: keep)", "only", journal) == operation
-    assert begun("s (children: keep)", "keep", journal) is None
+    assert begun("s", "only", journal) == operation
+    assert begun("s", "keep", journal) is None
 
 
 def test_a_snapshot_of_that_name_is_no_deletion() -> None:
-    name = operation_name("s", "keep")
-    assert begun("s", "keep", Journal((Operation("1", "snapshot", name, "created", "20261120T120000Z", ()),))) is None
+    taken = Operation("1", "snapshot", "s", "created", "20261120T120000Z", ())
+    deletion = operation_of(ImagePlan(), "s", "keep", "2", "20261120T120000Z")
+    assert begun("s", "keep", Journal((taken,))) is None
+    both = Journal((deletion, taken))
+    assert (both.of_snapshot("s"), begun("s", "keep", both)) == (taken, deletion)
 
 
 def test_stranded() -> None:

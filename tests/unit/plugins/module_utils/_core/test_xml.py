@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -489,6 +490,26 @@ def test_the_journal_of_a_recorded_domain() -> None:
         overlay("vda").path,
         FileIdentity("", 15344531, 67108864, 1795179477784637474),
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "older", "name", "children"),
+    [
+        ("delete", "s (children: keep) (children: only)", "s (children: keep)", "only"),
+        ("delete", "a\nb (children: delete)", "a\nb", "delete"),
+        ("revert", "revert to revert to s", "revert to s", ""),
+        ("commit", "revert to s (children: keep)", "revert to s (children: keep)", ""),
+    ],
+)
+def test_an_operation_that_an_older_release_wrote(kind: str, older: str, name: str, children: str) -> None:
+    """It had what belongs to a deletion, or a revert, in the name."""
+    operation = replace(OPERATION, kind=kind, name=name, children=children)
+    new = xml.build_journal(Journal((operation,))) or ""
+    assert xml.parse_journal(new) == Journal((operation,))
+    (element,) = (root := ElementTree.fromstring(new))
+    element.set("name", older)
+    element.attrib.pop("children", None)
+    assert xml.parse_journal(ElementTree.tostring(root, encoding="unicode")) == Journal((operation,))
 
 
 def test_a_journal_in_one_of_the_definitions_is_found() -> None:

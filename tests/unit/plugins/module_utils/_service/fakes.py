@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 from xml.etree import ElementTree
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
@@ -33,6 +34,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import (
     parse_snapshot,
     snapshot_images,
 )
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest
 
 UNREADABLE = VirtopsError("journal_unreadable", "The journal cannot be read: its schema is 99", "Remove it")
 
@@ -570,3 +572,8 @@ def running_guest() -> tuple[FakeDomain, FakeImages, FakeClock, FakeWatchdog]:
     clock = FakeClock()
     domain.clock = clock
     return domain, images, clock, FakeWatchdog()
+
+
+def guest_of(lab: Any) -> Guest[Any]:
+    """What a test's flows work on."""
+    return Guest(lab.domain, lab.images, lab.clock, lab.watchdog)

@@ -15,7 +15,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 
-from .fakes import Died
+from .fakes import Died, guest_of
 from .test_merge import Lab
 
 OWN_LIMIT = {"total_bytes_sec": 0, "read_bytes_sec": 0, "write_bytes_sec": 50 << 20}
@@ -142,7 +142,7 @@ def test_killed_while_it_holds_the_guest_back(lab: Lab, call: str, by: str) -> N
 def _again(lab: Lab, by: str, check: bool) -> Outcome:
     if by == "merge":
         return lab.run(check, **WISH)
-    return Recovery(RecoverWish(), lab.domain, lab.images, lab.clock, lab.watchdog).run(check)
+    return Recovery(RecoverWish(), guest_of(lab)).run(check)
 
 
 def test_a_merge_that_is_refused_lets_go_all_the_same(lab: Lab) -> None:

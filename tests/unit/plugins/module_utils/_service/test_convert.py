@@ -22,6 +22,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.convert import Convert  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import (  # noqa: E402
     RecoverWish,
     Recovery,
@@ -150,7 +151,7 @@ def finish(domain: Domain, images: Images, how: str, check: bool) -> Outcome:
     if how == "again":
         return convert(domain, images, check)
     watchdog: Any = FakeWatchdog()
-    return Recovery(RecoverWish(), domain, images, FakeClock(), watchdog).run(check)
+    return Recovery(RecoverWish(), Guest(domain, images, FakeClock(), watchdog)).run(check)
 
 
 @pytest.mark.parametrize("how", ["again", "recover"])

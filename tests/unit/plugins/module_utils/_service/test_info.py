@@ -23,6 +23,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service import info, journal_info
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
@@ -247,10 +248,10 @@ def snapshotted(kind: str = "live_backup", die_after: str | None = None) -> tupl
     domain.die_after = die_after
     wish = SnapshotWish("s", kind=kind)
     if die_after is None:
-        ExternalSnapshot(wish, domain, images, watchdog, clock).run(check=False)
+        ExternalSnapshot(wish, Guest(domain, images, clock, watchdog)).run(check=False)
     else:
         with pytest.raises(Died):
-            ExternalSnapshot(wish, domain, images, FakeWatchdog(), clock).run(check=False)
+            ExternalSnapshot(wish, Guest(domain, images, clock, FakeWatchdog())).run(check=False)
         domain.revive()
     domain.calls.clear()
     images.calls.clear()
@@ -258,7 +259,7 @@ def snapshotted(kind: str = "live_backup", die_after: str | None = None) -> tupl
 
 
 def operation_of(domain: FakeDomain, images: FakeImages, clock: FakeClock) -> dict[str, Any]:
-    (operation,) = journal_info.journal(domain, images, clock, FakeWatchdog()).values["operations"]  # type: ignore[misc,attr-defined]
+    (operation,) = journal_info.journal(Guest(domain, images, clock, FakeWatchdog())).values["operations"]  # type: ignore[misc,attr-defined]
     told: dict[str, Any] = operation
     return told
 
@@ -288,9 +289,9 @@ def test_its_recovery_is_what_recover_then_does() -> None:
     words = operation_of(domain, images, clock)["recovery"]
     assert (domain.calls, images.calls) == ([], []), "looking changes nothing"
     assert "The play that began it (live_backup) finishes its backup first" in words
-    done = Recovery(RecoverWish(), domain, images, clock, FakeWatchdog()).run(check=False)
+    done = Recovery(RecoverWish(), Guest(domain, images, clock, FakeWatchdog())).run(check=False)
     assert words.startswith("virtops.libvirt.recover would: %s." % "; ".join(done.steps))
-    assert journal_info.journal(domain, images, clock, FakeWatchdog()).values == {"operations": []}
+    assert journal_info.journal(Guest(domain, images, clock, FakeWatchdog())).values == {"operations": []}
 
 
 def test_a_revert_has_no_backup_to_finish() -> None:
@@ -339,7 +340,7 @@ def test_a_journal_that_cannot_be_read_is_a_failure() -> None:
     domain, images, clock = snapshotted()
     domain.journal = "<journal schema='99'/>"
     with pytest.raises(VirtopsError) as caught:
-        journal_info.journal(domain, images, clock, FakeWatchdog())
+        journal_info.journal(Guest(domain, images, clock, FakeWatchdog()))
     assert caught.value.code == "journal_unreadable"
 
 
@@ -359,6 +360,6 @@ def test_a_forged_operation_names_a_file_that_is_not_ours() -> None:
     domain.journal = xml.build_journal(Journal((replace(operation, disks=(disk,)),)))
     kept = "%s was kept: the journal names it, and it is no qcow2 image" % victim
     assert kept in operation_of(domain, images, clock)["recovery"]
-    done = Recovery(RecoverWish(), domain, images, clock, FakeWatchdog()).run(check=False)
+    done = Recovery(RecoverWish(), Guest(domain, images, clock, FakeWatchdog())).run(check=False)
     assert [kept in warning for warning in done.warnings] == [True]
     assert images.exists(victim)

@@ -17,7 +17,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import p
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.job import JobControl, JobWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_delete import SnapshotDeletion
 
-from .fakes import Died
+from .fakes import Died, guest_of
 from .test_merge import Lab
 
 
@@ -32,7 +32,7 @@ def lab() -> Lab:
 
 def control(lab: Lab, disk: str, state: str, check: bool = False, bandwidth: int | None = None) -> Outcome:
     wish = JobWish(disk, state, bandwidth)
-    return JobControl(wish, lab.domain, lab.images, lab.clock, lab.watchdog).run(check)
+    return JobControl(wish, guest_of(lab)).run(check)
 
 
 def test_pivot_waits_for_ready_and_the_last_disk_closes_the_snapshot(lab: Lab) -> None:
@@ -122,7 +122,7 @@ def test_refusals(lab: Lab, disk: str, code: str) -> None:
 def test_a_pivot_leaves_an_interrupted_deletion_to_its_own_task(check: bool) -> None:
     """Else its overlay would stay for ever: nothing would know of it any more."""
     lab = Lab()
-    deletion = SnapshotDeletion("s1", "keep", Deadline(), lab.domain, lab.images, lab.clock, lab.watchdog)
+    deletion = SnapshotDeletion("s1", "keep", Deadline(), guest_of(lab))
     lab.domain.die_after = "start_commit"
     with pytest.raises(Died):
         deletion.run(False)

@@ -25,7 +25,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge imp
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
-from .fakes import Died, running_guest
+from .fakes import Died, guest_of, running_guest
 
 
 class Lab:
@@ -37,14 +37,14 @@ class Lab:
 
     def snapshot(self, name: str, kind: str = "snapshot") -> None:
         wish = SnapshotWish(name, kind=kind)
-        ExternalSnapshot(wish, self.domain, self.images, self.watchdog, self.clock).run(False)
+        ExternalSnapshot(wish, guest_of(self)).run(False)
         self.domain.calls.clear()
         self.images.calls.clear()
 
     def run(self, check: bool = False, **wish: object) -> Outcome:
         limits = {item.name: wish.pop(item.name) for item in fields(Deadline) if item.name in wish}
         asked = MergeWish(**wish, deadline=Deadline(**limits))  # type: ignore[arg-type]
-        return Merge(asked, self.domain, self.images, self.clock, self.watchdog).run(check)
+        return Merge(asked, guest_of(self)).run(check)
 
     @property
     def chains(self) -> dict[str, list[str]]:

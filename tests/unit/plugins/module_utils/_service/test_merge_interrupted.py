@@ -18,7 +18,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_pla
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 from . import test_merge
-from .fakes import Died, running_guest
+from .fakes import Died, guest_of, running_guest
 
 OVERLAY = "/img/vm.vda.s1.qcow2"
 WISH = {"snapshot": "s1", "delete_merged": True}
@@ -35,7 +35,7 @@ class Lab(test_merge.Lab):
         self.domain.die_before = call
         wish = SnapshotWish("s1", **options)  # type: ignore[arg-type]
         with pytest.raises(Died):
-            ExternalSnapshot(wish, self.domain, self.images, self.watchdog, self.clock).run(False)
+            ExternalSnapshot(wish, guest_of(self)).run(False)
         self.domain.revive()
         self.images.calls.clear()
 
@@ -120,7 +120,7 @@ def test_half_a_memory_file_goes(lab: Lab) -> None:
 
 def test_the_memory_goes_with_the_snapshot(lab: Lab) -> None:
     wish = SnapshotWish("s1", memory="/img/s1.mem")
-    ExternalSnapshot(wish, lab.domain, lab.images, lab.watchdog, lab.clock).run(False)
+    ExternalSnapshot(wish, guest_of(lab)).run(False)
     lab.images.backing["/img/s1.mem"] = ("memory", None)
     foreseen = lab.run(True, **WISH)
     assert foreseen.steps == lab.run(**WISH).steps

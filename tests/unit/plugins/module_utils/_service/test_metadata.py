@@ -17,7 +17,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot imp
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.metadata import delete_record
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
-from .fakes import FakeDomain, running_guest
+from .fakes import FakeDomain, guest_of, running_guest
 
 
 class RecordedDomain(FakeDomain):
@@ -51,7 +51,7 @@ class Lab:
 
     def snapshot(self, name: str, kind: str = "snapshot") -> None:
         wish = SnapshotWish(name, kind=kind)
-        ExternalSnapshot(wish, self.domain, self.images, self.watchdog, self.clock).run(False)
+        ExternalSnapshot(wish, guest_of(self)).run(False)
         self.domain.calls.clear()
         self.images.calls.clear()
 

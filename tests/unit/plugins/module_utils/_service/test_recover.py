@@ -21,7 +21,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover i
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 from . import test_merge
-from .fakes import Died, running_guest
+from .fakes import Died, guest_of, running_guest
 
 SNAPSHOT_DEATHS = [
     ("after", "write_journal"),
@@ -53,8 +53,8 @@ class Lab(test_merge.Lab):
             self.snapshot("s1", kind)
         setattr(self.domain, "die_" + when, call)
         wish = SnapshotWish("s1", kind=kind, quiesce="required")
-        snapshot = ExternalSnapshot(wish, self.domain, self.images, self.watchdog, self.clock)
-        merge = Merge(MergeWish(snapshot="s1", delete_merged=True), self.domain, self.images, self.clock, self.watchdog)
+        snapshot = ExternalSnapshot(wish, guest_of(self))
+        merge = Merge(MergeWish(snapshot="s1", delete_merged=True), guest_of(self))
         with pytest.raises(Died):
             (merge if step == "merge" else snapshot).run(False)
         self.domain.revive()
@@ -69,10 +69,7 @@ class Lab(test_merge.Lab):
     ) -> Outcome:
         flow = Recovery(
             RecoverWish(operations),
-            self.domain,
-            self.images,
-            self.clock,
-            self.watchdog,
+            guest_of(self),
             self._back_up if backup else None,
             reaper,
         )
@@ -156,7 +153,7 @@ def test_a_killed_merge_by_path_is_finished(lab: Lab, pull: bool) -> None:
     lab.snapshot("s2")
     lab.domain.die_after = "start_pull" if pull else "start_commit"
     wish = MergeWish(disks=("vda",), base="/img/a.raw", pull=pull)
-    merge = Merge(wish, lab.domain, lab.images, lab.clock, lab.watchdog)
+    merge = Merge(wish, guest_of(lab))
     with pytest.raises(Died):
         merge.run(False)
     lab.domain.revive()
@@ -274,7 +271,7 @@ def test_an_orphaned_copy_is_ended_before_anything_else(lab: Lab) -> None:
     reaper = FakeReaper({uuid: 4711, "another": 4712})
 
     def recover(check: bool) -> Outcome:
-        return Recovery(RecoverWish(), lab.domain, lab.images, lab.clock, lab.watchdog, reaper=reaper).run(check)
+        return Recovery(RecoverWish(), guest_of(lab), reaper=reaper).run(check)
 
     foreseen = recover(True)
     assert reaper.orphans(uuid) == (4711,)

@@ -26,7 +26,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot imp
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import build_journal, parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
-from .fakes import Died, FakeDomain, running_guest
+from .fakes import Died, FakeDomain, guest_of, running_guest
 
 OVERLAY_A = "/img/vm.vda.s1.qcow2"
 OVERLAY_B = "/img/vm.vdb.s1.qcow2"
@@ -39,10 +39,7 @@ class Lab:
     def run(self, check: bool = False, **wish: object) -> Outcome:
         flow = ExternalSnapshot(
             SnapshotWish(**{"name": "s1", **wish}),  # type: ignore[arg-type]
-            self.domain,
-            self.images,
-            self.watchdog,
-            self.clock,
+            guest_of(self),
         )
         return flow.run(check)
 
@@ -234,7 +231,7 @@ def test_what_the_caller_refuses_is_refused_before_the_first_effect(lab: Lab, ch
         seen.append((view.name, [disk.base.path for disk in plan.disks]))
         raise VirtopsError("dest_missing", "No.", "Mount it.")
 
-    flow = ExternalSnapshot(SnapshotWish("s1"), lab.domain, lab.images, lab.watchdog, lab.clock, refuse)
+    flow = ExternalSnapshot(SnapshotWish("s1"), guest_of(lab), refuse)
     with pytest.raises(VirtopsError, match="Mount it"):
         flow.run(check)
     assert seen == [("vm", ["/img/a.raw", "/img/b.qcow2"])]

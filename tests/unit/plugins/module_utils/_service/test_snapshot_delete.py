@@ -27,6 +27,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import (
     snapshot_images,
     with_snapshot_files,
 )
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.observe import observe
@@ -34,7 +35,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover i
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_delete import SnapshotDeletion
 
-from .fakes import Died, running_guest
+from .fakes import Died, guest_of, running_guest
 
 #: What changes something, in the order of no run in particular.
 EFFECTS = {
@@ -77,7 +78,7 @@ class Lab:
 
     def take(self, name: str, metadata: bool = True) -> None:
         wish = SnapshotWish(name, metadata=metadata)
-        ExternalSnapshot(wish, self.domain, self.images, self.watchdog, self.clock).run(False)
+        ExternalSnapshot(wish, guest_of(self)).run(False)
         self.domain.calls.clear()
         self.images.calls.clear()
 
@@ -88,16 +89,13 @@ class Lab:
             name,
             children,
             Deadline(),
-            Mortal(self.domain, due),
-            Mortal(self.images, due),
-            self.clock,
-            self.watchdog,
+            Guest(Mortal(self.domain, due), Mortal(self.images, due), self.clock, self.watchdog),
         )
         return flow.run(check)
 
     def recover(self) -> Outcome:
         self.domain.ticks_until_ready = 2
-        return Recovery(RecoverWish(), self.domain, self.images, self.clock, self.watchdog).run(False)
+        return Recovery(RecoverWish(), guest_of(self)).run(False)
 
     def turn_off(self) -> None:
         self.domain.state = "shut off"
@@ -151,7 +149,7 @@ def test_the_base_of_a_snapshot_above_is_known_for_untouched() -> None:
     lab.images.times[overlay("b")] = 7
     lab.delete("b")
     assert lab.images.times[overlay("a")] == 7
-    operation = parse_journal(lab.domain.journal).find("c")
+    operation = parse_journal(lab.domain.journal).of_snapshot("c")
     assert operation is not None
     assert operation.disks[0].identity == lab.images.identity(overlay("a"))
 
@@ -252,7 +250,7 @@ def test_what_only_looks_needs_no_secrets() -> None:
     wish = MergeWish(snapshot="a")
     whole = Lab()
     whole.domain.readonly = True
-    assert Merge(wish, whole.domain, whole.images, whole.clock, whole.watchdog).run(True).steps
+    assert Merge(wish, guest_of(whole)).run(True).steps
 
 
 def test_in_another_branch() -> None:
@@ -291,7 +289,7 @@ def test_no_other_merge_changes_what_a_branch_stands_on(wish: dict[str, str]) ->
     lab = branched()
     before = lab.state()
     with pytest.raises(VirtopsError) as error:
-        Merge(MergeWish(**wish), lab.domain, lab.images, lab.clock, lab.watchdog).run(False)  # type: ignore[arg-type]
+        Merge(MergeWish(**wish), guest_of(lab)).run(False)  # type: ignore[arg-type]
     assert error.value.code == "branches_above"
     assert lab.state() == before
 
@@ -300,8 +298,8 @@ def test_a_merge_by_name_keeps_the_records_in_step_too() -> None:
     lab = Lab()
     lab.images.times[overlay("b")] = 7
     wish = MergeWish(snapshot="b", delete_merged=True)
-    foreseen = Merge(wish, lab.domain, lab.images, lab.clock, lab.watchdog).run(True)
-    outcome = Merge(wish, lab.domain, lab.images, lab.clock, lab.watchdog).run(False)
+    foreseen = Merge(wish, guest_of(lab)).run(True)
+    outcome = Merge(wish, guest_of(lab)).run(False)
     assert foreseen.steps == outcome.steps
     merged = lab.state()
     assert lab.images.times[overlay("a")] == 7

@@ -20,6 +20,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot imp
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import Filters  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_info import (  # noqa: E402
     SnapshotInfoWish,
@@ -148,7 +149,7 @@ class WithoutRecords:
 
 def test_a_snapshot_without_metadata_is_in_the_journal() -> None:
     fake, images, clock, watchdog = running_guest()
-    ExternalSnapshot(SnapshotWish("s1", metadata=False), fake, images, watchdog, clock).run(False)
+    ExternalSnapshot(SnapshotWish("s1", metadata=False), Guest(fake, images, clock, watchdog)).run(False)
     found: Any = WithoutRecords(fake)
     (told,) = snapshots(SnapshotInfoWish(Filters(metadata=False)), found).values["snapshots"]  # type: ignore[attr-defined]
     assert (told["name"], told["kind"], told["metadata"], told["state"]) == ("s1", "external", False, "disk-snapshot")
@@ -159,7 +160,7 @@ def test_a_snapshot_without_metadata_is_in_the_journal() -> None:
 def test_a_snapshot_without_metadata_has_its_memory_told() -> None:
     fake, images, clock, watchdog = running_guest()
     wish = SnapshotWish("s1", metadata=False, memory="/img/s1.ram")
-    ExternalSnapshot(wish, fake, images, watchdog, clock).run(False)
+    ExternalSnapshot(wish, Guest(fake, images, clock, watchdog)).run(False)
     (told,) = snapshots(SnapshotInfoWish(Filters(active=True)), WithoutRecords(fake)).values["snapshots"]  # type: ignore[arg-type,attr-defined]
     assert (told["state"], told["memory"]) == ("running", {"snapshot": "external", "file": "/img/s1.ram"})
 

@@ -29,7 +29,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_pla
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
-from .fakes import Died, running_guest
+from .fakes import Died, guest_of, running_guest
 
 OVERLAYS = {"vda": "/img/vm.vda.s1.qcow2", "vdb": "/img/vm.vdb.s1.qcow2"}
 BASES = {"vda": "/img/a.raw", "vdb": "/img/b.qcow2"}
@@ -44,15 +44,12 @@ class Lab:
     def run(self, check: bool = False, **wish: object) -> Outcome:
         flow = ExternalSnapshot(
             SnapshotWish("s1", **wish),  # type: ignore[arg-type]
-            self.domain,
-            self.images,
-            self.watchdog,
-            self.clock,
+            guest_of(self),
         )
         return flow.run(check)
 
     def recover(self, check: bool = False) -> Outcome:
-        return Recovery(RecoverWish(), self.domain, self.images, self.clock, self.watchdog).run(check)
+        return Recovery(RecoverWish(), guest_of(self)).run(check)
 
     def refused(self, **wish: object) -> VirtopsError:
         """The refusal, which check mode gives too, and which comes before any effect."""
@@ -552,7 +549,7 @@ def test_a_base_on_the_network_is_neither_merged_into_nor_copied(far: Lab) -> No
     calls = list(far.domain.calls)
     for check in (True, False):
         with pytest.raises(VirtopsError) as caught:
-            Merge(MergeWish(snapshot="s1"), far.domain, far.images, far.clock, far.watchdog).run(check)
+            Merge(MergeWish(snapshot="s1"), guest_of(far)).run(check)
         assert caught.value.code == "base_remote"
         assert "virsh blockcommit vm vdc" in caught.value.remedy
     assert far.domain.calls == calls
@@ -567,7 +564,7 @@ def test_what_is_left_of_one_that_was_merged_by_hand_goes(far: Lab) -> None:
     far.domain.live["vdc"] = Disk("vdc", source_type="network", remote=NBD)
     far.domain.config["vdc"] = ()
     wish = MergeWish(snapshot="s1", delete_merged=True)
-    assert Merge(wish, far.domain, far.images, far.clock, far.watchdog).run(False).changed
+    assert Merge(wish, guest_of(far)).run(False).changed
     assert far.domain.journal is None
     assert not far.domain.records
     assert set(far.images.backing) == far.before

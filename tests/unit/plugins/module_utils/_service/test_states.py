@@ -20,6 +20,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover i
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_delete import SnapshotDeletion
 
+from .fakes import guest_of
 from .test_merge import Lab
 
 
@@ -34,19 +35,19 @@ def save(lab: Lab) -> None:
 
 
 def merge(lab: Lab, **wish: Any) -> Callable[[bool], object]:
-    return Merge(MergeWish(**wish), lab.domain, lab.images, lab.clock, lab.watchdog).run
+    return Merge(MergeWish(**wish), guest_of(lab)).run
 
 
 def snapshot(lab: Lab, name: str) -> Callable[[bool], object]:
-    return ExternalSnapshot(SnapshotWish(name), lab.domain, lab.images, lab.watchdog, lab.clock).run
+    return ExternalSnapshot(SnapshotWish(name), guest_of(lab)).run
 
 
 def deletion(lab: Lab, children: str) -> Callable[[bool], object]:
-    return SnapshotDeletion("s1", children, Deadline(), lab.domain, lab.images, lab.clock, lab.watchdog).run
+    return SnapshotDeletion("s1", children, Deadline(), guest_of(lab)).run
 
 
 def recovery(lab: Lab) -> Callable[[bool], object]:
-    return Recovery(RecoverWish(), lab.domain, lab.images, lab.clock, lab.watchdog).run
+    return Recovery(RecoverWish(), guest_of(lab)).run
 
 
 FLOWS: dict[str, Callable[[Lab], Callable[[bool], object]]] = {
@@ -146,7 +147,7 @@ def test_a_crashed_guest_cannot_be_frozen(lab: Lab) -> None:
     lab.domain.state = "crashed"
     wish = SnapshotWish("s2", quiesce="required")
     with pytest.raises(VirtopsError) as caught:
-        ExternalSnapshot(wish, lab.domain, lab.images, lab.watchdog, lab.clock).run(False)
+        ExternalSnapshot(wish, guest_of(lab)).run(False)
     assert caught.value.code == "guest_crashed"
     assert "virsh destroy vm" in caught.value.remedy
     assert lab.domain.calls == []

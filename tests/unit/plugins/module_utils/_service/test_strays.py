@@ -20,7 +20,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover i
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.strays import lost_operations
 
-from .fakes import Died, running_guest
+from .fakes import Died, guest_of, running_guest
 
 FIRST, SECOND = "live-backup-20261120T120000Z", "live-backup-20261120T130000Z"
 VDA = "/img/vm.vda.%s.qcow2"
@@ -34,7 +34,7 @@ class Lab:
 
     def snapshot(self, name: str, kind: str = "live_backup", metadata: bool = True) -> None:
         wish = SnapshotWish(name, kind=kind, metadata=metadata)
-        ExternalSnapshot(wish, self.domain, self.images, self.watchdog, self.clock).run(check=False)
+        ExternalSnapshot(wish, guest_of(self)).run(check=False)
 
     def forget(self) -> None:
         """Somebody removes the domain's metadata."""
@@ -42,7 +42,7 @@ class Lab:
 
     def recover(self, check: bool = False, backup: bool = False) -> Outcome:
         back_up = self.back_up if backup else None
-        return Recovery(RecoverWish(), self.domain, self.images, self.clock, self.watchdog, back_up).run(check)
+        return Recovery(RecoverWish(), guest_of(self), back_up).run(check)
 
     def back_up(self, snapshot: str) -> Outcome:
         raise AssertionError("nothing tells what the base was")
@@ -80,7 +80,7 @@ def test_one_in_the_chain_is_told_refused_and_merged(lab: Lab, record: bool) -> 
     assert lab.told() == [(FIRST, True, True)]
     lab.forget()
     assert lab.told() == [(FIRST, True, False)]
-    (operation,) = journal_info.journal(lab.domain, lab.images, lab.clock, lab.watchdog).values["operations"]  # type: ignore[misc,attr-defined]
+    (operation,) = journal_info.journal(guest_of(lab)).values["operations"]  # type: ignore[misc,attr-defined]
     assert (operation["noted"], operation["open"]) == (False, True)
     assert "take up" in operation["recovery"]
     for kind in ("live_backup", "snapshot"):
