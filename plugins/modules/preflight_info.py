@@ -269,6 +269,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry impo
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
     BACKUP,
     GUESTS,
+    PREFLIGHT,
     SNAPSHOT,
     ArgumentSpec,
     merged,
@@ -279,11 +280,8 @@ SPEC: ArgumentSpec = merged(
     {**GUESTS, "states": {**GUESTS["states"], "default": ["running"]}},
     BACKUP,
     {**SNAPSHOT, "quiesce": {**SNAPSHOT["quiesce"], "default": "preferred"}},
-    {
-        "operation": {"type": "str", "default": "live_backup"},
-        "max_chain": {"type": "int", "default": 25},
-        "overlay_reserve": {"type": "str", "default": "5%"},
-    },
+    PREFLIGHT,
+    {"operation": {"type": "str", "default": "live_backup"}},
 )
 
 

@@ -27,6 +27,7 @@ BOUNDS = {
     "max_chain": (2, _MOST),
     "parallel": (1, _MOST),
     "rate_limit": (0, _MOST_MIB),
+    "resume_within": (0, _MOST),
     "suspend_timeout": (0, _MOST),
     "throttle_timeout": (0, _MOST),
     "timeout": (0, _MOST),

@@ -262,6 +262,10 @@ class DeletePort(MergePort, Protocol):
         """virDomainSnapshotDelete, data and record."""
 
 
+class LiveBackupPort(DeletePort, SnapshotPort, Protocol):
+    """What a whole live backup needs."""
+
+
 class ReaperPort(Protocol):
     """Programs that outlived their module, or libvirt's knowledge of them. The caller holds the domain's lock."""
 

@@ -51,6 +51,7 @@ class DomainContext:
     check: bool
     uri: str
     domain: Domain
+    host: Host
     images: Images
     clock: Clock
     watchdog: Watchdog
@@ -162,6 +163,7 @@ def _on_domain(
             check=module.check_mode,
             uri=uri,
             domain=domain,
+            host=Host(connection),
             images=Images(),
             clock=SystemClock(),
             watchdog=PythonWatchdog(uri, guest_watchdog.__name__),

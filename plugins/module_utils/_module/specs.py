@@ -58,6 +58,11 @@ SNAPSHOT: ArgumentSpec = {
     "quiesce": {"type": "str", "choices": ["required", "preferred", "never"], "default": "never"},
     "freeze_timeout": {"type": "int", "default": FREEZE_SECONDS},
 }
+#: What a preflight asks of chains and of space.
+PREFLIGHT: ArgumentSpec = {
+    "max_chain": {"type": "int", "default": 25},
+    "overlay_reserve": {"type": "str", "default": "5%"},
+}
 #: How little space may be left where overlays grow.
 KEEP_FREE: ArgumentSpec = {"keep_free": {"type": "int", "default": 256}}
 #: What happens to a guest whose writes the merge cannot keep up with; doc fragment virtops.libvirt.deadline.

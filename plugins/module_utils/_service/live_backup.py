@@ -1,0 +1,337 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the live backup of one guest, from the first look to the last pivot.
+
+recovery (what an earlier run left) -> preflight -> snapshot -> copy -> merge. Each is a flow of its own; this one hands
+the results on. Once there may be a snapshot, a failure is reported only when the overlays are merged again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from .._core.backup import BackupWish, Copied, CopyOrder, CopyPort, Source, StorePort
+from .._core.convergence import Deadline
+from .._core.errors import VirtopsError
+from .._core.journal import CREATED, JournalDisk, Operation, epoch
+from .._core.model import DomainView, Outcome
+from .._core.ports import ImagePort, LiveBackupPort, ReaperPort
+from .._core.preflight_facts import AGENT, FAILED, WARNING, HostPort, Limits
+from .._core.snapshot import SnapshotPlan, SnapshotWish
+from .backup import Backup, refuse_early
+from .foreseen import ForeseenDomain, ForeseenImages
+from .guest import Guest
+from .merge import Merge
+from .merge_plan import MergeWish
+from .preflight import Preflight, PreflightWish
+from .recover import RecoverWish, Recovery
+from .snapshot import ExternalSnapshot
+
+#: The kind of the operation in the journal.
+KIND = "live_backup"
+
+
+@dataclass(frozen=True)
+class LiveBackupOptions:
+    """What the user asked for. The snapshot's name, where it is empty, is made of the time.
+
+    `limits` are the preflight's, None for none. `bandwidth` is each merge's, in MiB/s. `resume_within` is in seconds:
+    the backup of an interrupted run that is no older counts as this one.
+    """
+
+    snapshot: SnapshotWish
+    backup: BackupWish
+    limits: Limits | None
+    bandwidth: int = 0
+    deadline: Deadline = field(default_factory=Deadline)
+    resume_within: int = 3600
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the flows need besides the guest. `apparmor` gives the rules of a domain by its UUID."""
+
+    host: HostPort
+    store: StorePort
+    copier: CopyPort
+    reaper: ReaperPort
+    apparmor: Callable[[str], str]
+
+
+class LiveBackup:
+    """Back up one guest, and leave it as it was."""
+
+    def __init__(self, options: LiveBackupOptions, guest: Guest[LiveBackupPort], tools: Tools) -> None:
+        self._options = options
+        self._guest = guest
+        self._tools = tools
+        self._phases: dict[str, float] = {}
+        #: When the guest came to its overlays, and when it was back on its own images
+        self._window: list[float] = []
+        #: The steps of the flows that have ended
+        self._done: list[str] = []
+
+    def run(self, check: bool) -> Outcome:
+        """Plan, and where not `check`, apply. Raises VirtopsError; the guest is then on its own images, or the error
+        says why not."""
+        try:
+            return self._run(check)
+        except VirtopsError as error:
+            error.actions = (*self._done, *(error.actions or ()))
+            raise
+
+    def _run(self, check: bool) -> Outcome:
+        recovered = self._recover(check)
+        operations = cast("list[dict[str, str]]", recovered.values["operations"])
+        if operations and self._counts(operations[0]["started"], recovered):
+            return self._resumed(recovered)
+        if operations and check:
+            return self._resumed(replace(recovered, steps=(*recovered.steps, "then back up the domain anew")))
+        self._done += recovered.steps
+        options = self._named()
+        warnings = self._look(options)
+        if check:
+            made = self._plan(options)
+        else:
+            self._require_going()
+            made = self._make(options)
+        made = replace(
+            made,
+            steps=recovered.steps + made.steps,
+            warnings=recovered.warnings + warnings + made.warnings,
+            values={**made.values, **self._measured(), "recovered": operations},
+        )
+        # The chains as they were before an earlier run's overlays were merged
+        return replace(made, before={**made.before, "disks": recovered.before["disks"]})
+
+    # -- what an earlier run left
+
+    def _recover(self, check: bool) -> Outcome:
+        """If its backup cannot be finished, at least its overlays are merged."""
+        with self._phase("recovery"):
+            try:
+                return self._recovery(self._finish(check)).run(check)
+            except VirtopsError as error:
+                if check or error.code == "operation_open":
+                    raise
+                raise self._put_right(error) from error
+
+    def _finish(self, check: bool) -> Callable[[str], Outcome]:
+        def finish(snapshot: str) -> Outcome:
+            wish = replace(self._options.backup, snapshot=snapshot)
+            return self._copy_flow(wish, self._guest).run(check)
+
+        return finish
+
+    def _recovery(self, finish: Callable[[str], Outcome] | None) -> Recovery:
+        wish = RecoverWish((KIND,), self._options.deadline)
+        return Recovery(wish, self._guest, finish, self._tools.reaper)
+
+    def _counts(self, started: str, recovered: Outcome) -> bool:
+        """Is what was recovered as good as the backup that is asked for?"""
+        age = epoch(self._guest.clock.utcnow()) - epoch(started)
+        return recovered.values["backup"] is not None and age <= self._options.resume_within
+
+    def _resumed(self, recovered: Outcome) -> Outcome:
+        backup = cast("dict[str, Any] | None", recovered.values["backup"])
+        values: dict[str, object] = {
+            "backup": backup,
+            "consistency": None if backup is None else backup["consistency"],
+            "freeze_ms": None,
+            "overlays": [],
+            "skipped_disks": [],
+            **self._measured(),
+            "recovered": recovered.values["operations"],
+        }
+        return replace(recovered, values=values)
+
+    # -- looking
+
+    def _look(self, options: LiveBackupOptions) -> tuple[str, ...]:
+        """What a human should weigh; refuses what would fail. That the agent is deaf the snapshot tells by itself."""
+        if options.limits is None:
+            return ()
+        with self._phase("preflight"):
+            tools = self._tools
+            this = (self._guest.domain.view().uuid,)
+            wish = PreflightWish(options.backup, options.snapshot, options.limits, this, states=())
+            told = Preflight(wish, tools.host, self._guest.images, tools.store, tools.apparmor).run()
+        guests = cast("list[dict[str, Any]]", told.values["guests"])
+        checks = [check for guest in guests for check in guest["checks"]]
+        failed = [check for check in checks if check["status"] == FAILED]
+        if failed:
+            words = " ".join("%s. %s." % (_said(check), check["remedy"]) for check in failed[:-1])
+            last = "The preflight found, and nothing was touched: %s" % " ".join(
+                filter(None, (words, _said(failed[-1])))
+            )
+            raise VirtopsError(failed[0]["error_code"], last, failed[-1]["remedy"])
+        warned = [check for check in checks if check["status"] == WARNING and check["check"] != AGENT]
+        return tuple("%s. %s" % (_said(check), check["remedy"]) for check in warned)
+
+    def _named(self) -> LiveBackupOptions:
+        """The options with the snapshot's name. One that the user keeps is none that we may merge."""
+        options = self._options
+        name = options.snapshot.name or "live-backup-%s" % self._guest.clock.utcnow()
+        if self._guest.domain.snapshot(name) is not None:
+            raise VirtopsError(
+                "snapshot_differs",
+                "The domain has a snapshot %r already, which is not this backup's." % name,
+                "Give this backup another name, or none",
+            )
+        return replace(
+            options, snapshot=replace(options.snapshot, name=name), backup=replace(options.backup, snapshot=name)
+        )
+
+    # -- the backup
+
+    def _make(self, options: LiveBackupOptions) -> Outcome:
+        try:
+            with self._phase("snapshot"):
+                taken = self._snapshot_flow(options).run(False)
+            self._done += taken.steps
+            self._window.append(self._guest.clock.monotonic())
+            with self._phase("copy"):
+                copied = self._copy_flow(options.backup, self._guest).run(False)
+            self._done += copied.steps
+            with self._phase("merge"):
+                merged = self._merge_flow(options, self._guest).run(False)
+            self._window.append(self._guest.clock.monotonic())
+        except VirtopsError as error:
+            raise self._put_right(error) from error
+        except Exception:  # a bug: it stays one, and the guest does not stay on its overlays for it
+            with suppress(VirtopsError):
+                self._recovery(None).run(False)
+            raise
+        return _joined(taken, copied, merged)
+
+    def _plan(self, options: LiveBackupOptions) -> Outcome:
+        """The same flows, of which the later ones look at what the snapshot would make."""
+        taken = self._snapshot_flow(options).run(True)
+        operation = self._foreseen(options.snapshot.name, taken)
+        guest = replace(
+            self._guest,
+            domain=cast(LiveBackupPort, ForeseenDomain(self._guest.domain, self._guest.images, operation)),
+            images=cast(ImagePort, ForeseenImages(self._guest.images, operation)),
+        )
+        copied = self._copy_flow(options.backup, guest).run(True)
+        return _joined(taken, copied, self._merge_flow(options, guest).run(True))
+
+    def _foreseen(self, name: str, taken: Outcome) -> Operation:
+        """The guest still writes to the bases: nothing is noted of what they are."""
+        overlays = cast("list[dict[str, str]]", taken.values["overlays"])
+        return Operation(
+            id=str(uuid.uuid4()),
+            kind=KIND,
+            name=name,
+            phase=CREATED,
+            started=self._guest.clock.utcnow(),
+            disks=tuple(JournalDisk(it["disk"], it["base"], it["base_format"], it["overlay"]) for it in overlays),
+            consistency=str(taken.values["consistency"]),
+            boot=self._guest.clock.boot(),
+        )
+
+    def _snapshot_flow(self, options: LiveBackupOptions) -> ExternalSnapshot:
+        def refuse(view: DomainView, plan: SnapshotPlan) -> None:
+            bases = tuple(Source(disk.target, disk.base, disk.overlay) for disk in plan.disks)
+            refuse_early(options.backup, view, bases, self._guest.images, self._tools.store)
+
+        return ExternalSnapshot(options.snapshot, self._guest, refuse)
+
+    def _copy_flow(self, wish: BackupWish, guest: Guest[LiveBackupPort]) -> Backup:
+        copier = _Stoppable(self._tools.copier, self._require_going)
+        return Backup(wish, guest.domain, guest.images, self._tools.store, copier, guest.clock)
+
+    def _merge_flow(self, options: LiveBackupOptions, guest: Guest[LiveBackupPort]) -> Merge:
+        wish = MergeWish(
+            snapshot=options.snapshot.name,
+            bandwidth=options.bandwidth,
+            deadline=options.deadline,
+            delete_merged=True,
+        )
+        return Merge(wish, guest)
+
+    def _put_right(self, error: VirtopsError) -> VirtopsError:
+        """Merge what was not merged, thaw what is frozen; the error with what is left then. A failed snapshot has
+        undone itself, and a failed copy has removed its partial set: what can be left are overlays."""
+        done = error.actions or ()
+        try:
+            with self._phase("recovery"):
+                done += self._recovery(None).run(False).steps
+        except VirtopsError as second:
+            if str(second) == str(error):
+                return error
+            done += second.actions or ()
+            left = "What was left could not be put right: %s" % second
+        else:
+            left = "The guest is on its own images, no overlay is left"
+        told = VirtopsError(error.code, str(error), left, error.partial)
+        told.actions = done
+        return told
+
+    # -- stopping and measuring
+
+    def _require_going(self) -> None:
+        """A safe point: nothing is lost by an end here, as what was begun is merged."""
+        if self._guest.progress.is_stopping():
+            raise VirtopsError(
+                "stopped", "The backup was told to stop before it was complete.", "Run it again for another one"
+            )
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self._guest.progress.phase(name)
+        began = self._guest.clock.monotonic()
+        try:
+            yield
+        finally:
+            spent = self._guest.clock.monotonic() - began
+            self._phases[name] = round(self._phases.get(name, 0.0) + spent, 3)
+
+    def _measured(self) -> dict[str, object]:
+        whole = len(self._window) == 2
+        return {
+            "window_ms": int((self._window[1] - self._window[0]) * 1000) if whole else None,
+            "phases": dict(self._phases),
+        }
+
+
+class _Stoppable:
+    """A copier that is asked to go on as often as it looks at anything else."""
+
+    def __init__(self, copier: CopyPort, require_going: Callable[[], None]) -> None:
+        self._copier = copier
+        self._require_going = require_going
+
+    def hold(self, paths: tuple[str, ...]) -> AbstractContextManager[object]:
+        return self._copier.hold(paths)
+
+    def copy_all(
+        self, orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None]
+    ) -> dict[str, Copied]:
+        def both() -> None:
+            self._require_going()
+            watch()
+
+        return self._copier.copy_all(orders, directory, parallel, both)
+
+
+def _said(check: dict[str, Any]) -> str:
+    """What a check found, with its disk. Its sentences have no full stop."""
+    return "%s%s" % ("%s: " % check["disk"] if check["disk"] else "", check["message"])
+
+
+def _joined(taken: Outcome, copied: Outcome, merged: Outcome) -> Outcome:
+    values = {name: taken.values[name] for name in ("overlays", "skipped_disks", "consistency", "freeze_ms")}
+    return Outcome(
+        steps=taken.steps + copied.steps + merged.steps,
+        before={"disks": taken.before["disks"], "backup": copied.before},
+        after={"disks": merged.after["disks"], "backup": copied.after},
+        values={**values, "backup": copied.values["backup"]},
+        warnings=taken.warnings + copied.warnings + merged.warnings,
+    )

@@ -1,0 +1,344 @@
+#!/usr/bin/python
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: live_backup
+short_description: Back up a running libvirt domain, and leave it exactly as it was
+version_added: 0.1.0
+author: virtops.libvirt contributors (@virtops)
+description:
+  - Takes an atomic external snapshot, copies the images below it while the guest writes to the overlays, and merges the
+    overlays back. All of it is one task, which holds the domain's lock from its first look to its end.
+  - First of all it finishes or undoes what an earlier, interrupted run left. A backup that can still be completed is
+    completed.
+  - Then it looks for what would make the backup fail (see O(preflight)), and fails before it touches anything.
+  - If the copy or the merge fails, the module merges the overlays back and thaws the guest before it fails. The message
+    says what happened first, then what is left.
+  - If the module, QEMU, libvirtd or the host dies, the domain's journal tells the next run what to finish or undo.
+  - The role P(virtops.libvirt.live_backup#role) and the playbook of the same name run this module. For single steps
+    there are M(virtops.libvirt.snapshot_external), M(virtops.libvirt.image_backup) and
+    M(virtops.libvirt.block_commit).
+extends_documentation_fragment:
+  - virtops.libvirt.connection
+  - virtops.libvirt.domain
+  - virtops.libvirt.domain.lock
+  - virtops.libvirt.deadline
+  - virtops.libvirt.attributes
+  - virtops.libvirt.attributes.changes
+  - virtops.libvirt.attributes.actiongroup_all
+attributes:
+  idempotent:
+    support: none
+    details:
+      - Each run makes a new set, unless it completes the set of an interrupted one (see O(resume_within)).
+options:
+  dest:
+    description:
+      - An existing directory on the hypervisor. The backup becomes C(DEST/DOMAIN NAME/UTC TIME).
+      - See O(virtops.libvirt.image_backup#module:dest) for who may own it.
+    type: path
+    required: true
+  name:
+    description: The snapshot's name. Unset, it is C(live-backup-) and the UTC time.
+    type: str
+    aliases: [snapshot]
+  disks:
+    description:
+      - What to do otherwise than usual with single disks. Each disk that can be snapshotted takes part unless its
+        definition says C(snapshot='no'), C('internal') or C('manual').
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: The disk's target in the guest's definition, for example V(vda).
+        type: str
+        required: true
+      snapshot:
+        description: Whether this disk is backed up (V(external)) or left out (V(no)).
+        type: str
+        choices: [external, 'no']
+        default: external
+      file:
+        description: The absolute path of the overlay, which must not exist.
+        type: path
+      format:
+        description: The overlay's format.
+        type: str
+        choices: [qcow2]
+        default: qcow2
+  overlay_dir:
+    description:
+      - An existing directory for the overlays. Unset, each overlay lies beside its disk's image.
+      - It must be set for a disk on a block device.
+    type: path
+  quiesce:
+    description:
+      - Whether the guest's file systems are frozen for the moment of the snapshot.
+      - With V(required) the backup fails if they cannot be. With V(preferred) it goes on with a warning, and
+        RV(consistency) is V(crash). With V(never) nobody asks the guest.
+    type: str
+    choices: [required, preferred, never]
+    default: preferred
+  freeze_timeout:
+    description: The number of seconds that the guest agent may take to freeze, including its hooks.
+    type: int
+    default: 60
+  format:
+    description: The format of the copies. V(same) keeps each image's own.
+    type: str
+    choices: [same, qcow2, raw]
+    default: same
+  compress:
+    description: Whether to compress the copies. This works only with qcow2 copies.
+    type: bool
+    default: false
+  method:
+    description: How to copy the images, as O(virtops.libvirt.image_backup#module:method).
+    type: str
+    choices: [auto, reflink, copy, convert]
+    default: auto
+  keep_backing:
+    description:
+      - Whether an image that stands on others keeps its reference to them. V(false) puts their content into the copy,
+        so that it stands alone.
+    type: bool
+    default: false
+  verify:
+    description: Whether to check the copies once they are written.
+    type: bool
+    default: true
+  rate_limit:
+    description: The limit of each copy in MiB/s. V(0) sets no limit.
+    type: int
+    default: 0
+  parallel:
+    description: The number of copies that may run at once on this hypervisor, for all domains.
+    type: int
+    default: 4
+  bandwidth:
+    description: The limit of each disk's merge in MiB/s. V(0) sets no limit.
+    type: int
+    default: 0
+  timeout:
+    description: The number of seconds that the merge may take. What happens then, O(on_timeout) says.
+    type: int
+    default: 3600
+  resume_within:
+    description:
+      - The backup of an interrupted run counts as this run's own if its snapshot is at most this many seconds old. If
+        it is older, the module completes it all the same, and then makes a new one.
+    type: int
+    default: 3600
+  preflight:
+    description:
+      - Whether to look first for what would make the backup fail, as M(virtops.libvirt.preflight_info) does. If
+        something would, the module fails with the same words, and touches nothing.
+      - The module itself also refuses much of it without this, but not a lack of space that would show only later.
+    type: bool
+    default: true
+  max_chain:
+    description: The preflight refuses a disk whose chain would have more layers than this.
+    type: int
+    default: 25
+  overlay_reserve:
+    description:
+      - The free space that the preflight wants for the overlay of each disk, in percent of the disk as V(5%), or in
+        MiB.
+    type: str
+    default: 5%
+seealso:
+  - module: virtops.libvirt.preflight_info
+  - module: virtops.libvirt.recover
+"""
+
+EXAMPLES = r"""
+- name: Back up a guest
+  virtops.libvirt.live_backup:
+    domain: web1
+    dest: /srv/backup
+    quiesce: required
+  register: nightly
+
+- name: Tell where the backup is
+  ansible.builtin.debug:
+    msg: "{{ nightly.backup.path }} is {{ nightly.consistency }}-consistent"
+
+- name: Compressed, at 100 MiB/s, and without the disk for temporary files
+  virtops.libvirt.live_backup:
+    domain: db1
+    dest: /srv/backup
+    format: qcow2
+    compress: true
+    rate_limit: 100
+    disks:
+      - name: vdc
+        snapshot: 'no'
+"""
+
+RETURN = r"""
+actions:
+  description: The steps that were taken, or in check mode those that would be.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - take the external snapshot live-backup-20261120T120000Z of vda
+    - copy /var/lib/libvirt/images/web1.raw (vda, 2048 MiB) as vda.raw by reflink or copy
+    - pivot vda to /var/lib/libvirt/images/web1.raw
+domain:
+  description: The domain.
+  returned: success
+  type: dict
+  sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
+backup:
+  description:
+    - The manifest of the set, with its path, as RV(virtops.libvirt.image_backup#module:backup).
+    - In check mode, null where an interrupted run left nothing that could be completed.
+  returned: success
+  type: dict
+  sample: {path: /srv/backup/web1/20261120T120000Z}
+consistency:
+  description:
+    - What was really obtained, V(filesystem) (frozen throughout), V(crash) (as after a power loss) or V(offline).
+  returned: success
+  type: str
+  sample: filesystem
+freeze_ms:
+  description:
+    - For how many milliseconds the guest was frozen, 0 if it was not. Null for the backup of an interrupted run.
+  returned: success
+  type: int
+  sample: 34
+window_ms:
+  description:
+    - For how many milliseconds the guest wrote to its overlays, from the snapshot to the end of the merge. Null for the
+      backup of an interrupted run, and in check mode.
+  returned: success
+  type: int
+  sample: 5120
+phases:
+  description: The seconds that each phase took. In check mode, those that were needed to plan.
+  returned: success
+  type: dict
+  sample: {recovery: 0.02, preflight: 0.11, snapshot: 0.31, copy: 4.2, merge: 0.61}
+recovered:
+  description: The operations of interrupted runs that were finished or undone, as
+    RV(virtops.libvirt.recover#module:operations).
+  returned: success
+  type: list
+  elements: dict
+  sample: []
+overlays:
+  description:
+    - The overlays that the guest wrote to meanwhile, as RV(virtops.libvirt.snapshot_external#module:overlays). None of
+      them is left.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - disk: vda
+      base: /var/lib/libvirt/images/web1.raw
+      base_format: raw
+      overlay: /var/lib/libvirt/images/web1.vda.live-backup-20261120T120000Z.qcow2
+skipped_disks:
+  description: The disks that are not in the backup, and why.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - disk: sda
+      reason: it is a cdrom drive
+error_code:
+  description: A short word for the cause of a failure, which stays the same across releases.
+  returned: failure
+  type: str
+  sample: job_running
+partial:
+  description: What had been done before the failure, per disk.
+  returned: failure, if something had been done
+  type: list
+  elements: dict
+  sample: []
+"""
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, parse_reserve
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.apparmor import rules
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.copy import ImageCopier
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.reaper import Reaper
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.store import BackupStore
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
+    BACKUP,
+    COPY,
+    DEADLINE,
+    PREFLIGHT,
+    SNAPSHOT,
+    ArgumentSpec,
+    deadline,
+    merged,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_backup import (
+    KIND,
+    LiveBackup,
+    LiveBackupOptions,
+    Tools,
+)
+
+SPEC: ArgumentSpec = merged(
+    BACKUP,
+    COPY,
+    DEADLINE,
+    PREFLIGHT,
+    {**SNAPSHOT, "quiesce": {**SNAPSHOT["quiesce"], "default": "preferred"}},
+    {
+        "name": {"type": "str", "aliases": ["snapshot"]},
+        "bandwidth": {"type": "int", "default": 0},
+        "timeout": {"type": "int", "default": 3600},
+        "resume_within": {"type": "int", "default": 3600},
+        "preflight": {"type": "bool", "default": True},
+    },
+)
+
+
+def _flow(context: DomainContext) -> Outcome:
+    tools = Tools(context.host, BackupStore(), ImageCopier(context.clock), Reaper(context.clock), rules)
+    return LiveBackup(_options(context), context.guest, tools).run(context.check)
+
+
+def _options(context: DomainContext) -> LiveBackupOptions:
+    given = context.params
+    snapshot = SnapshotWish(
+        name=given["name"] or "",
+        description="Taken by virtops.libvirt.live_backup, which also merges it",
+        disks=tuple(DiskWish(disk["name"], disk["snapshot"], disk["file"]) for disk in given["disks"]),
+        overlay_dir=given["overlay_dir"],
+        quiesce=given["quiesce"],
+        freeze_timeout=given["freeze_timeout"],
+        kind=KIND,
+    )
+    backup = BackupWish(**{name: given[name] for name in (*BACKUP, *COPY, "keep_free")})
+    limits = Limits(given["max_chain"], parse_reserve(given["overlay_reserve"]), given["quiesce"], KIND)
+    return LiveBackupOptions(
+        snapshot,
+        backup,
+        limits if given["preflight"] else None,
+        given["bandwidth"],
+        deadline(given),
+        given["resume_within"],
+    )
+
+
+def main() -> None:
+    run_domain_module(SPEC, _flow, changes=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The live backup as a whole: what it foresees, how it ends after each failure, and what it makes of an earlier run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, FileIdentity, Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import Silent
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, Reserve
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_backup import (
+    KIND,
+    LiveBackup,
+    LiveBackupOptions,
+    Tools,
+)
+
+from . import test_merge
+from .fakes import Died, guest_of, running_guest
+from .fakes_backup import FakeHost as FakeStore
+from .fakes_backup import no_space
+from .test_preflight import Host
+
+LIMITS = Limits(25, Reserve(5, True), "preferred", KIND)
+SET = "/srv/backup/vm/20261120T120000Z"
+
+
+class Progress(Silent):
+    """Remembers the phases; `stops` says whether the job is told to end."""
+
+    def __init__(self) -> None:
+        self.phases: list[str] = []
+        self.stops: Callable[[], bool] = lambda: False
+
+    def phase(self, name: str) -> None:
+        self.phases.append(name)
+
+    def is_stopping(self) -> bool:
+        return self.stops()
+
+
+class NoProcesses:
+    """Nothing outlived its module."""
+
+    def emulators(self, uuid: str, images: object) -> tuple[int, ...]:
+        return ()
+
+    def orphans(self, uuid: str) -> tuple[int, ...]:
+        return ()
+
+    def reap(self, uuid: str, pid: int) -> None:
+        raise AssertionError
+
+
+class Lab(test_merge.Lab):
+    """A running guest on its own images, on a host of its own."""
+
+    def __init__(self) -> None:
+        self.domain, self.images, self.clock, self.watchdog = running_guest()
+        self.images.folders |= {"/srv/backup"}
+        self.store, self.progress = FakeStore(), Progress()
+        self.host = Host(self.images)  # type: ignore[arg-type]
+        self.domain.domain_xml = self._definition  # type: ignore[method-assign]
+
+    def _definition(self) -> str:
+        disks = "".join(
+            "<disk type='file' device='disk'><driver name='qemu' type='%s'/><source file='%s'/>"
+            "<target dev='%s'/></disk>" % (chain[0].format, chain[0].path, target)
+            for target, chain in self.domain.config.items()
+            if chain
+        )
+        return "<domain><name>vm</name><devices>%s</devices></domain>" % disks
+
+    def back_up(self, check: bool = False, **options: Any) -> Outcome:
+        self.host.views = [self.domain.view()]
+        wish = LiveBackupOptions(
+            SnapshotWish("", quiesce="preferred", kind=KIND), BackupWish("/srv/backup"), LIMITS, **options
+        )
+        tools = Tools(self.host, self.store, self.store, NoProcesses(), lambda _uuid: "")
+        return LiveBackup(wish, replace(guest_of(self), progress=self.progress), tools).run(check)
+
+    def fails(self, **options: Any) -> VirtopsError:
+        with pytest.raises(VirtopsError) as caught:
+            self.back_up(**options)
+        return caught.value
+
+    def die(self, call: str) -> None:
+        """Kill a run right after this call."""
+        self.domain.die_after = call
+        with pytest.raises(Died):
+            self.back_up()
+        self.domain.revive()
+
+    def die_in_the_copy(self) -> None:
+        self.store.fail["copy_all"] = Died("copy_all")
+        with pytest.raises(Died):
+            self.back_up()
+        self.store.fail.clear()
+        self.domain.revive()
+
+
+@pytest.fixture
+def lab() -> Lab:
+    return Lab()
+
+
+def test_check_mode_foresees_the_whole_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = itertools.count()
+    with monkeypatch.context() as patch:
+        # The guest writes all the time, to its bases
+        patch.setattr(lab.images, "identity", lambda path: FileIdentity("", len(path), 1, next(writes)))
+        planned = lab.back_up(check=True)
+    assert [call for call in lab.domain.calls if call != "agent_ping"] == []
+    assert (lab.images.calls, lab.store.sets, lab.watchdog.calls) == ([], {}, [])
+    done = lab.back_up()
+    assert done.steps == planned.steps
+    assert (done.before, done.after) == (planned.before, planned.after)
+    assert done.values.keys() == planned.values.keys()
+    assert lab.whole()
+    assert lab.store.sets.keys() == {SET}
+
+
+def test_what_it_returns(lab: Lab) -> None:
+    values = lab.back_up().values
+    assert values["backup"]["path"] == SET  # type: ignore[index]
+    assert values["consistency"] == "filesystem"
+    assert values["skipped_disks"] == [{"disk": "sda", "reason": "it is a cdrom drive"}]
+    assert isinstance(values["window_ms"], int)
+    assert list(values["phases"]) == lab.progress.phases  # type: ignore[call-overload]
+    assert lab.progress.phases == ["recovery", "preflight", "snapshot", "copy", "merge"]
+    assert values["recovered"] == []
+
+
+def test_a_guest_that_is_not_ready_is_not_touched(lab: Lab) -> None:
+    job = BlockJob("copy", target="/elsewhere.raw")
+    lab.domain.live["vdb"] = replace(lab.domain.live["vdb"], job=job)
+    for check in (True, False):
+        error = lab.fails(check=check)
+        assert error.code == "job_running"
+        assert str(error).startswith("The preflight found, and nothing was touched: vdb: A block job (copy)")
+        assert lab.domain.calls == []
+
+
+def test_a_failed_copy_is_followed_by_the_merge(lab: Lab) -> None:
+    lab.store.fail["copy_all"] = no_space()
+    error = lab.fails()
+    assert error.code == "no_space"
+    assert str(error) == "It is full. Make space. The guest is on its own images, no overlay is left."
+    assert [words.split()[0] for words in error.actions or ()] == [
+        *("create", "create", "freeze", "take", "thaw"),
+        *("commit", "pivot", "commit", "pivot", "delete", "delete", "delete", "remove"),
+    ]
+    assert lab.whole()
+    assert lab.store.sets == {}
+
+
+def test_a_bug_is_followed_by_the_merge_and_stays_one(lab: Lab) -> None:
+    lab.store.fail["copy_all"] = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        lab.back_up()
+    assert lab.whole()
+
+
+def test_what_cannot_be_put_right_is_told(lab: Lab) -> None:
+    lab.store.fail["copy_all"] = no_space()
+    lab.domain.fail["start_commit"] = VirtopsError("job_running", "It is busy", "Wait")
+    error = lab.fails()
+    assert error.code == "no_space"
+    assert str(error) == "It is full. Make space. What was left could not be put right: It is busy. Wait."
+
+
+def test_a_failed_snapshot_leaves_the_guest_as_it_was(lab: Lab) -> None:
+    lab.domain.fail["create_snapshot"] = VirtopsError("libvirt_error", "No", "Look")
+    assert str(lab.fails()).startswith("No. Look. The guest is on its own images")
+    assert lab.whole()
+    assert not lab.domain.frozen
+
+
+@pytest.mark.parametrize(("seconds", "sets"), [(3600, 1), (-1, 2)], ids=["is recent", "is too old"])
+def test_an_interrupted_backup_is_completed(lab: Lab, seconds: int, sets: int) -> None:
+    lab.die_in_the_copy()
+    planned = lab.back_up(check=True, resume_within=seconds)
+    assert lab.domain.view().journal.operations != ()
+    # Time stands still here, so that the second set would be the first one again
+    lab.clock.utcnow = lambda: "20261120T120001Z"  # type: ignore[method-assign]
+    done = lab.back_up(resume_within=seconds)
+    assert lab.whole()
+    assert len(lab.store.sets) == sets
+    recovered = done.values["recovered"]
+    assert recovered == planned.values["recovered"]
+    assert [operation["phase"] for operation in recovered] == ["created"]  # type: ignore[attr-defined]
+    assert planned.values.keys() == done.values.keys()
+    if sets == 1:
+        assert planned.steps == done.steps
+        assert (done.values["consistency"], done.values["window_ms"]) == ("filesystem", None)
+    else:
+        assert planned.steps[-1] == "then back up the domain anew"
+
+
+def test_an_interrupted_backup_that_cannot_be_completed_is_merged(lab: Lab) -> None:
+    lab.die_in_the_copy()
+    lab.store.fail["copy_all"] = no_space()
+    assert str(lab.fails()).endswith("The guest is on its own images, no overlay is left.")
+    assert lab.whole()
+
+
+@pytest.mark.parametrize("call", ["create_snapshot", "start_commit", "pivot"])
+def test_the_next_run_finds_what_a_kill_left(lab: Lab, call: str) -> None:
+    lab.die(call)
+    lab.back_up()
+    assert lab.whole()
+    assert SET in lab.store.sets
+
+
+def test_a_stop_before_the_snapshot_touches_nothing(lab: Lab) -> None:
+    lab.progress.stops = lambda: True
+    assert lab.fails().code == "stopped"
+    assert [call for call in lab.domain.calls if call != "agent_ping"] == []
+
+
+def test_a_stop_in_the_copy_is_followed_by_the_merge(lab: Lab) -> None:
+    lab.progress.stops = lambda: "copy" in lab.progress.phases
+    error = lab.fails()
+    assert error.code == "stopped"
+    assert "no overlay is left" in str(error)
+    assert lab.whole()
+    assert lab.store.sets == {}
+
+
+def test_a_snapshot_that_the_user_keeps_is_not_merged(lab: Lab) -> None:
+    lab.snapshot("live-backup-20261120T120000Z")
+    assert lab.fails().code == "snapshot_differs"
+    assert lab.domain.calls == []
+    assert lab.store.sets == {}
