@@ -46,6 +46,12 @@ _RELEASED_REMEDY = (
     "then run the task again. You may pause it again afterwards"
 )
 
+_STALE_REMEDY = (
+    "libvirt works with an older state of this guest than QEMU: its daemon was restarted after it could not write its "
+    "status file, for example because /run was full. See that /run has space, shut the guest off and start it again, "
+    "which goes by its definition, then run the same task again"
+)
+
 #: The constant of libvirt (some are newer than the oldest libvirt that we support) -> (code, remedy).
 _TABLE = {
     "VIR_ERR_NO_DOMAIN": ("no_such_domain", "List the domains of this connection with virsh list --all"),
@@ -104,6 +110,7 @@ _SAID = (
     # Failed to get "write" lock; Failed to get shared "write" lock
     ('" lock', ("image_locked", "Another process uses the image: end it, or wait for its end, then try again")),
     ("Block node is read-only", ("images_released", _RELEASED_REMEDY)),
+    ("Device 'libvirt-", ("guest_stale", _STALE_REMEDY)),  # a node of the block graph that QEMU has not
     ("Inactive '", ("images_released", _RELEASED_REMEDY)),  # since QEMU 10
 )
 _OTHER = ("libvirt_error", "Look for the reason in libvirt's log and in QEMU's (/var/log/libvirt/qemu)")

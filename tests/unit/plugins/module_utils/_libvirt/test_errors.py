@@ -18,6 +18,7 @@ QEMU = "internal error: unable to execute QEMU command 'block-commit': "
     ("said", "code", "remedy"),
     [
         (QEMU + "Block node is read-only", "images_released", "virsh resume"),
+        (QEMU + "Device 'libvirt-3-format' not found", "guest_stale", "start it again"),
         (QEMU + "Inactive 'libvirt-2-format' can't be a backing child of active '#b'", "images_released", "virsh"),
         (QEMU + 'Failed to get "write" lock', "image_locked", "end it"),
         (QEMU + 'Failed to get shared "write" lock', "image_locked", "end it"),
