@@ -13,14 +13,14 @@ class ModuleDocFragment:
 options: {}
 attributes:
   check_mode:
-    description: Runs in check mode and tells what it would change, without changing anything.
+    description: In check mode it returns what it would change, and changes nothing.
     support: full
   diff_mode:
-    description: Returns in diff mode what changes, or in check mode what would change.
+    description: In diff mode it returns what changes, or in check mode what would change.
   idempotent:
     description:
-      - Run again with the same options, it changes nothing.
-      - This assumes that nothing else changed the domain in between.
+      - A second run with the same options changes nothing.
+      - This is so if nothing else changed the domain in between.
     support: full
   platform:
     description: The target systems that it works on.
@@ -54,7 +54,8 @@ attributes:
 options: {}
 attributes:
   action_group:
-    description: Use C(group/virtops.libvirt.all) in C(module_defaults) to set defaults, as of O(uri), for all modules.
+    description:
+      - Use C(group/virtops.libvirt.all) in C(module_defaults) to set defaults for all modules, for example of O(uri).
     support: full
     membership:
       - virtops.libvirt.all

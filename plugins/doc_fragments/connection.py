@@ -12,8 +12,8 @@ class ModuleDocFragment:
 options:
   uri:
     description:
-      - The libvirt connection, as C(virsh -c) takes it.
-      - It is opened on the host that the task runs on. Images are worked on there too, so it has to be a
+      - The libvirt connection, as for C(virsh -c).
+      - The module opens it on the host that the task runs on. The module works on the images there too, so it must be a
         connection of that host itself.
     type: str
     default: qemu:///system

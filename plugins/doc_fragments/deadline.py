@@ -12,32 +12,33 @@ class ModuleDocFragment:
 options:
   on_timeout:
     description:
-      - What is done when a running guest writes faster than its merge copies, so that it is not ready to pivot at the
-        end of O(timeout), or the file system of its overlays runs short of space (see O(keep_free)).
-      - With V(fail) the guest is never held back. At the end of O(timeout) the merge is given up, and the guest goes
-        on, on its overlays, unharmed.
-      - With V(throttle) the guest's writes to the disks that are not ready are limited, more and more, for at most
-        O(throttle_timeout) seconds. The guest is slow meanwhile. Then the merge is given up.
-      - With V(suspend) this is followed by a pause of the whole guest for at most O(suspend_timeout) seconds, if the
-        merge can end within them. Then the merge is given up.
-      - In any case the guest's own limits are put back and it runs on at the end of the task. If the task is killed, a
-        process on the hypervisor does so; if that is killed too, the next run does.
+      - What to do if a running guest writes faster than its merge copies. This applies when the merge is not ready to
+        pivot at the end of O(timeout), or when the file system of the overlays runs out of space (see O(keep_free)).
+      - V(fail) never slows the guest. At the end of O(timeout) the merge is given up. The guest goes on, on its
+        overlays, unharmed.
+      - V(throttle) limits the guest's writes to the disks that are not ready, more and more, for at most
+        O(throttle_timeout) seconds. The guest is slow during this time. Then the merge is given up.
+      - V(suspend) does the same, and then pauses the whole guest for at most O(suspend_timeout) seconds, if the merge
+        can end in this time. Then the merge is given up.
+      - At the end of the task the guest's own limits are restored, and the guest runs. If the task is killed, a process
+        on the hypervisor does this. If that process is killed too, the next run does it.
     type: str
     choices: [fail, throttle, suspend]
     default: fail
   throttle_timeout:
-    description: For how many seconds the guest's writes may be limited.
+    description: How many seconds the guest's writes may be limited.
     type: int
     default: 60
   suspend_timeout:
-    description: For how many seconds the guest may be paused.
+    description: How many seconds the guest may be paused.
     type: int
     default: 10
   keep_free:
     description:
-      - When less than this is free (in MiB) in the file system of an overlay, what O(on_timeout) says is done at once.
-        At nothing free QEMU would pause the guest. Of a file system smaller than twenty times of this, a twentieth.
-      - V(0) does without.
+      - How much space must stay free in the file system of an overlay, in MiB. With less, the module does at once what
+        O(on_timeout) says. If the file system were full, QEMU would pause the guest. On a small file system, the limit
+        is at most one twentieth of its size.
+      - V(0) turns this off.
     type: int
     default: 256
 """

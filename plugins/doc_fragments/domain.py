@@ -12,7 +12,7 @@ class ModuleDocFragment:
 options:
   domain:
     description:
-      - The name or the UUID of the domain. A UUID is looked for first, as C(virsh) does.
+      - The name or the UUID of the domain. The module looks for a UUID first, like C(virsh).
     type: str
     required: true
 """
@@ -21,18 +21,18 @@ options:
 options:
   follow:
     description:
-      - For how many seconds this call waits for the end of its work. The work is done by a job on the hypervisor, which
-        goes on to its end when the connection is cut, the controller dies, or this time is over.
-      - When the time is over before the job has ended, the module returns RV(ignore:running_job), and
-        M(virtops.libvirt.job_info) with the job's ID follows it further. The action plugin of this collection does so
-        by itself, and shows the progress. So leave this unset, unless you follow the job yourself.
-      - Unset, it waits to the end of the job.
+      - How many seconds this call waits for the end of its work. A job on the hypervisor does the work. The job goes on
+        to its end if the connection is cut, if the controller dies, or when this time is over.
+      - If the time is over before the job has ended, the module returns RV(ignore:running_job). Then follow the job
+        with M(virtops.libvirt.job_info) and the job's ID. The action plugin of this collection does this by itself, and
+        shows the progress. So set this only if you follow the job yourself.
+      - If unset, the call waits until the job has ended.
     type: int
   job_id:
     description:
-      - The name of the job, of 32 hexadecimal digits. A second call with the same ID begins nothing, and returns what
-        came of the first. The action plugin uses this after its connection was cut.
-      - Never give the same ID twice for work that is to be done twice. Unset, each call is a job of its own.
+      - The ID of the job, 32 hexadecimal digits. A second call with the same ID begins nothing, and returns the result
+        of the first. The action plugin uses this after its connection was cut.
+      - Use a new ID for each new work. If unset, each call is a job of its own.
     type: str
 """
 
@@ -40,8 +40,8 @@ options:
 options:
   lock_timeout:
     description:
-      - For how many seconds to wait while another task works on the domain. It may be one of a run whose controller
-        died, as such a task goes on to its end. When the time is over, the module fails with C(locked).
+      - How many seconds to wait while another task works on the domain. This may be a task of a run whose controller
+        died, because such a task goes on to its end. When the time is over, the module fails with C(locked).
       - V(0) does not wait.
     type: int
     default: 0

@@ -13,30 +13,31 @@ options:
   disks:
     description:
       - The disks to merge, by their targets.
-      - Unset, all disks that have something to merge.
+      - If unset, all disks that have something to merge.
     type: list
     elements: str
     default: []
   bandwidth:
-    description: The limit for each disk's job in MiB/s. V(0) is no limit. A merge offline knows no limit.
+    description: The limit for each disk's job in MiB/s. V(0) means no limit. An offline merge is never limited.
     type: int
     default: 0
   wait:
     description:
-      - Whether to wait for the end. Without waiting the job is left running, and a later run of this module adopts it.
+      - Whether to wait until the merge has ended. With V(false) the job is left running, and a later run of this module
+        adopts it.
     type: bool
     default: true
   timeout:
     description:
-      - For how many seconds the merge may take. The jobs that have not ended then are cancelled, and the module fails.
-        The guest goes on, on the layers that it had.
+      - How many seconds the merge may take. Then the jobs that have not ended are cancelled, and the module fails. The
+        guest goes on, on the layers that it had.
     type: int
     default: 3600
   delete_merged:
     description:
-      - Whether overlays are deleted once they are merged. One is deleted only if it is in the journal, no chain of any
-        domain of this hypervisor has it, and no process has it open. Otherwise it is kept, and a warning says why.
-        While a process has it open the operation stays open, and the next run deletes it.
+      - Whether overlays are deleted after they are merged. An overlay is deleted only if the journal has it, no chain
+        of a domain of this hypervisor has it, and no process has it open. Otherwise it is kept, and a warning says why.
+        While a process has it open, the operation stays open, and the next run deletes it.
     type: bool
     default: false
 """

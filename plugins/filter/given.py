@@ -14,12 +14,14 @@ short_description: Read a variable that may be blank, or a string
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Extra variables and the answers of surveys are strings, and a question that was not answered is an empty one. This
-    collection's roles and playbooks read their variables with this filter, so that both are understood.
-  - A blank value, that is an empty or blank string, V(null), or a list of nothing else, is not given, and the default
-    is returned. V(0) and V(false) are given.
-  - A string is returned without blanks at its ends. Where the default is a list, or a dictionary, a string is read as
-    YAML, else as a list with commas between its items.
+  - Returns the value of a variable, or a default if the value is blank. Extra variables and survey answers are strings,
+    and an unanswered question is an empty string. The roles and playbooks of this collection use this filter to read
+    such variables.
+  - Blank are an empty string, a string of blanks, V(null), and a list that holds only these. V(0) and V(false) are not
+    blank.
+  - A string is returned without blanks at its ends. If the default is a list or a dictionary, a string that begins with
+    C([) or C({) is read as YAML. Any other string is read as a list with commas between its items, if the default is a
+    list.
 positional: _input, default
 options:
   _input:
@@ -27,13 +29,13 @@ options:
     type: raw
     required: true
   default:
-    description: What is returned where the value is blank.
+    description: What is returned if the value is blank.
     type: raw
     required: true
 """
 
 EXAMPLES = r"""
-- name: Wait for as long as the survey said, or a minute
+- name: Wait as many seconds as the survey says, or a minute
   ansible.builtin.wait_for_connection:
     timeout: "{{ answered_timeout | virtops.libvirt.given(60) }}"
 """

@@ -12,12 +12,12 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors impor
 
 DOCUMENTATION = r"""
 name: out_of_bounds
-short_description: Say which number of a role's variables cannot be meant
+short_description: Name the first number that is out of bounds
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Compares numbers with the bounds that the modules of this collection have for their options. The roles do so
-    first, as a module that runs later would refuse the number only after the snapshot was taken.
+  - Compares numbers with the bounds of this collection's module options. The roles do this first. Otherwise a module
+    that runs later would refuse a number only after the snapshot was taken.
 positional: _input, prefix
 options:
   _input:
@@ -25,13 +25,13 @@ options:
     type: dict
     required: true
   prefix:
-    description: What the names of the role's variables begin with, so that the variable is named and not the option.
+    description: The prefix of the role's variables. With it the message names the variable, and not the option.
     type: str
     default: ""
 """
 
 EXAMPLES = r"""
-- name: See that the bandwidth can be meant
+- name: Check the bandwidth
   ansible.builtin.assert:
     that: not problem
     fail_msg: "{{ problem }}"
@@ -41,7 +41,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: Two sentences on the first number that is out of its bounds, or an empty string.
+  description: Two sentences about the first number that is out of bounds, or an empty string.
   type: str
 """
 

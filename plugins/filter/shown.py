@@ -10,13 +10,13 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.text import 
 
 DOCUMENTATION = r"""
 name: shown
-short_description: Make text of others fit for a report
+short_description: Make untrusted text safe to show
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Returns the text in one line. Control characters, and those that change the order of letters or are not seen, become
-    escapes, as V(\\n) or V(\\u202e).
-  - Use it for what a guest, its agent or its definition says, before it is shown.
+  - Returns the text in one line. Control characters, invisible characters and those that change the order of letters
+    become escapes, for example V(\\n) or V(\\u202e).
+  - Use it before you show text from a guest, its agent or its definition.
 positional: _input
 options:
   _input:

@@ -17,8 +17,9 @@ short_description: Read a variable that is true or false, and refuse any other v
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - As P(virtops.libvirt.given#filter), for a variable that is true or false. The filter P(ansible.builtin.bool#filter)
-    takes a word that it does not know for false, so that a misspelt V(true) would be one, too.
+  - Does the same as P(virtops.libvirt.given#filter), for a variable that is true or false. It fails if the value is
+    neither. The filter P(ansible.builtin.bool#filter) instead returns false for an unknown word, for example for a
+    misspelt V(true).
 positional: _input, default, variable
 options:
   _input:
@@ -26,7 +27,7 @@ options:
     type: raw
     required: true
   default:
-    description: What is returned where the value is blank.
+    description: What is returned if the value is blank.
     type: bool
     required: true
   variable:
@@ -36,9 +37,9 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Only look, if the survey said so
+- name: Say so if the survey asked for a check only
   ansible.builtin.debug:
-    msg: I only look.
+    msg: This is only a check.
   when: answered_look | virtops.libvirt.switch(false, 'answered_look')
 """
 

@@ -14,14 +14,15 @@ description:
   - Commits overlays into their bases while the guest runs, and pivots the guest to the base at the end. Layers in the
     middle of a chain are committed without a pivot. A domain that is off is merged with C(qemu-img commit).
   - The goal is absolute, that is, "what snapshot X added" or "all above this base". So a second run finds nothing to
-    do, and a run after an interruption goes on from what it finds. It adopts a commit that runs already, pivots one
-    that is ready, and starts one that vanished anew.
-  - The merge has succeeded only when the running domain and its persistent definition both show the base.
-  - From the start of a commit the base is no longer the snapshot's point in time. The journal in the domain's metadata
-    says so before it is true, and M(virtops.libvirt.image_backup) then refuses to copy it.
-  - An aborted or failed merge is safe for the guest, which goes on, on its overlay. Run the task again.
-  - If QEMU paused the guest at a write that failed, as on a full file system, it is resumed after the merge.
-  - An image that another domain of this hypervisor stands on (a golden image) is never written to.
+    do. A run after an interruption continues from what it finds. It adopts a running commit, pivots one that is ready,
+    and restarts one that vanished.
+  - The merge succeeds only when the running domain and its persistent definition both show the base.
+  - From the start of a commit the base is no longer the snapshot's point in time. Before the start, the module notes
+    this in the journal in the domain's metadata. Then M(virtops.libvirt.image_backup) refuses to copy the base.
+  - An aborted or failed merge does not harm the guest. It goes on, on its overlay. Run the task again.
+  - If QEMU paused the guest because a write failed, for example on a full file system, the module resumes the guest
+    after the merge.
+  - The module never writes to an image that another domain of this hypervisor uses as a base (a golden image).
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -35,15 +36,15 @@ options:
   snapshot:
     description:
       - Merge the layers that this external snapshot added, each into the image below it. Then the snapshot's record is
-        deleted, as it would describe nothing that exists. With O(delete_merged), so is the file of its memory.
-      - A snapshot that neither libvirt nor the journal knows has nothing to merge, and nothing is changed.
+        deleted, because its layers no longer exist. With O(delete_merged), the file with its memory is deleted too.
+      - If neither libvirt nor the journal knows the snapshot, nothing is changed.
     type: str
   base:
     description: Merge everything above this image (an absolute path in the disk's chain) into it.
     type: path
   top:
     description:
-      - With O(base), the topmost layer that is merged. Unset, the layer that the guest writes to.
+      - With O(base), the topmost layer that is merged. If unset, this is the layer that the guest writes to.
     type: path
   pivot:
     description:
@@ -57,7 +58,7 @@ seealso:
   - module: virtops.libvirt.block_job
   - module: virtops.libvirt.block_pull
   - name: virsh manual, blockcommit
-    description: The command and the flags that this module stands for.
+    description: The command and the flags that this module replaces.
     link: https://www.libvirt.org/manpages/virsh.html#blockcommit
 """
 
@@ -75,7 +76,7 @@ EXAMPLES = r"""
     base: /var/lib/libvirt/images/web1.qcow2
     bandwidth: 100
 
-- name: Merge a guest that writes much, and slow it down for at most a minute and a half if there is no other way
+- name: Merge a guest that writes much, and if necessary slow it down for at most 90 seconds
   virtops.libvirt.block_commit:
     domain: db1
     snapshot: nightly
@@ -98,7 +99,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -120,7 +121,7 @@ disks:
       description: The disk's target.
       type: str
     before:
-      description: Its chain before, the layer that the guest writes to first.
+      description: Its chain before. The layer that the guest writes to comes first.
       type: list
       elements: str
     after:
@@ -128,7 +129,7 @@ disks:
       type: list
       elements: str
     merged:
-      description: The layers that this run took out of the chain.
+      description: The layers that this run removed from the chain.
       type: list
       elements: str
     job:
@@ -143,23 +144,23 @@ disks:
       merged: [/var/lib/libvirt/images/web1.vda.s1.qcow2]
       job:
 held_seconds:
-  description: For how long the guest's writes were held back so that the merge could end.
+  description: How long the guest's writes were slowed so that the merge could end, in seconds.
   returned: success, if O(on_timeout) is not V(fail)
   type: float
   sample: 0.0
 suspended_seconds:
-  description: For how long of that the guest was paused.
+  description: How long of that the guest was paused, in seconds.
   returned: success, if O(on_timeout) is not V(fail)
   type: float
   sample: 0.0
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: commit_failed
 partial:
-  description: What had been done before the failure, per disk, as RV(disks).
-  returned: failure, if something had been done
+  description: What was done before the failure, per disk, as in RV(disks).
+  returned: failure, if something was done
   type: list
   elements: dict
   sample: []

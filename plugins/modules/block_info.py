@@ -11,10 +11,10 @@ short_description: Show the disks of a libvirt domain, their backing chains and 
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Shows what C(virsh domblklist --details), C(virsh domblkinfo), C(virsh blockjob --info) and
-    C(qemu-img info --backing-chain) tell together.
+  - Shows together what C(virsh domblklist --details), C(virsh domblkinfo), C(virsh blockjob --info) and C(qemu-img info
+    --backing-chain) show.
   - The chain of a running domain is the one that QEMU uses. The chain of a domain that is off is read from its images.
-  - An image that is missing or cannot be read gives a warning, and no failure.
+  - An image that is missing or cannot be read is a warning, not a failure.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -23,7 +23,7 @@ extends_documentation_fragment:
   - virtops.libvirt.attributes.actiongroup_all
 options:
   disks:
-    description: The disks to show, by their targets. Unset, all of them.
+    description: The disks to show, by their targets. If unset, all disks.
     type: list
     elements: str
     default: []
@@ -31,7 +31,7 @@ seealso:
   - module: virtops.libvirt.guests_info
   - module: virtops.libvirt.block_commit
   - name: virsh manual, domblklist
-    description: The command that this module stands for.
+    description: The command that this module replaces.
     link: https://www.libvirt.org/manpages/virsh.html#domblklist
 """
 
@@ -41,7 +41,7 @@ EXAMPLES = r"""
     domain: web1
   register: web1
 
-- name: Name the disks that stand on overlays
+- name: Show the disks that have overlays
   ansible.builtin.debug:
     msg: "{{ item.name }} has {{ item.chain | length }} layers"
   loop: "{{ web1.disks }}"
@@ -70,19 +70,19 @@ disks:
   elements: dict
   contains:
     name:
-      description: The target, as V(vda).
+      description: The target, for example V(vda).
       type: str
     bus:
-      description: The bus, as V(virtio).
+      description: The bus, for example V(virtio).
       type: str
     device:
       description: The kind of device, V(disk), V(cdrom), V(floppy) or V(lun).
       type: str
     type:
-      description: The kind of source, as V(file), V(block), V(volume) or V(network).
+      description: The kind of source, for example V(file), V(block), V(volume) or V(network).
       type: str
     file:
-      description: The image that the guest writes to. V(null) for an empty drive and for what is no local image.
+      description: The image that the guest writes to. V(null) for an empty drive, or if it is not a local image.
       type: str
     format:
       description: The format of that image.
@@ -94,24 +94,24 @@ disks:
       description: Whether other guests may write to it too.
       type: bool
     transient:
-      description: Whether it forgets all writes when the guest stops.
+      description: Whether all writes are lost when the guest stops.
       type: bool
     capacity:
-      description: The size in bytes that the guest sees. V(null) where libvirt cannot tell.
+      description: The size in bytes that the guest sees. V(null) if libvirt does not know it.
       type: int
     allocation:
-      description: The highest byte of the image that is in use, as C(virsh domblkinfo) has it.
+      description: The highest byte of the image that is in use, as in C(virsh domblkinfo).
       type: int
     physical:
       description: The size of the image's file or device in bytes.
       type: int
     chain:
-      description: The images that the disk consists of, the one that the guest writes to first.
+      description: The images that the disk consists of. The one that the guest writes to comes first.
       type: list
       elements: dict
       contains:
         path:
-          description: The image. For a layer that is no image of this host, words that name it.
+          description: The image. If the layer is not an image on this host, a text that names it.
           type: str
         format:
           description: Its format.
@@ -120,16 +120,16 @@ disks:
           description: V(0) for the layer that the guest writes to, V(1) for the one below it, and so on.
           type: int
         exists:
-          description: Whether the file is there. V(null) for a layer that is no image of this host.
+          description: Whether the file exists. V(null) if the layer is not an image on this host.
           type: bool
         size:
           description: Its virtual size in bytes. V(null) if it cannot be read.
           type: int
         allocation:
-          description: The bytes that it takes on the file system. V(null) if it cannot be read.
+          description: The bytes that it uses on the file system. V(null) if it cannot be read.
           type: int
         internal_snapshots:
-          description: The names of the snapshots inside of it.
+          description: The names of the snapshots inside it.
           type: list
           elements: str
     job:
@@ -143,16 +143,16 @@ disks:
           description: The bytes that are done.
           type: int
         end:
-          description: The bytes that are to do in all. Both are V(0) while the job starts.
+          description: The bytes to do in all. Both are V(0) while the job starts.
           type: int
         bandwidth:
-          description: The limit in bytes/s. V(0) is no limit.
+          description: The limit in bytes/s. V(0) means no limit.
           type: int
         ready:
           description: Whether it has caught up with the guest and may be pivoted.
           type: bool
         target:
-          description: The image that it writes to. V(null) where libvirt does not tell.
+          description: The image that it writes to. V(null) if libvirt does not show it.
           type: str
   sample:
     - name: vda
@@ -184,7 +184,7 @@ disks:
           internal_snapshots: []
       job:
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: no_such_domain

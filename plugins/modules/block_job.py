@@ -11,11 +11,11 @@ short_description: Pivot, cancel or limit the block job of a libvirt domain's di
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Acts on the one block job that a disk can have. M(virtops.libvirt.block_info) shows it.
-  - With O(state=pivoted) a commit of the active layer is brought to its end as M(virtops.libvirt.block_commit) does,
-    with the persistent definition, the snapshot's record and the journal.
+  - Pivots, cancels or limits the block job of a disk. A disk can have only one. M(virtops.libvirt.block_info) shows it.
+  - O(state=pivoted) finishes a commit of the active layer, as M(virtops.libvirt.block_commit) does. It also updates the
+    persistent definition, the snapshot's record and the journal.
   - With O(state=cancelled) the guest stays on the layers that it has, and loses nothing. After a cancelled commit the
-    base is no longer the snapshot's point in time, and the journal keeps saying so until the merge is done.
+    base is no longer the snapshot's point in time. The journal notes this until the merge is done.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -31,32 +31,32 @@ options:
     required: true
   state:
     description:
-      - With V(present) a job must run, and gets the O(bandwidth).
-      - With V(pivoted) the guest is switched to the base. A disk without a job is there already, unless its chain and
-        the journal say that a merge was begun and is not done, as after a job that died. Then the module fails with the
-        code V(commit_failed), and M(virtops.libvirt.block_commit) begins the merge anew.
-      - With V(cancelled) the job is ended. A disk without a job is there already.
+      - V(present) requires a running job, and sets its O(bandwidth).
+      - V(pivoted) switches the guest to the base. If the disk has no job, nothing is changed. But if the chain and the
+        journal show a merge that began and is not done, for example because its job died, the module fails with the
+        code V(commit_failed). Then restart the merge with M(virtops.libvirt.block_commit).
+      - V(cancelled) ends the job. If the disk has no job, nothing is changed.
     type: str
     choices: [present, pivoted, cancelled]
     default: present
   bandwidth:
-    description: The job's limit in MiB/s. V(0) is no limit. Unset, it stays as it is.
+    description: The job's limit in MiB/s. V(0) means no limit. If unset, the limit is not changed.
     type: int
   timeout:
     description:
-      - With O(state=pivoted), for how many seconds the job may take to become ready. What follows, O(on_timeout) says.
+      - With O(state=pivoted), how many seconds the job may take to become ready. O(on_timeout) says what happens then.
     type: int
     default: 3600
   delete_merged:
     description:
-      - With O(state=pivoted), whether overlays are deleted once the whole snapshot is merged, as
+      - With O(state=pivoted), whether overlays are deleted after the whole snapshot is merged, as in
         O(virtops.libvirt.block_commit#module:delete_merged).
     type: bool
     default: false
 seealso:
   - module: virtops.libvirt.block_commit
   - name: virsh manual, blockjob
-    description: The command and the flags that this module stands for.
+    description: The command and the flags that this module replaces.
     link: https://www.libvirt.org/manpages/virsh.html#blockjob
 """
 
@@ -82,7 +82,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -94,7 +94,7 @@ domain:
   type: dict
   sample: {name: db1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
 job:
-  description: The job that runs afterwards, null if there is none.
+  description: The job that still runs afterwards. Null if there is none.
   returned: success
   type: dict
   contains:
@@ -108,7 +108,7 @@ job:
       description: Bytes in all.
       type: int
     bandwidth:
-      description: Its limit in bytes/s, 0 for none.
+      description: Its limit in bytes/s. V(0) means no limit.
       type: int
     ready:
       description: Whether it may pivot.
@@ -118,13 +118,13 @@ job:
       type: float
   sample: {type: active-commit, cur: 1048576, end: 4194304, bandwidth: 20971520, ready: false, progress: 25.0}
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: no_job
 partial:
-  description: What had been done before the failure, per disk, as RV(virtops.libvirt.block_commit#module:disks).
-  returned: failure, if something had been done
+  description: What was done before the failure, per disk, as in RV(virtops.libvirt.block_commit#module:disks).
+  returned: failure, if something was done
   type: list
   elements: dict
   sample: []

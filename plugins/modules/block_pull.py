@@ -11,14 +11,15 @@ short_description: Pull the content of backing layers into a libvirt domain's ac
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Copies what the backing layers of a disk hold into the image that the guest writes to, while the guest runs. Then
-    that image stands on O(base), or on nothing. A domain that is off is merged with C(qemu-img rebase).
-  - No backing layer is written to. So this is the way to make a guest independent of a golden image that others share.
-  - The goal is absolute, that is, "the active image stands on this base". So a second run finds nothing to do, and a
-    run after an interruption goes on from what it finds.
-  - The active image grows by what it takes in. An aborted pull is safe for the guest. Run the task again.
-  - Of the layers that leave the chain, O(delete_merged) deletes only overlays that M(virtops.libvirt.snapshot_external)
-    made. An original or a golden image is never deleted.
+  - Copies the content of a disk's backing layers into the image that the guest writes to, while the guest runs.
+    Afterwards that image has O(base) as its backing file, or none. A domain that is off is merged with C(qemu-img
+    rebase).
+  - The module writes to no backing layer. Use it to make a guest independent of a golden image that other guests share.
+  - The goal is absolute, that is, "the active image has this base". So a second run finds nothing to do. A run after an
+    interruption continues from what it finds.
+  - The active image grows by what is copied into it. An aborted pull does not harm the guest. Run the task again.
+  - O(delete_merged) deletes only overlays that M(virtops.libvirt.snapshot_external) made. It never deletes an original
+    or a golden image.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -30,14 +31,14 @@ extends_documentation_fragment:
 options:
   base:
     description:
-      - Pull everything between the active image and this one (an absolute path in the disk's chain).
-      - Unset, the whole chain is pulled, and the active image then stands on nothing.
+      - Pull everything between the active image and this image (an absolute path in the disk's chain).
+      - If unset, the whole chain is pulled, and the active image then has no backing file.
     type: path
 seealso:
   - module: virtops.libvirt.block_commit
   - module: virtops.libvirt.block_info
   - name: virsh manual, blockpull
-    description: The command and the flags that this module stands for.
+    description: The command and the flags that this module replaces.
     link: https://www.libvirt.org/manpages/virsh.html#blockpull
 """
 
@@ -56,7 +57,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -77,7 +78,7 @@ disks:
       description: The disk's target.
       type: str
     before:
-      description: Its chain before, the layer that the guest writes to first.
+      description: Its chain before. The layer that the guest writes to comes first.
       type: list
       elements: str
     after:
@@ -85,7 +86,7 @@ disks:
       type: list
       elements: str
     merged:
-      description: The layers that this run took out of the chain.
+      description: The layers that this run removed from the chain.
       type: list
       elements: str
     job:
@@ -100,13 +101,13 @@ disks:
       merged: [/var/lib/libvirt/images/golden.qcow2]
       job:
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: commit_failed
 partial:
-  description: What had been done before the failure, per disk, as RV(disks).
-  returned: failure, if something had been done
+  description: What was done before the failure, per disk, as in RV(disks).
+  returned: failure, if something was done
   type: list
   elements: dict
   sample: []

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: boot_recovery
-short_description: Install a systemd unit that recovers guests when their hypervisor was booted
+short_description: Install a systemd unit that recovers guests after their hypervisor boots
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
   - Installs C(virtops-libvirt-recover.service), which runs once at each boot, after libvirt and before
-    C(libvirt-guests). It brings every guest to rest on which an operation was interrupted before the boot, as
-    M(virtops.libvirt.recover) does without O(virtops.libvirt.recover#module:backup), and says one line for each guest.
-    The unit has failed if a guest needs a human. It changes nothing on a healthy host.
-  - It finishes no backup, because where to and how only the play knows that began it.
-  - An operation that was begun after the boot is left alone, as a play may be at work on it.
-  - A guest whose memory is saved (C(virsh managedsave)) is left alone until it was started. The unit goes on for that
-    long where such a guest has an interrupted operation; C(libvirt-guests) does not wait for it.
+    C(libvirt-guests). It recovers every guest on which an operation was interrupted before the boot, as
+    M(virtops.libvirt.recover) does without O(virtops.libvirt.recover#module:backup). It logs one line for each guest,
+    and fails if a guest needs a human. It changes nothing on a healthy host.
+  - The unit does not finish a backup, because only the play knows the target and the options.
+  - The unit leaves alone an operation that began after the boot, because a play may be at work on it.
+  - The unit leaves alone a guest whose memory is saved (C(virsh managedsave)) until the guest has started. If such a
+    guest has an interrupted operation, the unit keeps running until then. C(libvirt-guests) does not wait for the unit.
   - The unit runs a copy of this collection's code in C(/usr/local/lib/virtops.libvirt), with the interpreter that
     Ansible uses. Run the module again after an upgrade of the collection.
-  - systemd does not have to run. Where it does, have it read its units again if this module says changed.
+  - systemd need not run. If it runs and this module reports a change, let systemd reload its units.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.attributes
@@ -29,12 +29,12 @@ extends_documentation_fragment:
   - virtops.libvirt.attributes.actiongroup_all
 options:
   state:
-    description: Whether the unit is there and enabled. V(absent) removes it and the code.
+    description: V(present) installs and enables the unit. V(absent) removes it and its code.
     type: str
     choices: [present, absent]
     default: present
   timeout:
-    description: For how many seconds the unit may merge one guest before it turns to the next.
+    description: How many seconds the unit may merge one guest before it goes to the next.
     type: int
     default: 600
 seealso:
@@ -48,7 +48,7 @@ EXAMPLES = r"""
   virtops.libvirt.boot_recovery:
   register: unit
 
-- name: Have systemd read it
+- name: Let systemd reload its units
   ansible.builtin.systemd_service:
     daemon_reload: true
   when: unit is changed
@@ -56,7 +56,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -64,7 +64,7 @@ actions:
     - write the code in /usr/local/lib/virtops.libvirt
     - write the unit /etc/systemd/system/virtops-libvirt-recover.service
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: permission_denied

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: guests_info
-short_description: List the guests of a hypervisor, their disks and the operations that they know of
+short_description: List the guests of a hypervisor, their disks and the operations in their journals
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
   - Lists the domains of one libvirt connection, chosen by name, UUID and state.
-  - It also reads the journal that this collection keeps in a domain's metadata. So it finds snapshots that are kept,
-    and operations that were interrupted and wait for the next run.
+  - It also reads the journal that this collection keeps in a domain's metadata. The journal holds the snapshots that
+    are kept, and the operations that were interrupted.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.attributes
@@ -28,12 +28,12 @@ options:
     elements: str
     default: ["*"]
   exclude:
-    description: Patterns, as for O(guests), of guests that are left out.
+    description: Patterns, as in O(guests), of guests to leave out.
     type: list
     elements: str
     default: []
   states:
-    description: List only guests in one of these states. Unset, guests in any state.
+    description: List only guests in one of these states. If unset, guests in any state.
     type: list
     elements: str
     choices: [running, idle, paused, in shutdown, shut off, crashed, pmsuspended]
@@ -41,7 +41,7 @@ options:
 seealso:
   - module: virtops.libvirt.block_info
   - name: virsh manual, list
-    description: The command that this module stands for.
+    description: The command that this module replaces.
     link: https://www.libvirt.org/manpages/virsh.html#list
 """
 
@@ -50,7 +50,7 @@ EXAMPLES = r"""
   virtops.libvirt.guests_info:
   register: hypervisor
 
-- name: List the running web servers but one
+- name: List the running web servers except one
   virtops.libvirt.guests_info:
     guests: ["web*"]
     exclude: [web-old]
@@ -77,7 +77,7 @@ guests:
       description: The domain's UUID.
       type: str
     patterns:
-      description: Those of O(guests) that match it.
+      description: The patterns of O(guests) that match it.
       type: list
       elements: str
     state:
@@ -85,18 +85,18 @@ guests:
       type: str
     paused_by:
       description:
-        - Why it is paused, V(user), V(I/O error) (QEMU stopped it at a write that failed), V(saving) or V(other).
-          V(null) where it is not.
+        - Why it is paused, V(user), V(I/O error) (QEMU paused it because a write failed), V(saving) or V(other).
+          V(null) if it is not paused.
       type: str
     persistent:
-      description: Whether it has a definition that stays when it is shut off.
+      description: Whether its definition stays when it is shut off.
       type: bool
     autostart:
       description: Whether it starts with the hypervisor.
       type: bool
     agent:
       description:
-        - The guest agent's channel, V(connected), V(disconnected) (there is one, but nobody answers) or V(absent).
+        - The guest agent's channel, V(connected), V(disconnected) (it exists, but nobody answers) or V(absent).
       type: str
     disks:
       description: Its disks, in the order of the definition.
@@ -104,19 +104,19 @@ guests:
       elements: dict
       contains:
         name:
-          description: The target, as V(vda).
+          description: The target, for example V(vda).
           type: str
         bus:
-          description: The bus, as V(virtio).
+          description: The bus, for example V(virtio).
           type: str
         device:
           description: The kind of device, V(disk), V(cdrom), V(floppy) or V(lun).
           type: str
         type:
-          description: The kind of source, as V(file), V(block), V(volume) or V(network).
+          description: The kind of source, for example V(file), V(block), V(volume) or V(network).
           type: str
         file:
-          description: The image that the guest writes to. V(null) for an empty drive and for what is no local image.
+          description: The image that the guest writes to. V(null) for an empty drive, or if it is not a local image.
           type: str
         format:
           description: The format of that image.
@@ -128,10 +128,10 @@ guests:
           description: Whether other guests may write to it too.
           type: bool
         transient:
-          description: Whether it forgets all writes when the guest stops.
+          description: Whether all writes are lost when the guest stops.
           type: bool
     journal:
-      description: The operations of this collection that the domain knows of.
+      description: The operations of this collection in the domain's journal.
       type: list
       elements: dict
       contains:
@@ -151,12 +151,13 @@ guests:
           description: When it began, in UTC.
           type: str
         open:
-          description: Whether it is under way, or was interrupted. No other operation may start on this domain then.
+          description:
+            - Whether it still runs or was interrupted. While it is open, no other operation may start on this domain.
           type: bool
         noted:
           description:
-            - Whether the journal has it. V(false) of a live backup whose journal is gone, and whose layers, record or
-              overlay are there, by their names.
+            - Whether it is in the journal. V(false) for a live backup whose journal is gone. It was then found by the
+              names of its layers, its record or its overlay.
           type: bool
         consistency:
           description: What the snapshot holds, V(filesystem), V(crash) or V(offline). Empty before it is known.
@@ -168,11 +169,11 @@ guests:
           elements: dict
     journal_of:
       description:
-        - The UUID of another domain to which the journal in the metadata belongs, because a definition was copied.
-          Such a journal counts for nothing. V(null) otherwise.
+        - The UUID of the other domain that the journal in the metadata belongs to, because its definition was copied.
+          Such a journal is ignored. V(null) otherwise.
       type: str
     journal_error:
-      description: Why the journal, or the domain's whole definition, cannot be read. V(null) where it can be.
+      description: Why the journal, or the domain's whole definition, cannot be read. V(null) if it can be read.
       type: str
   sample:
     - name: web1
@@ -209,13 +210,13 @@ guests:
       journal_of: null
       journal_error:
 unmatched:
-  description: The patterns of O(guests) that match no domain of this connection, in whatever state.
+  description: The patterns of O(guests) that match no domain of this connection in any state.
   returned: success
   type: list
   elements: str
   sample: []
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: uri_unreachable

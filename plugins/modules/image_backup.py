@@ -11,36 +11,37 @@ short_description: Back up the disk images of a libvirt domain below an external
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Copies the images that hold the point in time of an external snapshot, while the guest runs on, on its overlays.
-    Those images (the bases) are written to by nobody meanwhile, and this module makes sure of it. While it reads, it
-    holds QEMU's own lock on each, so that no block commit into them can start. Afterwards they must be the files that
-    the journal describes, in inode, size and time of change.
-  - A base is never copied once a merge into it was begun.
-  - An image that is more than its file (a qcow2 with an external data file, a flat or split VMDK) is converted to one
-    of the same format that stands alone. One that is encrypted by QEMU or a slice of a file is refused, and so is a
-    chain whose headers do not tell each format, or name what libvirt's definition of the domain does not.
-  - The result is a set, the directory C(DEST/DOMAIN NAME/UTC TIME), where the time is the snapshot's. It holds one
-    image for each disk, named C(TARGET.FORMAT), the domain's definition as it was without the snapshot
-    (C(domain.xml), with its secrets), the NVRAM and the state of an emulated TPM where the domain has them, and
+  - Copies the images that hold the point in time of an external snapshot, while the guest keeps running on its
+    overlays. Nobody may write to these images (the bases) meanwhile, and the module makes sure of it. While it reads,
+    it holds QEMU's own lock on each base, so that no block commit into it can start. Afterwards it checks that inode,
+    size and modification time of each base are those in the journal.
+  - The module never copies a base after a merge into it has begun.
+  - An image of several files (a qcow2 with an external data file, a flat or split VMDK) is converted to one image of
+    the same format that stands alone. The module refuses an image that QEMU encrypts, and a slice of a file. It also
+    refuses a chain whose headers do not give each format, or name a file that libvirt's definition of the domain does
+    not name.
+  - The result is a set, the directory C(DEST/DOMAIN NAME/UTC TIME). The time is the snapshot's. The set holds one image
+    for each disk, named C(TARGET.FORMAT), and the domain's definition as it was without the snapshot (C(domain.xml),
+    with its secrets). It also holds the NVRAM and the state of an emulated TPM if the domain has them, and
     C(manifest.json), which also lists what the set does not hold.
-  - Until it is complete and on the disk, a set is named C(.TIME.partial). A failure removes it. After a death the next
-    run on the same host does so, as nothing in it was ever checked; a run on another host only when nothing was
-    written to it for an hour. Complete sets are never touched.
-  - A complete set of the same snapshot is found again, and nothing is changed. It is not read again for that; only
-    its manifest and the lengths of its files are looked at.
-  - Directories get the mode 0700 and files 0600.
-  - A copy never allocates more than its source does, since holes stay holes. Exceptions are sources whose clusters are
-    compressed, and the few metadata of an image that changes its format.
-  - A disk-only snapshot holds neither the NVRAM nor a TPM's state. Both are copied first of all, before the disks, as
-    they are at that moment, whose time is in the manifest.
+  - Until it is complete and on the disk, a set is named C(.TIME.partial). If the module fails, it removes the set. If
+    the module dies, the next run on the same host removes it. A run on another host removes it only if nothing was
+    written to it for an hour. Complete sets are never changed.
+  - If a complete set of the same snapshot exists, nothing is changed. The module then checks only its manifest and the
+    lengths of its files.
+  - Directories get mode 0700 and files mode 0600.
+  - A copy never allocates more space than its source, because holes stay holes. There are two exceptions. A source may
+    have compressed clusters, and an image in a new format has a little metadata.
+  - A disk-only snapshot holds neither the NVRAM nor a TPM's state. The module copies both as they are now, before it
+    copies the disks. The manifest has the time.
 notes:
-  - To restore a disk to where the domain expects it, shut the domain off, make sure that its definition names no
-    overlay any more, and write the image with C(qemu-img convert -O FORMAT vda.FORMAT PATH), or copy it with
-    C(cp --sparse=always). PATH and FORMAT are C(source) and C(source_format) in the manifest.
-  - To restore the domain, put its disks, its NVRAM and its TPM's state in place first, then C(virsh define domain.xml)
-    and C(virsh start). For a copy beside the original remove C(uuid) and the C(mac) elements and change the name and
-    the paths in C(domain.xml) before.
-  - C(sha256sum) of the files must give what the manifest says.
+  - To restore a disk, shut the domain down, and make sure that its definition no longer names an overlay. Then write
+    the image with C(qemu-img convert -O FORMAT vda.FORMAT PATH), or copy it with C(cp --sparse=always). PATH and FORMAT
+    are C(source) and C(source_format) in the manifest.
+  - To restore the domain, first put its disks, its NVRAM and its TPM's state in place. Then run C(virsh define
+    domain.xml) and C(virsh start). For a copy beside the original, first remove C(uuid) and the C(mac) elements from
+    C(domain.xml), and change the name and the paths in it.
+  - C(sha256sum) of each file must give the value in the manifest.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -51,79 +52,79 @@ extends_documentation_fragment:
 options:
   dest:
     description:
-      - The directory for the sets. It has to exist, and be writable, and no part of the path may be a symlink or
-        C(..), as whoever may change a symlink could send the images elsewhere.
+      - The directory for the sets. It must exist and be writable. No part of the path may be a symlink or C(..),
+        because somebody who can change a symlink could redirect the images.
       - Hypervisors may share it. A set belongs to the domain's UUID, wherever the domain runs. Two domains of the same
-        name need a directory each; the second one is refused.
-      - It may belong to any user. The domain's directory in it has to belong to the user that the module runs as, and
-        nobody else may write to it. Where a server decides who that user is (NFS, CIFS, Ceph, 9p), the owner of O(dest)
-        and the user 65534 count as well.
+        name need separate directories. The second one is refused.
+      - It may belong to any user. The domain's directory in it must belong to the user that the module runs as, and
+        nobody else may write to it. On a file system whose server maps users (NFS, CIFS, Ceph, 9p), it may also belong
+        to the owner of O(dest) or to the user 65534.
     type: path
     required: true
   snapshot:
     description:
-      - The snapshot whose point in time is copied, as M(virtops.libvirt.snapshot_external) noted it in the domain's
+      - The snapshot whose point in time is copied. M(virtops.libvirt.snapshot_external) noted it in the domain's
         journal.
-      - Exactly one of O(snapshot) and O(overlays) is required.
+      - Set either O(snapshot) or O(overlays).
     type: str
   overlays:
     description:
-      - The overlays whose bases are copied, by their absolute paths. This is for snapshots that another tool took.
-      - Where the journal knows none of them, the time of the set is that of the last write to the bases, and its
+      - The overlays whose bases are copied, as absolute paths. Use this for snapshots that another tool took.
+      - If the journal knows none of them, the set's time is the time of the last write to the bases, and its
         C(consistency) is V(unknown).
     type: list
     elements: path
   format:
-    description: The format of the copies. V(same) is each base's own.
+    description: The format of the copies. V(same) is the format of each base.
     type: str
     choices: [same, qcow2, raw]
     default: same
   compress:
-    description: Whether the copies' clusters are compressed. Only with qcow2 as the format of each copy.
+    description: Whether the copies' clusters are compressed. All copies must be qcow2.
     type: bool
     default: false
   method:
     description:
-      - V(reflink) shares the blocks with the source, which takes neither time nor space. Both have to lie on one XFS or
-        btrfs that can do so.
+      - V(reflink) shares the blocks with the source. This takes neither time nor space. Both must be on the same XFS or
+        btrfs with reflinks.
       - V(copy) copies the allocated bytes as they are.
-      - V(convert) has C(qemu-img convert) write a new image.
-      - V(auto) takes the first of them that can do what is asked for. Another format, compression, a base with
-        backing files of its own, and a block device need V(convert).
+      - V(convert) writes a new image with C(qemu-img convert).
+      - V(auto) takes the first of these that works. Another format, compression, a base with backing files, and a block
+        device need V(convert).
     type: str
     choices: [auto, reflink, copy, convert]
     default: auto
   verify:
     description:
-      - Whether each copy is compared with its source, and qcow2 checked with C(qemu-img check). Without it the copies
-        are still read again for their SHA-256.
+      - Whether each copy is compared with its source. A qcow2 copy is also checked with C(qemu-img check). With
+        V(false) the copies are still read again for their SHA-256.
     type: bool
     default: true
   rate_limit:
     description:
-      - The limit for the writing of each copy in MiB/s. V(0) is no limit. Verification is not limited.
-      - With V(convert) as the method, it needs QEMU 5.2 or later.
+      - The limit for writing each copy, in MiB/s. V(0) means no limit. Verification is not limited.
+      - With O(method=convert) this needs QEMU 5.2 or later.
     type: int
     default: 0
   keep_backing:
     description:
-      - What happens to a base that has backing files of its own, as a golden image. V(false) takes their content into
-        the copy, so that the backup stands alone.
-      - V(true) copies the base alone, and the copy and the manifest refer to the backing file by its absolute path.
-        The backup is then lost with that file.
+      - What happens to a base that has backing files, for example a golden image. V(false) copies their content too, so
+        that the backup stands alone.
+      - V(true) copies only the base. The copy and the manifest then name the backing file by its absolute path. If that
+        file is lost, the backup is lost.
     type: bool
     default: false
   parallel:
     description:
-      - So many copies at most are made at a time on the hypervisor, whichever tasks and domains they are for. Further
-        ones wait.
+      - At most this many copies run at the same time on the hypervisor, for all tasks and domains together. Further
+        copies wait.
     type: int
     default: 4
   keep_free:
     description:
-      - When less than this is free (in MiB) in the file system of an overlay, which the guest writes to meanwhile, the
-        copy is given up before QEMU would have to pause the guest. Of a file system smaller than twenty times of this,
-        a twentieth. V(0) does without.
+      - How much space must stay free in the file system of an overlay, in MiB. The guest writes to the overlay during
+        the copy. With less free space the copy is given up, because QEMU would pause the guest if there were none. On a
+        small file system, the limit is at most one twentieth of its size. V(0) turns this off.
     type: int
     default: 256
 seealso:
@@ -148,17 +149,17 @@ EXAMPLES = r"""
     dest: /srv/backup
   register: nightly
 
-- name: Merge the overlays, whatever became of the backup
+- name: Merge the overlays, even if the backup failed
   virtops.libvirt.block_commit:
     domain: web1
     snapshot: nightly
     delete_merged: true
 
-- name: Tell where the backup is
+- name: Show where the backup is
   ansible.builtin.debug:
     var: nightly.backup.path
 
-- name: A small backup of a snapshot that another tool took, at 50 MiB/s and one disk after the other
+- name: Make a compressed backup of a snapshot that another tool took, at 50 MiB/s, one disk after the other
   virtops.libvirt.image_backup:
     domain: db1
     overlays:
@@ -173,7 +174,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -187,20 +188,20 @@ domain:
   sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
 backup:
   description:
-    - The manifest of the set, with its path. In check mode, what is known only after the copy is null.
+    - The manifest of the set, with its path. In check mode, values that are known only after the copy are null.
   returned: success
   type: dict
   contains:
     path:
-      description: The set's directory. It is not in the file, as sets may be moved.
+      description: The set's directory. It is not in C(manifest.json), because sets may be moved.
       type: str
       sample: /srv/backup/web1/20261120T120000Z
     schema_version:
-      description: The version of the manifest's form.
+      description: The version of the manifest's schema.
       type: int
       sample: 1
     operation:
-      description: What tells one point in time of the domain from another.
+      description: The ID of this point in time of the domain.
       type: str
       sample: 5d2c1b9e-6d5f-4c0a-9d5e-0b4d1f1c7a11
     snapshot:
@@ -216,7 +217,7 @@ backup:
       type: str
       sample: hv1
     machine:
-      description: What tells the host from others, a hash of its machine ID and its name.
+      description: The ID of the host, a hash of its machine ID and its name.
       type: str
       sample: 3f0b2d6f6a4f4f0d9c0a51d3c1a4a8b7
     times:
@@ -228,7 +229,7 @@ backup:
         finished: '2026-11-20T12:00:04Z'
     consistency:
       description:
-        - V(filesystem) where the guest's file systems were frozen, V(crash) where not, V(offline) where the guest was
+        - V(filesystem) if the guest's file systems were frozen, V(crash) if they were not, V(offline) if the guest was
           off, V(unknown) for overlays that the journal does not know.
       type: str
       sample: filesystem
@@ -241,7 +242,7 @@ backup:
       type: bool
       sample: true
     nvram:
-      description: The copied NVRAM with source, file, bytes and sha256, as in C(extras). Null where there is none.
+      description: The copied NVRAM with source, file, bytes and sha256, as in C(extras). Null if there is none.
       type: dict
       sample:
     extras:
@@ -269,7 +270,7 @@ backup:
           type: str
       sample: []
     lacks:
-      description: What the domain needs and the set does not hold.
+      description: What the domain needs but the set does not hold.
       type: list
       elements: dict
       contains:
@@ -316,13 +317,13 @@ backup:
           description: The copy's length.
           type: int
         allocated:
-          description: What the copy takes of its file system, in bytes.
+          description: The space that the copy uses on its file system, in bytes.
           type: int
         sha256:
-          description: The SHA-256 of the copy, as it was read again after it was written.
+          description: The SHA-256 of the copy, read again after it was written.
           type: str
         method:
-          description: The method that was taken.
+          description: The method that was used.
           type: str
         backing:
           description: The path and the format of the backing file that the copy needs. Null if it stands alone.
@@ -340,7 +341,7 @@ backup:
           method: copy
           backing:
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: base_modified

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: image_convert
-short_description: Put a libvirt domain that is off on qcow2 images instead of raw ones
+short_description: Convert the raw images of a libvirt domain that is off to qcow2
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Converts raw images of a domain to qcow2, which has room for snapshots inside. So this is the way out where
-    M(virtops.libvirt.snapshot_internal) finds a raw disk.
-  - The domain has to be off. Each new image is written under another name, brought to the disk, and compared with the
-    raw one. Then it gets its name, and the owner and the permissions of the raw one. Last, the domain is defined on all
-    the new images in one write.
-  - The raw images stay as they are, unless O(delete_source) is set. From then on the guest does not write to them any
-    more, so never start it from an older XML that names them.
-  - If it dies before that write, the domain has what it had. Run the task again, which uses the images that were
-    completed.
-  - Disks that are not raw are left alone, and so are those that nothing should be changed of, that is CD-ROM and floppy
-    drives and disks that are read-only, shareable, transient, encrypted or a slice of their image. Named in O(disks)
-    such a disk is a failure.
+  - Converts raw images of a domain to qcow2, which can hold internal snapshots. Use it if
+    M(virtops.libvirt.snapshot_internal) refuses a raw disk.
+  - The domain must be off. Each new image is written under a temporary name, synced to the disk, and compared with the
+    raw image. Then it gets its final name, and the owner and the permissions of the raw image. Last, one write defines
+    the domain on all the new images.
+  - The raw images stay as they are, unless O(delete_source) is set. The guest no longer writes to them, so never start
+    it from an older XML that names them.
+  - If the module dies before that write, the domain still has its raw images. Run the task again. It uses the images
+    that are complete.
+  - Disks that are not raw are left alone. So are CD-ROM and floppy drives, and disks that are read-only, shareable,
+    transient, encrypted or a slice of their image. If O(disks) names such a disk, the module fails.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -32,21 +31,21 @@ extends_documentation_fragment:
   - virtops.libvirt.attributes.actiongroup_all
 options:
   disks:
-    description: The targets of the disks to convert, for example V(vda). Unset, all that are raw.
+    description: The targets of the disks to convert, for example V(vda). If unset, all raw disks.
     type: list
     elements: str
   dest_dir:
     description:
-      - An existing directory for the new images. Unset, each lies beside the raw one, named as that with V(.qcow2) in
-        place of V(.raw) or V(.img), or at the end.
-      - A disk on a block device needs it.
+      - An existing directory for the new images. If unset, each new image is beside the raw one. Its name has V(.qcow2)
+        in place of V(.raw) or V(.img), or at the end.
+      - Required for a disk on a block device.
     type: path
   delete_source:
     description:
-      - Whether the raw images are removed in the end. A block device stays.
-      - If it dies before they are, the next run removes them, whatever it is asked for, or
-        M(virtops.libvirt.recover) does. Until then other operations are refused.
-      - One that is in use by then, or has changed, is kept with a warning.
+      - Whether the raw images are removed at the end. A block device is not removed.
+      - If the module dies before it has removed them, the next run of this module with any options removes them.
+        M(virtops.libvirt.recover) does so too. Until then other operations are refused.
+      - A raw image that is in use by then, or has changed, is kept, with a warning.
     type: bool
     default: false
 seealso:
@@ -55,7 +54,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Put all raw disks of a guest on qcow2, and keep the raw images
+- name: Convert all raw disks of a guest to qcow2, and keep the raw images
   virtops.libvirt.image_convert:
     domain: web1
 
@@ -69,7 +68,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -101,7 +100,7 @@ disks:
       source: /var/lib/libvirt/images/web1.raw
       image: /var/lib/libvirt/images/web1.qcow2
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: guest_running

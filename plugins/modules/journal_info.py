@@ -7,14 +7,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: journal_info
-short_description: Show which operations a libvirt domain knows of, where they stand, and how they can be ended
+short_description: Show the operations in a libvirt domain's journal, their state, and how to recover them
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Reads the journal that this collection keeps in the domain's metadata. It holds the snapshots that are kept, and
-    operations that are under way or were interrupted.
-  - The journal says what was intended. Beside that this module tells where each disk really stands now, and for an
-    open operation what M(virtops.libvirt.recover) would do about it.
+  - Reads the journal that this collection keeps in the domain's metadata. The journal holds the snapshots that are
+    kept, and the operations that still run or were interrupted.
+  - The journal says what was intended. This module also shows which image each disk really uses now. For an open
+    operation, it shows what M(virtops.libvirt.recover) would do.
   - M(virtops.libvirt.guests_info) shows the journals of all guests of a hypervisor, in short.
 extends_documentation_fragment:
   - virtops.libvirt.connection
@@ -34,7 +34,7 @@ EXAMPLES = r"""
     domain: web1
   register: journal
 
-- name: Say how an interrupted one can be ended
+- name: Show how each interrupted operation can be recovered
   ansible.builtin.debug:
     msg: "{{ item.name }}: {{ item.recovery }}"
   loop: "{{ journal.operations | selectattr('open') }}"
@@ -71,12 +71,13 @@ operations:
       description: When it began, in UTC.
       type: str
     open:
-      description: Whether it is under way, or was interrupted. No other operation may start on this domain then.
+      description:
+        - Whether it still runs or was interrupted. While it is open, no other operation may start on this domain.
       type: bool
     noted:
       description:
-        - Whether the journal has it. V(false) of a live backup whose journal is gone, and whose layers, record or
-          overlay are there, by their names.
+        - Whether it is in the journal. V(false) for a live backup whose journal is gone. It was then found by the names
+          of its layers, its record or its overlay.
       type: bool
     consistency:
       description: What the snapshot holds, V(filesystem), V(crash) or V(offline). Empty before it is known.
@@ -85,15 +86,15 @@ operations:
       description: The file with the guest's memory. V(null) for a snapshot of the disks only.
       type: str
     disks:
-      description: Its disks, what was written down of each, and where it stands.
+      description: Its disks, with the journal's notes about each, and its present state.
       type: list
       elements: dict
       contains:
         name:
-          description: The target, as V(vda).
+          description: The target, for example V(vda).
           type: str
         base:
-          description: The image below the overlay, that the overlay is merged into.
+          description: The image below the overlay. The overlay is merged into it.
           type: str
         base_format:
           description: The format of that image.
@@ -103,31 +104,31 @@ operations:
           type: str
         identity:
           description:
-            - What the base was right after the snapshot, RV(ignore:inode), RV(ignore:size) in bytes and
-              RV(ignore:mtime_ns). A block device is known by RV(ignore:device), a name that it keeps, and its size;
-              RV(ignore:device) is empty for a file.
-            - V(null) before that is known, and for a merge.
+            - The base as it was right after the snapshot, RV(ignore:inode), RV(ignore:size) in bytes and
+              RV(ignore:mtime_ns). A block device is identified by RV(ignore:device), a name that does not change, and
+              its size. For a file, RV(ignore:device) is empty.
+            - V(null) before this is known, and for a merge.
           type: dict
         in_chain:
-          description: Whether the disk stands on the overlay now.
+          description: Whether the disk uses the overlay now.
           type: bool
         overlay_exists:
-          description: Whether the overlay's file is there.
+          description: Whether the overlay's file exists.
           type: bool
         base_unchanged:
           description:
             - Whether the base is still what RV(operations[].disks[].identity) says, so that it can be backed up.
-            - V(null) where that was not written down.
+            - V(null) if this was not noted.
           type: bool
         job:
           description:
             - The block job on the disk, with RV(ignore:type), RV(ignore:cur), RV(ignore:end), RV(ignore:bandwidth),
-              RV(ignore:ready) and RV(ignore:target), as M(virtops.libvirt.block_info) tells it. V(null) without one.
+              RV(ignore:ready) and RV(ignore:target), as in M(virtops.libvirt.block_info). V(null) if there is none.
           type: dict
     recovery:
       description:
-        - What M(virtops.libvirt.recover) would do about it, in words, and what it would warn of, as of a file that the
-          journal names and that is not what an operation made. V(null) for one that is not open.
+        - What M(virtops.libvirt.recover) would do, in words. It includes the warnings, for example about a file in the
+          journal that no operation made. V(null) if the operation is not open.
       type: str
   sample:
     - id: 5d0b7a52-3a7c-4f0e-9c39-0a4f3b1f6a60
@@ -153,7 +154,7 @@ operations:
         virtops.libvirt.recover would: commit /var/lib/libvirt/images/web1.nightly.qcow2 into
         /var/lib/libvirt/images/web1.qcow2 (vda).
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: journal_unreadable

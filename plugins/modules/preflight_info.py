@@ -7,24 +7,26 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: preflight_info
-short_description: Tell for each guest of a hypervisor whether a live backup of it would succeed
+short_description: Check for each guest of a hypervisor whether a live backup would succeed
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Looks at the guests of one libvirt connection, and tells what would make a live backup of them fail, and what puts
-    them at risk while they stand on their overlays. Nothing is touched.
-  - One run looks at all guests of the hypervisor. So it also sees what they need of a file system together.
-  - What the other modules refuse is found by the same code as theirs, and has the same
+  - Checks the guests of one libvirt connection. Returns what would make a live backup of them fail, and what would put
+    them at risk while they use their overlays. Nothing is changed.
+  - One run checks all guests of the hypervisor. So it also finds out how much space they need together on a file
+    system.
+  - The checks use the code of the other modules. So they find what these would refuse, with the same
     RV(guests[].checks[].error_code).
-  - A guest whose own backup was interrupted is ready, with a warning, as the next run finishes that one first. It is
-    told in whatever state the guest is, and nothing else is looked at. It is not ready while no run can finish that
-    one, for example as its memory is saved (C(virsh managedsave)).
+  - A guest whose own backup was interrupted is ready, with a warning, because the next run finishes that backup first.
+    Such a guest is listed in any state, and nothing else is checked. It is not ready if no run can finish the backup
+    now, for example because the guest's memory is saved (C(virsh managedsave)).
 notes:
-  - The guests are read over a read-only connection. libvirt asks guest agents over no such connection, and neither
-    does it tell there what an emulator can do. So where agents are to be asked, or a guest has checkpoints, one that
-    may write is opened for that question alone.
-  - Agents are asked five at a time. Each one that does not answer takes 10 seconds.
-  - Space is what is free now. It is not reserved, and hypervisors that share a file system do not know of each other.
+  - The guests are read over a read-only connection. Over such a connection libvirt does not query guest agents and does
+    not show what an emulator can do. If the module must query agents, or if a guest has checkpoints, it opens a
+    writable connection for this question only.
+  - Five agents are queried at a time. An agent that does not answer takes 10 seconds.
+  - The space is what is free now. It is not reserved. Hypervisors that share a file system do not know about each
+    other.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.attributes
@@ -34,29 +36,29 @@ options:
   guests:
     description:
       - Patterns for names, as in a shell (V(*), V(?), V([seq]), V([!seq])), or whole UUIDs.
-      - A guest is looked at if one of them matches.
+      - A guest is checked if one of them matches.
     type: list
     elements: str
     default: ["*"]
   exclude:
-    description: Patterns, as for O(guests), of guests that are left out.
+    description: Patterns, as in O(guests), of guests to leave out.
     type: list
     elements: str
     default: []
   states:
     description:
-      - Look only at guests in one of these states, and at those whose backup was interrupted. An empty list is all
+      - Check only guests in one of these states, and those whose backup was interrupted. An empty list means all
         states.
     type: list
     elements: str
     choices: [running, idle, paused, in shutdown, shut off, crashed, pmsuspended]
     default: [running]
   dest:
-    description: The directory that the backups would be made in, as O(virtops.libvirt.image_backup#module:dest).
+    description: The directory for the backups, as in O(virtops.libvirt.image_backup#module:dest).
     type: path
     required: true
   format:
-    description: The format of the copies. V(same) is each base's own.
+    description: The format of the copies. V(same) is the format of each base.
     type: str
     choices: [same, qcow2, raw]
     default: same
@@ -65,22 +67,22 @@ options:
     type: bool
     default: false
   method:
-    description: How the images would be copied, as O(virtops.libvirt.image_backup#module:method).
+    description: How the images would be copied, as in O(virtops.libvirt.image_backup#module:method).
     type: str
     choices: [auto, reflink, copy, convert]
     default: auto
   keep_backing:
-    description: Whether a copy would keep its reference to backing files that its base has.
+    description: Whether a copy would keep the reference to its base's backing files.
     type: bool
     default: false
   disks:
-    description: Disks to treat otherwise than usual, as O(virtops.libvirt.snapshot_external#module:disks).
+    description: Exceptions for single disks, as in O(virtops.libvirt.snapshot_external#module:disks).
     type: list
     elements: dict
     default: []
     suboptions:
       name:
-        description: The disk's target, as V(vda).
+        description: The disk's target, for example V(vda).
         type: str
         required: true
       snapshot:
@@ -97,38 +99,38 @@ options:
         choices: [qcow2]
         default: qcow2
   overlay_dir:
-    description: The directory for the overlays. Unset, each lies beside its disk's image.
+    description: The directory for the overlays. If unset, each is beside its disk's image.
     type: path
   quiesce:
     description:
-      - Whether the guests are to be frozen. With V(required) an agent that does not answer is a failure, with
-        V(preferred) a warning. With V(never) agents are not asked.
+      - Whether the guests would be frozen. With V(required) an agent that does not answer is a failure, with
+        V(preferred) a warning. With V(never) agents are not queried.
     type: str
     choices: [required, preferred, never]
     default: preferred
   freeze_timeout:
     description:
-      - For how many seconds a guest agent may take to freeze, from 1 to 3600. Here it is only asked whether it is
-        there, and has 10 seconds to answer that, or this if it is less.
+      - How many seconds a guest agent may take to freeze, from 1 to 3600. This module only checks that the agent
+        answers, within 10 seconds, or within this time if it is shorter.
     type: int
     default: 60
   operation:
     description:
-      - The name of the workflow that makes the backups. It resumes its own interrupted operations, and no other.
+      - The name of the workflow that makes the backups. It resumes only its own interrupted operations.
     type: str
     default: live_backup
   max_chain:
     description:
-      - How many layers the chain of a disk may have once an overlay was added. Some releases of libvirt cannot start a
-        guest on more than about 25.
+      - How many layers the chain of a disk may have after an overlay is added. Some releases of libvirt cannot start a
+        guest with more than about 25.
     type: int
     default: 25
   overlay_reserve:
     description:
-      - The space that has to be free for the overlay of each disk, as what the guest writes during its backup goes
-        there. In percent of the disk, as V(5%), or in MiB, as V(2048).
-      - The merge then writes the same data into the base. So a base that is thin needs as much on its own file system,
-        but never more than what it lacks to its virtual size.
+      - The free space that is required for the overlay of each disk. What the guest writes during its backup goes
+        there. In percent of the disk, for example V(5%), or in MiB, for example V(2048).
+      - The merge later writes the same data into the base. So a thin base needs as much space on its own file system,
+        but never more than it still lacks to its virtual size.
     type: str
     default: 5%
 seealso:
@@ -139,17 +141,17 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: See whether all running guests can be backed up
+- name: Check whether all running guests can be backed up
   virtops.libvirt.preflight_info:
     dest: /srv/backup
   register: preflight
 
-- name: Fail where one of them cannot
+- name: Fail if one of them cannot
   ansible.builtin.assert:
     that: preflight.ready
     fail_msg: "{{ preflight.guests | rejectattr('ready') | map(attribute='name') | join(', ') }}"
 
-- name: A strict look at the databases, which are to be frozen, with overlays elsewhere
+- name: Check the databases, which must be frozen, with overlays in another directory
   virtops.libvirt.preflight_info:
     guests: ["db*"]
     dest: /srv/backup
@@ -160,7 +162,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 guests:
-  description: The guests that were looked at, sorted by name.
+  description: The guests that were checked, sorted by name.
   returned: success
   type: list
   elements: dict
@@ -178,7 +180,7 @@ guests:
       description: Whether no check failed. Warnings do not count.
       type: bool
     checks:
-      description: What was looked at.
+      description: What was checked.
       type: list
       elements: dict
       contains:
@@ -192,16 +194,16 @@ guests:
           description: V(ok), V(warning) or V(failed).
           type: str
         disk:
-          description: The disk's target. V(null) where it is about the whole guest.
+          description: The disk's target. V(null) if the check is about the whole guest.
           type: str
         message:
           description: What was found.
           type: str
         remedy:
-          description: What to do about it. V(null) where nothing is to be done.
+          description: What to do about it. V(null) if there is nothing to do.
           type: str
         error_code:
-          description: A short word for it, which stays the same across releases. V(null) where all is well.
+          description: A short word for the problem. It stays the same across releases. V(null) if there is no problem.
           type: str
   sample:
     - name: web1
@@ -227,7 +229,7 @@ ready:
   type: bool
   sample: false
 file_systems:
-  description: What the backups of all these guests together may need, for each file system.
+  description: The space that the backups of all these guests together may need, for each file system.
   returned: success
   type: list
   elements: dict
@@ -246,13 +248,13 @@ file_systems:
       type: int
   sample: [{path: /srv/backup, free: 85899345920, copies: 2147483648, overlays: 0}]
 unmatched:
-  description: The patterns of O(guests) that match no domain of this connection, in whatever state.
+  description: The patterns of O(guests) that match no domain of this connection in any state.
   returned: success
   type: list
   elements: str
   sample: []
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: uri_unreachable

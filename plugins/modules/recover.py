@@ -11,22 +11,22 @@ short_description: Finish or undo what interrupted runs left on a libvirt domain
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Reads the journal in the domain's metadata, the chains of its disks, and the jobs that run. Then it brings the
-    domain to rest. A running domain goes on running meanwhile.
-  - A snapshot that was intended, and to which no disk was switched, is undone, and a guest that was left frozen is
-    thawed. If a snapshot that the user keeps was taken, only the journal is brought up to date.
-  - A guest whose writes an interrupted merge had limited, or that it had paused, is let go first. One that QEMU paused
-    because the overlays' file system was full is resumed when the merge has given it its own images back.
-  - The overlays of a workflow such as the role P(virtops.libvirt.live_backup#role) are merged back. A commit that runs
-    is adopted. One that vanished is begun anew. Of a domain that is off, the overlays are merged offline.
-  - With O(backup) the workflow's backup is finished first, if its bases are untouched. Once a commit into them was
-    attempted they are no longer the snapshot, and only a backup that is complete already counts.
-  - An interrupted M(virtops.libvirt.block_commit) or M(virtops.libvirt.block_pull) is finished, and so is the removal
-    of raw images that M(virtops.libvirt.image_convert) had begun.
-  - A C(qemu-img) of ours that outlived its module is ended first, as it would make the merge fail.
-  - A domain on which nothing is open is not changed.
-  - The module refuses, and says what a human has to look at, if an overlay that no chain knows may hold the guest's
-    newest data, or if somebody else changed a chain.
+  - Reads the journal in the domain's metadata, the chains of its disks, and the running jobs. Then it finishes or
+    undoes each open operation. A running domain keeps running.
+  - If no disk was switched to a planned snapshot, the snapshot is undone. If the guest was left frozen, it is thawed.
+    If a snapshot that the user keeps was taken, only the journal is updated.
+  - If an interrupted merge limited the guest's writes or paused the guest, this is ended first. If QEMU paused the
+    guest because the overlays' file system was full, the guest is resumed after the merge.
+  - The overlays of a workflow, for example of the role P(virtops.libvirt.live_backup#role), are merged back. A running
+    commit is adopted. One that vanished is started again. If the domain is off, its overlays are merged offline.
+  - With O(backup) the workflow's backup is finished first, if its bases are untouched. After a commit into them was
+    attempted, they are no longer the snapshot, and only a backup that was complete before counts.
+  - An interrupted M(virtops.libvirt.block_commit) or M(virtops.libvirt.block_pull) is finished. If
+    M(virtops.libvirt.image_convert) had begun to remove raw images, this is finished too.
+  - If a C(qemu-img) of this collection outlived its module, it is ended first, because it would make the merge fail.
+  - A domain without an open operation is not changed.
+  - The module refuses if an overlay that is in no chain may hold the guest's newest data, or if somebody else changed a
+    chain. The message says what a human must look at.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -40,14 +40,14 @@ options:
     description:
       - Recover only operations of these kinds (as RV(virtops.libvirt.guests_info#module:guests[].journal) shows them,
         for example V(live_backup)), and fail if another one is open.
-      - Empty, all are recovered.
+      - If empty, all are recovered.
     type: list
     elements: str
     default: []
   backup:
     description:
       - Finish an interrupted backup with these options of M(virtops.libvirt.image_backup).
-      - Unset, no backup is finished.
+      - If unset, no backup is finished.
     type: dict
     suboptions:
       dest:
@@ -77,7 +77,7 @@ options:
         type: bool
         default: true
       rate_limit:
-        description: The limit for each copy in MiB/s. V(0) is no limit.
+        description: The limit for each copy in MiB/s. V(0) means no limit.
         type: int
         default: 0
       parallel:
@@ -85,7 +85,7 @@ options:
         type: int
         default: 4
   timeout:
-    description: For how many seconds a merge may take. What follows, O(on_timeout) says.
+    description: How many seconds a merge may take. O(on_timeout) says what happens then.
     type: int
     default: 3600
 seealso:
@@ -95,7 +95,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Bring a guest to rest after a crash of whatever kind
+- name: Finish or undo whatever was interrupted on a guest
   virtops.libvirt.recover:
     domain: web1
 
@@ -109,7 +109,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -122,7 +122,7 @@ domain:
   type: dict
   sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
 operations:
-  description: The operations that were found open.
+  description: The open operations that were found.
   returned: success
   type: list
   elements: dict
@@ -145,18 +145,18 @@ operations:
       phase: created
       started: 20261120T120000Z
 backup:
-  description: The manifest of the backup that was finished or found, null if there is none.
+  description: The manifest of the backup that was finished or found. Null if there is none.
   returned: success
   type: dict
   sample: {path: /srv/backup/web1/20261120T120000Z}
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: overlay_in_use
 partial:
-  description: What had been done before the failure, per disk, as RV(virtops.libvirt.block_commit#module:disks).
-  returned: failure, if something had been done
+  description: What was done before the failure, per disk, as in RV(virtops.libvirt.block_commit#module:disks).
+  returned: failure, if something was done
   type: list
   elements: dict
   sample: []

@@ -215,7 +215,7 @@ seealso:
   - module: virtops.libvirt.block_commit
   - module: virtops.libvirt.image_backup
   - name: virsh manual, snapshot-create
-    description: The command and the flags that this module stands for.
+    description: The command and the flags that this module replaces.
     link: https://www.libvirt.org/manpages/virsh.html#snapshot-create
 """
 
@@ -284,7 +284,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -383,13 +383,13 @@ disks:
   elements: dict
   sample: []
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: overlay_exists
 partial:
-  description: What had been done before the failure, per disk.
-  returned: failure, if something had been done
+  description: What was done before the failure, per disk.
+  returned: failure, if something was done
   type: list
   elements: dict
   sample: []

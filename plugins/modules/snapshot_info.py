@@ -93,7 +93,7 @@ seealso:
   - module: virtops.libvirt.snapshot_external
   - module: virtops.libvirt.snapshot_metadata
   - name: virsh manual, snapshot-list
-    description: The command and the flags that this module stands for.
+    description: The command and the flags that this module replaces.
     link: https://www.libvirt.org/manpages/virsh.html#snapshot-list
 """
 
@@ -202,7 +202,7 @@ tree_data:
     - name: before-upgrade
       depth: 0
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: no_such_snapshot

@@ -21,8 +21,8 @@ description:
   - A snapshot of this name that is internal and has the same disks is left as it is. If it is external or has other
     disks, the task fails and says what differs.
   - With O(state=absent) data and record are deleted. The images do not become smaller by that; the room is used anew.
-  - It is refused while an operation on the domain is open in the journal, also if that was interrupted, and while a
-    block job runs.
+  - The module refuses while the journal has an open operation on the domain, even an interrupted one, and while a block
+    job runs.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -71,7 +71,7 @@ seealso:
   - module: virtops.libvirt.snapshot_info
   - module: virtops.libvirt.snapshot_metadata
   - name: virsh manual, snapshot-create-as
-    description: The command and the flags that this module stands for.
+    description: The command and the flags that this module replaces.
     link: https://www.libvirt.org/manpages/virsh.html#snapshot-create-as
   - name: virsh manual, snapshot-delete
     description: The same.
@@ -101,7 +101,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -132,7 +132,7 @@ snapshot:
       - {name: vda, snapshot: internal, file: null, format: null}
       - {name: hda, snapshot: 'no', file: null, format: null}
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: disk_needs_qcow2

@@ -22,7 +22,7 @@ description:
     back, parents first.
   - With O(current), O(description) or O(new_name) a record is changed, as by C(virsh snapshot-current) and
     C(virsh snapshot-edit). The domain itself is not reverted.
-  - It is refused while an operation on the domain is open in the journal, also if that was interrupted.
+  - The module refuses while the journal has an open operation on the domain, even an interrupted one.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -83,7 +83,7 @@ seealso:
   - module: virtops.libvirt.snapshot_external
   - module: virtops.libvirt.block_commit
   - name: virsh manual, snapshot-delete
-    description: The command and the flags that this module stands for.
+    description: The command and the flags that this module replaces.
     link: https://www.libvirt.org/manpages/virsh.html#snapshot-delete
   - name: virsh manual, snapshot-edit
     description: The same.
@@ -136,7 +136,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -166,7 +166,7 @@ snapshot:
     disks:
       - {name: vda, snapshot: external, file: /var/lib/libvirt/images/web1.before-update.qcow2, format: qcow2}
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: operation_open

@@ -40,8 +40,8 @@ description:
     of another moment.
   - libvirt brings back the metadata of the snapshot's moment too, and in them the journal of this collection. It is
     written anew. Operations of that time do not rise again, and snapshots whose layers are in use stay known.
-  - It is refused while an operation on the domain is open in the journal, also if that was interrupted, and while a
-    block job runs.
+  - The module refuses while the journal has an open operation on the domain, even an interrupted one, and while a block
+    job runs.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -83,7 +83,7 @@ seealso:
   - module: virtops.libvirt.snapshot_external
   - module: virtops.libvirt.snapshot_info
   - name: virsh manual, snapshot-revert
-    description: The command and the flags that this module stands for.
+    description: The command and the flags that this module replaces.
     link: https://www.libvirt.org/manpages/virsh.html#snapshot-revert
 """
 
@@ -102,7 +102,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -142,7 +142,7 @@ state_after:
   type: str
   sample: running
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: layers_above
