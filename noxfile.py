@@ -377,8 +377,10 @@ def lab(session: nox.Session) -> None:
 
 @nox.session
 def e2e(session: nox.Session) -> None:
-    """The playbooks over SSH on lab hypervisors with running guests."""
-    run_pytest(session, "e2e")
+    """The playbooks over SSH on lab hypervisors with running guests; test_cores.py on the oldest and newest cores."""
+    cores = edges([core for core in pythons.CORES if pythons.controller_for(core)])
+    folders = [core_environment(core, str(pythons.controller_for(core))) for core in cores]
+    run_pytest(session, "e2e", VIRTOPS_CORES=os.pathsep.join(map(str, folders)))
 
 
 @nox.session
@@ -431,13 +433,13 @@ def debian_release() -> str:
     return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
-def run_pytest(session: nox.Session, name: str, *arguments: str) -> None:
+def run_pytest(session: nox.Session, name: str, *arguments: str, **variables: str) -> None:
     """Run tests/NAME, or with these arguments, in ./dev's own environment."""
     sync()
     arguments = arguments or tuple(session.posargs) or (f"tests/{name}",)
     with Checks(name, session.error) as checks:
         command = [*pytest_command(name), *arguments]
-        problem = checks.run("pytest", command, cwd=TREE, env=environment(BIN), counts=False)
+        problem = checks.run("pytest", command, cwd=TREE, env=environment(BIN, **variables), counts=False)
         checks.add_junit("pytest", junit_files(name), problem)
 
 

@@ -129,6 +129,8 @@ class Controller:
     collections: Path = field(default_factory=lambda: Path(os.environ["ANSIBLE_COLLECTIONS_PATH"]))
     #: Seconds that a play may take
     patience: float = 180
+    #: Where the ansible-core is that runs the plays
+    programs: Path = Path(sys.executable).parent
     runs: int = field(default=0, init=False)
 
     def run(self, *arguments: str, pipelining: bool = True, playbook: str = LIVE_BACKUP, **variables: Any) -> Play:
@@ -152,7 +154,7 @@ class Controller:
         self.runs += 1
         record, output = self.folder / f"{self.runs}.jsonl", self.folder / f"{self.runs}.log"
         command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", "--"]
-        command += [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(self._inventory()), playbook]
+        command += [str(self.programs / "ansible-playbook"), "-i", str(self._inventory()), playbook]
         command += ["-e", json.dumps({"live_backup_dest": "/srv/backup", "target": TESTED, **variables}), *arguments]
         with output.open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
@@ -171,7 +173,7 @@ class Controller:
         program, *arguments = shlex.split(command)
         self.runs += 1
         return subprocess.run(
-            [str(Path(sys.executable).parent / program), "-i", str(self._inventory()), *arguments],
+            [str(self.programs / program), "-i", str(self._inventory()), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -14,11 +14,17 @@ from pathlib import Path
 # Per ansible-core: the Pythons that it runs on, and those that only modules run on (3.9 is our floor).
 # From ansible_test/_util/target/common/constants.py of each release.
 CONTROLLER = {
+    "2.16": ("3.10", "3.11", "3.12"),
+    "2.17": ("3.10", "3.11", "3.12"),
+    "2.18": ("3.11", "3.12", "3.13"),
     "2.19": ("3.11", "3.12", "3.13"),
     "2.20": ("3.12", "3.13", "3.14"),
     "2.21": ("3.12", "3.13", "3.14"),
 }
 MODULES_ONLY = {
+    "2.16": ("3.9",),
+    "2.17": ("3.9",),
+    "2.18": ("3.9", "3.10"),
     "2.19": ("3.9", "3.10"),
     "2.20": ("3.9", "3.10", "3.11"),
     "2.21": ("3.9", "3.10", "3.11"),

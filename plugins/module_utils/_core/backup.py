@@ -171,7 +171,8 @@ class StorePort(Protocol):
     def check_destination(self, dest: str) -> None:
         """Refuse one that is no plain, writable directory."""
 
-    def hostname(self) -> str: ...
+    def hostname(self) -> str:
+        """The hypervisor's name, as it knows itself."""
 
     def machine(self) -> str:
         """What tells this host from all others that may write to the same directory: hexadecimal digits."""

@@ -29,7 +29,8 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds that never go backwards."""
 
-    def sleep(self, seconds: float) -> None: ...
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
 
 
 class Progress(Protocol):
@@ -51,11 +52,14 @@ class Progress(Protocol):
 class Silent:
     """Implements `Progress` where nobody follows: nothing is shown, and no order comes."""
 
-    def phase(self, name: str) -> None: ...
+    def phase(self, name: str) -> None:
+        """Show nothing."""
 
-    def step(self, words: str) -> None: ...
+    def step(self, words: str) -> None:
+        """Write nothing."""
 
-    def disk(self, target: str, done: int, total: int) -> None: ...
+    def disk(self, target: str, done: int, total: int) -> None:
+        """Count nothing."""
 
     def is_stopping(self) -> bool:
         """Never."""
@@ -361,12 +365,14 @@ class ImagePort(Protocol):
     def signature(self, path: str) -> Signature:
         """What the file's first bytes say that it is; no symlink is followed, and nothing else is opened."""
 
-    def is_directory(self, path: str) -> bool: ...
+    def is_directory(self, path: str) -> bool:
+        """Whether there is a directory; a symlink to one counts."""
 
     def names(self, directory: str) -> tuple[str, ...]:
         """What is in it; nothing where it cannot be read."""
 
-    def is_writable(self, path: str) -> bool: ...
+    def is_writable(self, path: str) -> bool:
+        """Whether this process may write to it."""
 
     def may_enter(self, directory: str, user: int, group: int) -> bool:
         """May this user reach files in the directory? True where we cannot ask."""

@@ -73,13 +73,15 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         self._write("unreachable", result)
 
     def _write(self, status: str, result: Any) -> None:
+        # Before ansible-core 2.19 these had no public names
+        public = hasattr(result, "task")
         line = {
             "play": self._play,
             "task": result.task_name,
-            "action": result.task.action,
-            "host": result.host.get_name(),
+            "action": (result.task if public else result._task).action,
+            "host": (result.host if public else result._host).get_name(),
             "status": status,
-            "result": result.result,
+            "result": result.result if public else result._result,
         }
         with open(os.environ["VIRTOPS_RECORD"], "a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")

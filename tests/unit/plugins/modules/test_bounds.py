@@ -17,11 +17,10 @@ import pytest
 pytest.importorskip("libvirt")
 pytest.importorskip("lxml")
 
-from ansible.module_utils.testing import patch_module_args
-
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.bounds import BOUNDS, bounds_of
 from ansible_collections.virtops.libvirt.plugins.module_utils._module import entry
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import LOCK
+from ansible_collections.virtops.libvirt.tests.unit.plugins.module_args import patch_module_args
 
 #: What the modules require besides, where a word is not enough
 GIVEN: dict[str, dict[str, Any]] = {

@@ -17,13 +17,12 @@ import pytest
 pytest.importorskip("libvirt")
 pytest.importorskip("lxml")
 
-from ansible.module_utils.testing import patch_module_args
-
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import DomainLock
 from ansible_collections.virtops.libvirt.plugins.module_utils._module import entry
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, HostContext
+from ansible_collections.virtops.libvirt.tests.unit.plugins.module_args import patch_module_args
 
 URI = "test:///default"
 UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
