@@ -26,6 +26,7 @@ description:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.domain.job
   - virtops.libvirt.domain.lock
   - virtops.libvirt.deadline
   - virtops.libvirt.merge
@@ -169,6 +170,7 @@ partial:
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import merge
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
     DEADLINE,
     MERGE,
@@ -201,6 +203,7 @@ def main() -> None:
         SPEC,
         _flow,
         changes=True,
+        job=Job(),
         required_one_of=[("snapshot", "base")],
         mutually_exclusive=[("snapshot", "base"), ("snapshot", "top")],
         required_by={"top": "base"},

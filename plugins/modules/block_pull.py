@@ -23,6 +23,7 @@ description:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.domain.job
   - virtops.libvirt.domain.lock
   - virtops.libvirt.merge
   - virtops.libvirt.attributes
@@ -117,6 +118,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.convergence 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import merge
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import MERGE, ArgumentSpec, merged
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 
@@ -130,7 +132,7 @@ def _flow(context: DomainContext) -> Outcome:
 
 
 def main() -> None:
-    run_domain_module(SPEC, _flow, changes=True)
+    run_domain_module(SPEC, _flow, changes=True, job=Job())
 
 
 if __name__ == "__main__":

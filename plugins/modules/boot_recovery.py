@@ -113,7 +113,7 @@ def _sources() -> dict[str, str]:
 
 
 def main() -> None:
-    run_local_module(SPEC, _flow)
+    run_local_module(SPEC, _flow, changes=True)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ notes:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.domain.job
   - virtops.libvirt.domain.lock
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes
@@ -352,6 +353,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors impor
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import back_up
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
     BACKUP,
     COPY,
@@ -386,6 +388,7 @@ def main() -> None:
         SPEC,
         _flow,
         changes=True,
+        job=Job(),
         required_one_of=[("snapshot", "overlays")],
         mutually_exclusive=[("snapshot", "overlays")],
     )

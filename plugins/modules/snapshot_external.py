@@ -31,6 +31,7 @@ description:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.domain.job
   - virtops.libvirt.domain.lock
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes
@@ -410,6 +411,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot imp
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import CHILDREN
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.store import BackupStore
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import BACKUP, SNAPSHOT, ArgumentSpec
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.backup import refuse_early
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
@@ -481,7 +483,7 @@ def _absent(context: DomainContext) -> Outcome:
 
 
 def main() -> None:
-    run_domain_module(SPEC, _flow, changes=True)
+    run_domain_module(SPEC, _flow, changes=True, job=Job())
 
 
 if __name__ == "__main__":

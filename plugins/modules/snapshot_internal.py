@@ -26,6 +26,7 @@ description:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.domain.job
   - virtops.libvirt.domain.lock
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes
@@ -143,6 +144,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.internal imp
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import CHILDREN
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.internal import InternalSnapshot
 
@@ -168,7 +170,7 @@ def _flow(context: DomainContext) -> Outcome:
 
 
 def main() -> None:
-    run_domain_module(SPEC, _flow, changes=True)
+    run_domain_module(SPEC, _flow, changes=True, job=Job())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from endstate import Before
-from fleet import ELSEWHERE, Member, until
+from fleet import ELSEWHERE, Member, drop_ssh, until
 from playbook import Controller, Play, RunningPlay
 from virtlab import BACKUP, IMAGES, Disk, Hypervisor, Lab, Mark, Volume
 
@@ -221,13 +221,6 @@ class Scene:
         assert failed[0].get("error_code") in codes, play.output
         return failed[0]
 
-    def assert_cut_off(self, play: Play) -> None:
-        """The play lost its hypervisor in the middle of a module, and says so."""
-        alias = self.member.alias
-        assert play.rc != 0, play.output
-        assert play.of(alias)[-1].status == "unreachable", play.output
-        assert "could not be reached to the end" in play.report()[alias]
-
     def close(self) -> None:
         """End what a test that failed left running."""
         for play in self.plays:
@@ -313,12 +306,8 @@ class Scene:
         self.hypervisor.exec(["sh", "-c", f"kill -{signal} {pid}"])
 
     def drop_ssh(self) -> None:
-        """SIGKILL to each SSH session of the hypervisor; its sshd goes on listening."""
-        said = self.hypervisor.exec(["ps", "-eo", "pid=,comm=,args="]).stdout
-        for line in said.splitlines():
-            pid, comm, args = line.split(None, 2)
-            if comm.startswith("sshd") and "listener" not in args and "/usr/sbin/sshd" not in args:
-                self.hypervisor.exec(["kill", "-KILL", pid], check=False)
+        """Cut each connection."""
+        drop_ssh(self.hypervisor)
 
     @contextmanager
     def stuck_in_snapshot(self, start: Callable[[], RunningPlay]) -> Iterator[RunningPlay]:
@@ -379,11 +368,6 @@ class Scene:
             yield
         finally:
             process.communicate(timeout=20)  # the end of its input ends it
-
-    def power_cycle(self) -> None:
-        """The hypervisor loses its power, and is switched on again; guests stay off."""
-        self.hypervisor.powerloss()
-        self.stage.up()
 
     def restart_libvirtd(self) -> None:
         """SIGKILL, and a new one."""

@@ -221,7 +221,16 @@ def below(root: Path) -> set[str]:
 def locks(hypervisor: Hypervisor) -> list[str]:
     """Return the locks that somebody holds, or has left."""
     folder = hypervisor.outside("/run/virtops.libvirt")
-    return sorted(os.listdir(folder)) if folder.exists() else []
+    return sorted(set(os.listdir(folder)) - {"jobs"}) if folder.exists() else []
+
+
+def drop_ssh(hypervisor: Hypervisor) -> None:
+    """SIGKILL to each SSH session of a hypervisor; its sshd goes on listening."""
+    said = hypervisor.exec(["ps", "-eo", "pid=,comm=,args="]).stdout
+    for line in said.splitlines():
+        pid, comm, args = line.split(None, 2)
+        if comm.startswith("sshd") and "listener" not in args and "/usr/sbin/sshd" not in args:
+            hypervisor.exec(["kill", "-KILL", pid], check=False)
 
 
 def sha256(path: Path) -> str:

@@ -31,6 +31,7 @@ BOUNDS = {
     "suspend_timeout": (0, _MOST),
     "throttle_timeout": (0, _MOST),
     "timeout": (0, _MOST),
+    "wait": (0, _MOST),
     # Nobody is there to run it again
     "boot_recovery.timeout": (1, _MOST),
 }

@@ -84,6 +84,7 @@ class JobEnd:
             values["ended"] = asdict(self.ended)
         if self.error is not None:
             values["error"] = [self.error.code, self.error.cause, self.error.remedy, self.error.partial]
+            values["actions"] = self.error.actions
         texts = {"no_memory": self.no_memory, "bug": self.bug, "attached": self.attached}
         return json.dumps({**values, **{name: text for name, text in texts.items() if text}})
 
@@ -109,6 +110,8 @@ def parse_end(text: str) -> JobEnd:
         values["ended"] = Ended(values["ended"]["result"], tuple(values["ended"]["warnings"]))
     if "error" in values:
         values["error"] = VirtopsError(*values["error"])
+        actions = values.pop("actions")
+        values["error"].actions = None if actions is None else tuple(actions)
     return JobEnd(**values)
 
 

@@ -39,7 +39,7 @@ from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
 from .._service.guest import Guest
-from .job import LOCK_POLL, Job, JobRun, Lock, Unfinished, Work
+from .job import LOCK_POLL, Job, JobRun, Lock, Unfinished, Work, describe_failure, describe_no_memory
 from .specs import COMMON, DOMAIN, JOB, LOCK, ArgumentSpec, merged, numbers
 
 
@@ -75,7 +75,7 @@ class HostContext:
 
 @dataclass(frozen=True)
 class LocalContext:
-    """What a flow gets that changes the hypervisor itself, without libvirt."""
+    """What a flow gets that works on the hypervisor itself, without libvirt."""
 
     params: Mapping[str, Any]
     check: bool
@@ -116,11 +116,13 @@ def run_host_module(argument_spec: ArgumentSpec, flow: Callable[[HostContext], O
     _finish(module, argument_spec, flow, lambda: _on_host(module, flow))
 
 
-def run_local_module(argument_spec: ArgumentSpec, flow: Callable[[LocalContext], Outcome], **options: Any) -> None:
-    """Run a module that changes files of the hypervisor's own. It needs the libraries all the same: what it installs
-    needs them."""
+def run_local_module(
+    argument_spec: ArgumentSpec, flow: Callable[[LocalContext], Outcome], *, changes: bool, **options: Any
+) -> None:
+    """Run a module that works on files of the hypervisor's own. It needs the libraries all the same: what it installs
+    needs them, and what it tells of needed them."""
     module = _new_module(merged(COMMON, argument_spec), options)
-    _finish(module, argument_spec, flow, lambda: _on_local(module, flow))
+    _finish(module, argument_spec, flow, lambda: _on_local(module, flow, changes))
 
 
 @contextmanager
@@ -187,9 +189,9 @@ def _on_host(module: AnsibleModule, flow: Callable[[HostContext], Outcome]) -> E
     return Ended(_result(outcome, changes=False), outcome.warnings)
 
 
-def _on_local(module: AnsibleModule, flow: Callable[[LocalContext], Outcome]) -> Ended:
+def _on_local(module: AnsibleModule, flow: Callable[[LocalContext], Outcome], changes: bool) -> Ended:
     outcome = flow(LocalContext(module.params, module.check_mode, module.params["uri"]))
-    return Ended(_result(outcome, changes=True), outcome.warnings)
+    return Ended(_result(outcome, changes), outcome.warnings)
 
 
 def _result(outcome: Outcome, changes: bool) -> dict[str, Any]:
@@ -227,16 +229,9 @@ def _finish(
         require_in_bounds(Path(inspect.getfile(flow)).stem, numbers(argument_spec, module.params))
         ended = run()
     except MemoryError as error:
-        module.fail_json(
-            msg="This module found no memory left on its host. Give it more: see its limits (ulimit -v, those of its "
-            "service or container) and what else runs there, then run it again.",
-            error_code="no_memory",
-            exception=str(error),
-        )
+        module.fail_json(**describe_no_memory(str(error)))
     except VirtopsError as error:
-        done = {"partial": error.partial, "actions": None if error.actions is None else list(error.actions)}
-        partial = words_shown({name: value for name, value in done.items() if value is not None})
-        module.fail_json(msg=shown(str(error)), error_code=error.code, **partial)
+        module.fail_json(**describe_failure(error))
     except Unfinished as followed:
         module.exit_json(changed=False, running_job=followed.told)
     else:

@@ -21,6 +21,7 @@ from typing import Any
 from .._core.errors import VirtopsError
 from .._core.job_state import Ended, JobEnd, JobState, describe, digest_of
 from .._core.ports import Progress, Silent
+from .._core.text import shown, words_shown
 from .._host.clock import SystemClock
 from .._host.job_fork import keep_code, start
 from .._host.job_progress import JobProgress
@@ -196,6 +197,33 @@ def follow(folder: JobFolder, seconds: float | None) -> JobEnd | None:
             raise Unfinished(describe(state, "running"))
         least, most = _LOOK_SECONDS
         clock.sleep(min(most, max(least, passed * _LOOK_SHARE)))
+
+
+def describe_end(end: JobEnd) -> dict[str, Any]:
+    """What the module's result would be: as a task sees it."""
+    if end.error is not None:
+        return {"failed": True, **describe_failure(end.error)}
+    if end.no_memory:
+        return {"failed": True, **describe_no_memory(end.no_memory)}
+    if end.ended is None:
+        return {"failed": True, "msg": "The job met a bug of this collection.", "exception": end.bug}
+    warnings = {"warnings": [shown(warning) for warning in end.ended.warnings]} if end.ended.warnings else {}
+    return {**words_shown(end.ended.result), **warnings}
+
+
+def describe_failure(error: VirtopsError) -> dict[str, Any]:
+    done = {"partial": error.partial, "actions": None if error.actions is None else list(error.actions)}
+    partial = words_shown({name: value for name, value in done.items() if value is not None})
+    return {"msg": shown(str(error)), "error_code": error.code, **partial}
+
+
+def describe_no_memory(text: str) -> dict[str, Any]:
+    return {
+        "msg": "This module found no memory left on its host. Give it more: see its limits (ulimit -v, those of its "
+        "service or container) and what else runs there, then run it again.",
+        "error_code": "no_memory",
+        "exception": text,
+    }
 
 
 def outcome(end: JobEnd) -> Ended:

@@ -19,7 +19,7 @@ pytest.importorskip("lxml")
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.bounds import BOUNDS, bounds_of
 from ansible_collections.virtops.libvirt.plugins.module_utils._module import entry
-from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import LOCK
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import JOB, LOCK, merged
 from ansible_collections.virtops.libvirt.tests.unit.plugins.module_args import patch_module_args
 
 #: What the modules require besides, where a word is not enough
@@ -45,7 +45,7 @@ def numeric(spec: dict[str, Any], within: tuple[str, ...] = ()) -> Iterator[tupl
 
 OPTIONS = [(module, path) for module, spec in SPECS.items() for path in numeric(spec)]
 # Which every module that changes a domain has from the entry
-OPTIONS += [("block_commit", path) for path in numeric(LOCK)]
+OPTIONS += [("block_commit", path) for path in numeric(merged(JOB, LOCK))]
 
 
 def arguments(module: str, path: tuple[str, ...], value: int) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(*_unused: object, **_unused_too: object) -> None:
         raise Opened
 
-    for name in ("Connection", "LocalContext"):
+    for name in ("Connection", "JobRun", "LocalContext"):
         monkeypatch.setattr(entry, name, opened)
 
 
