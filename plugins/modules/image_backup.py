@@ -20,13 +20,16 @@ description:
     the same format that stands alone. The module refuses an image that QEMU encrypts, and a slice of a file. It also
     refuses a chain whose headers do not give each format, or name a file that libvirt's definition of the domain does
     not name.
+  - The module reads each byte of an image once, and hashes it on its way. When all images are copied, it reads the set
+    back from the disk (see O(verify)). If it dies in between, the next run verifies the copied set without another
+    copy.
   - The result is a set, the directory C(DEST/DOMAIN NAME/UTC TIME). The time is the snapshot's. The set holds one image
     for each disk, named C(TARGET.FORMAT), and the domain's definition as it was without the snapshot (C(domain.xml),
-    with its secrets). It also holds the NVRAM and the state of an emulated TPM if the domain has them, and
-    C(manifest.json), which also lists what the set does not hold.
+    with its secrets). It also holds the NVRAM and the state of an emulated TPM if the domain has them,
+    C(manifest.json), which also lists what the set does not hold, and C(SHA256SUMS).
   - Until it is complete and on the disk, a set is named C(.TIME.partial). If the module fails, it removes the set. If
-    the module dies, the next run on the same host removes it. A run on another host removes it only if nothing was
-    written to it for an hour. Complete sets are never changed.
+    the module dies before all is copied, the next run on the same host removes the set. A run on another host removes
+    it only if nothing was written to it for an hour. Complete sets are never changed.
   - If a complete set of the same snapshot exists, nothing is changed. The module then checks only its manifest and the
     lengths of its files.
   - Directories get mode 0700 and files mode 0600.
@@ -41,7 +44,7 @@ notes:
   - To restore the domain, first put its disks, its NVRAM and its TPM's state in place. Then run C(virsh define
     domain.xml) and C(virsh start). For a copy beside the original, first remove C(uuid) and the C(mac) elements from
     C(domain.xml), and change the name and the paths in it.
-  - C(sha256sum) of each file must give the value in the manifest.
+  - C(sha256sum -c SHA256SUMS), in the set's directory, checks all its files.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -97,8 +100,11 @@ options:
     default: auto
   verify:
     description:
-      - Whether each copy is compared with its source. A qcow2 copy is also checked with C(qemu-img check). With
-        V(false) the copies are still read again for their SHA-256.
+      - Whether the copies are read back from the disk, past the page cache, and compared with what was read from the
+        source. A qcow2 copy is also checked with C(qemu-img check), and a converted image is compared with its source
+        (C(qemu-img compare)). Blocks that a copy shares with the source (V(reflink)) are only read.
+      - If there is a difference, the module fails and removes the set. The message has the file and the range of bytes.
+      - With V(false) the copies are still read for their SHA-256, from the page cache if they are in it.
     type: bool
     default: true
   rate_limit:
@@ -121,6 +127,14 @@ options:
         copies wait.
     type: int
     default: 4
+  stall_timeout:
+    description:
+      - The number of seconds after which the module gives a copy up that does not go on, for example because the
+        storage of O(dest) does not answer. A slow copy goes on, and is not given up.
+      - The unfinished set is left to the next run. Merge the overlays with M(virtops.libvirt.block_commit), which needs
+        nothing of O(dest).
+    type: int
+    default: 300
   keep_free:
     description:
       - How much space must stay free in the file system of an overlay, in MiB. The guest writes to the overlay during
@@ -181,7 +195,9 @@ actions:
   elements: str
   sample:
     - copy /var/lib/libvirt/images/web1.raw (vda, 2048 MiB) as vda.raw by reflink or copy
-    - write the manifest and the domain's XML, and name the set /srv/backup/web1/20261120T120000Z
+    - write the manifest and the domain's XML
+    - compare the copies on the disk with what was written
+    - write SHA256SUMS, and name the set /srv/backup/web1/20261120T120000Z
 domain:
   description: The domain.
   returned: success
@@ -321,7 +337,7 @@ backup:
           description: The space that the copy uses on its file system, in bytes.
           type: int
         sha256:
-          description: The SHA-256 of the copy, read again after it was written.
+          description: The SHA-256 of the copy, as it was read back.
           type: str
         method:
           description: The method that was used.

@@ -109,7 +109,9 @@ options:
     type: bool
     default: false
   verify:
-    description: Whether to check the copies once they are written.
+    description:
+      - Whether to read the copies back from the disk after the merge, and to compare them with what was written.
+      - See O(virtops.libvirt.image_backup#module:verify).
     type: bool
     default: true
   rate_limit:
@@ -120,6 +122,12 @@ options:
     description: The number of copies that may run at once on this hypervisor, for all domains.
     type: int
     default: 4
+  stall_timeout:
+    description:
+      - The number of seconds after which a copy that does not go on is given up, as where the storage of O(dest) does
+        not answer. The overlays are then merged, and the next run removes what is left at the target.
+    type: int
+    default: 300
   bandwidth:
     description: The limit of each disk's merge in MiB/s. V(0) sets no limit.
     type: int
@@ -271,9 +279,8 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, parse_reserve
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.apparmor import rules
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.copy import ImageCopier
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.helper import backup_target
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.reaper import Reaper
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.store import BackupStore
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
     BACKUP,
@@ -309,8 +316,9 @@ SPEC: ArgumentSpec = merged(
 
 
 def _flow(context: DomainContext) -> Outcome:
-    tools = Tools(context.host, BackupStore(), ImageCopier(context.clock), Reaper(context.clock), rules)
-    return LiveBackup(_options(context), context.guest, tools).run(context.check)
+    with backup_target(context.params["stall_timeout"]) as (store, copier):
+        tools = Tools(context.host, store, copier, Reaper(context.clock), rules)
+        return LiveBackup(_options(context), context.guest, tools).run(context.check)
 
 
 def _options(context: DomainContext) -> LiveBackupOptions:

@@ -84,6 +84,10 @@ options:
         description: How many copies may run at once on this hypervisor.
         type: int
         default: 4
+      stall_timeout:
+        description: The number of seconds after which a copy that does not go on is given up.
+        type: int
+        default: 300
   timeout:
     description: How many seconds a merge may take. O(on_timeout) says what happens then.
     type: int

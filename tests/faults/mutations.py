@@ -181,7 +181,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         (
             Edit(
                 f"{SERVICE}/backup.py",
-                "            self._store.remove(plan.paths.partial)\n            raise\n",
+                "            self._give_up(plan.paths, error)\n            raise\n",
                 "            raise\n",
             ),
         ),
@@ -370,8 +370,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         30,
-        "a copy is compared with its source, byte for byte",
-        (Edit(f"{HOST}/transfer.py", "                    if mine != theirs:\n", "                    if False:\n"),),
+        "what lies on the disk is compared with what was written, byte for byte",
+        (Edit(f"{HOST}/transfer.py", "            if self._run.hexdigest() != digest:\n", "            if False:\n"),),
         sees="assert 0 != 0",
         case="bit_flipped",
     ),

@@ -97,7 +97,13 @@ def test_two_hosts_share_a_target(scene: Scene) -> None:
     found.path().rename(partial)
     refused = scene.module("image_backup", snapshot=SNAPSHOT, dest=BACKUP)
     assert refused.get("error_code") == "set_under_way", refused
-    assert sorted(file.name for file in partial.iterdir()) == ["domain.xml", "manifest.json", "vda.raw", "vdb.qcow2"]
+    assert sorted(file.name for file in partial.iterdir()) == [
+        "SHA256SUMS",
+        "domain.xml",
+        "manifest.json",
+        "vda.raw",
+        "vdb.qcow2",
+    ]
     scene.hypervisor.exec(["sh", "-c", f"touch -d '2 hours ago' {BACKUP}/web/.*.partial {BACKUP}/web/.*.partial/*"])
     again = scene.module("image_backup", snapshot=SNAPSHOT, dest=BACKUP)
     assert "unfinished" in again["actions"][0], again

@@ -71,11 +71,15 @@ class Set:
         assert {disk["target"] for disk in manifest["disks"]} == targets
         images = {disk["file"] for disk in manifest["disks"]}
         assert images == {f"{disk['target']}.{disk['format']}" for disk in manifest["disks"]}
-        assert self.files() == dict.fromkeys({"manifest.json", "domain.xml"} | images, 0o600)
+        assert self.files() == dict.fromkeys({"SHA256SUMS", "manifest.json", "domain.xml"} | images, 0o600)
+        sums = self.path("SHA256SUMS").read_text(encoding="utf-8")
+        checked = subprocess.run(
+            ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=self.path(), check=True, stdout=subprocess.PIPE
+        )
+        assert checked.stdout.count(b": OK") == len(images) + 2
         for disk in manifest["disks"]:
-            file = self.path(disk["file"])
-            assert file.stat().st_size == disk["bytes"]
-            assert sha256(file) == disk["sha256"]
+            assert self.path(disk["file"]).stat().st_size == disk["bytes"]
+            assert f"{disk['sha256']}  {disk['file']}\n" in sums
             told = json.loads(self._qemu_img("info", "--output=json", disk["file"]))
             assert told["format"] == disk["format"]
             assert told["virtual-size"] == disk["virtual_size"]

@@ -23,6 +23,10 @@ from .ports import ImagePort
 
 MANIFEST = "manifest.json"
 DOMAIN_XML = "domain.xml"
+#: For sha256sum(1), of all other files of a set.
+SUMS = "SHA256SUMS"
+#: What the copies of a partial set have to have on the disk: it is copied, and awaits its verification.
+DIGESTS = "digests.json"
 
 SAME = "same"
 AUTO, REFLINK, COPY, CONVERT = "auto", "reflink", "copy", "convert"
@@ -35,7 +39,8 @@ UNKNOWN = "unknown"
 class BackupWish:
     """What the user asked for: `snapshot` or `overlays`. `rate_limit` is MiB/s of each copy, 0: no limit.
 
-    `keep_free` is in MiB: the copy gives way to the overlays where they have less.
+    `keep_free` is in MiB: the copy gives way to the overlays where they have less. `stall_timeout` is in seconds: how
+    long nothing may go on.
     """
 
     dest: str
@@ -49,6 +54,7 @@ class BackupWish:
     keep_backing: bool = False
     parallel: int = 4
     keep_free: int = 256
+    stall_timeout: int = 300
 
 
 @dataclass(frozen=True)
@@ -105,14 +111,48 @@ class CopyOrder:
     unsure: bool = False
 
 
+#: Bytes of a file that are compared as one: from, up to, and their SHA-256.
+Run = tuple[int, int, str]
+
+
 @dataclass(frozen=True)
 class Copied:
-    """What came of an order; sizes in bytes."""
+    """What came of an order; sizes in bytes.
+
+    `runs`: what was written, hashed as it passed, so that what lies on the disk can be compared with it. All else is
+    zeros. None: there is nothing to compare, as of blocks that are shared with the source.
+    """
 
     method: str
     bytes: int
     allocated: int
+    runs: tuple[Run, ...] | None = None
+
+
+#: Called with a disk's target, the bytes done and those in all.
+Told = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class VerifyOrder:
+    """One file of a set to be read back: with `from_disk` past the page cache. `format` is that of an image whose own
+    tables are checked; a file without `target` is none that progress is told of."""
+
+    file: str
+    bytes: int | None = None
+    target: str = ""
+    format: str = ""
+    runs: tuple[Run, ...] | None = None
+    sha256: str | None = None
+    from_disk: bool = True
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was read; not `from_disk` where the file system's cache cannot be passed by."""
+
     sha256: str
+    from_disk: bool = True
 
 
 @dataclass(frozen=True)
@@ -140,7 +180,8 @@ class SetPaths:
 class Unfinished:
     """A set under way, or one that a death left. `owner` is the UUID of its domain, None: it does not say.
 
-    `ours`: this host began it. `age`: seconds since something in it was changed, or its lease renewed.
+    `ours`: this host began it. `age`: seconds since something in it was changed, or its lease renewed. `copied`: it is
+    whole, but for its verification.
     """
 
     path: str
@@ -148,21 +189,28 @@ class Unfinished:
     allocated: int
     ours: bool = True
     age: float = 0
+    copied: bool = False
 
 
 class CopyPort(Protocol):
-    """Copying images on the host."""
+    """Copying images on the host, and reading the copies back. Raises `copy_stalled` where the target does not answer;
+    then it is not to be touched."""
 
     def hold(self, paths: tuple[str, ...]) -> AbstractContextManager[object]:
         """QEMU's image lock on each: nothing may write to them; `image_locked` where something does."""
 
     def copy_all(
-        self, orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None]
+        self, orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None], told: Told
     ) -> dict[str, Copied]:
-        """Write, sync, check and hash each into `directory`; by target. The first failure stops the others.
+        """Write each into `directory`, and bring it to the disk; by target. The first failure stops the others.
 
         `watch` is called now and then; it raises to stop them all.
         """
+
+    def verify_all(
+        self, orders: tuple[VerifyOrder, ...], directory: str, parallel: int, watch: Callable[[], None], told: Told
+    ) -> dict[str, Verified]:
+        """Read each back, and compare it with what is known of it; by file. `verify_failed` where it is not so."""
 
 
 class StorePort(Protocol):
@@ -176,6 +224,9 @@ class StorePort(Protocol):
 
     def machine(self) -> str:
         """What tells this host from all others that may write to the same directory: hexadecimal digits."""
+
+    def free_bytes(self, dest: str) -> int:
+        """statvfs(3): what may still be written there."""
 
     def is_regular(self, path: str) -> bool:
         """stat(2): a regular file, and no block device."""
@@ -197,8 +248,14 @@ class StorePort(Protocol):
         """Make the partial set with its manifest, mode 0700, and what is missing above it; `set_under_way` where
         somebody else has made it. Returns the directory to write it by, which no rename leads elsewhere."""
 
-    def renew(self, paths: SetPaths) -> None:
-        """Show others that the partial set is being written; fails where it is gone."""
+    def resume(self, paths: SetPaths) -> str:
+        """Take up the partial set that is there, as `begin` makes one."""
+
+    def require_in_place(self, paths: SetPaths) -> None:
+        """Refuse to go on where the partial set that we write is no longer what is found by its name."""
+
+    def digests(self, directory: str) -> dict[str, tuple[Run, ...] | None] | None:
+        """What the copies of a partial set have to have on the disk, by file; None where nothing usable tells it."""
 
     def write(self, directory: str, name: str, text: str) -> None:
         """Write a file, mode 0600, and sync it."""
@@ -210,7 +267,7 @@ class StorePort(Protocol):
         """Copy a small file, mode 0600, and sync it: its bytes, its SHA-256, and whether nothing wrote to it then."""
 
     def finish(self, paths: SetPaths) -> None:
-        """Sync the directory and give the set its final name."""
+        """Remove the digests, sync the directory and give the set its final name."""
 
     def remove(self, directory: str, lease: float = 0) -> None:
         """Remove a partial set; with `lease`, only one that nobody changed for so many seconds, by the clock of the

@@ -12,7 +12,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from .backup import DOMAIN_XML, SAME, BackupWish, Copied, CopyOrder, Selection, SetPaths, Unfinished
+from .backup import (
+    DOMAIN_XML,
+    SAME,
+    BackupWish,
+    Copied,
+    CopyOrder,
+    Run,
+    Selection,
+    SetPaths,
+    Unfinished,
+    Verified,
+    VerifyOrder,
+)
 from .errors import VirtopsError
 from .extras import NVRAM, Extras
 from .journal import epoch
@@ -20,7 +32,6 @@ from .model import DomainView
 
 #: Seconds after which a partial set that nobody changed belongs to no living run. Its writer renews it each minute.
 LEASE = 3600
-RENEWAL = 60
 
 #: Of manifest.json. Raised when a reader of the old one would misunderstand a new one.
 SCHEMA_VERSION = 1
@@ -38,9 +49,18 @@ def set_paths(dest: str, view: DomainView, started: str) -> SetPaths:
     return SetPaths(parent, os.path.join(parent, started), os.path.join(parent, ".%s.partial" % started))
 
 
-def removable(unfinished: tuple[Unfinished, ...], uuid: str) -> tuple[Unfinished, ...]:
-    """The partial sets that a backup of this domain removes: its own, and those that nobody writes any more."""
-    return tuple(partial for partial in unfinished if is_own(partial, uuid) or partial.age >= LEASE)
+def removable(unfinished: tuple[Unfinished, ...], uuid: str, instead: str = "") -> tuple[Unfinished, ...]:
+    """The partial sets that a backup of this domain removes: its own, unless they are copied and it is not made
+    `instead` of them, and those that nobody writes any more."""
+    waiting = [partial for partial in awaiting(unfinished, uuid) if partial.path != instead]
+    return tuple(
+        partial for partial in unfinished if partial not in waiting and (is_own(partial, uuid) or partial.age >= LEASE)
+    )
+
+
+def awaiting(unfinished: tuple[Unfinished, ...], uuid: str) -> tuple[Unfinished, ...]:
+    """The partial sets of this domain and host that are copied, and only have to be verified."""
+    return tuple(partial for partial in unfinished if partial.copied and is_own(partial, uuid))
 
 
 def is_own(partial: Unfinished, uuid: str) -> bool:
@@ -65,7 +85,7 @@ def require_own_sets(sets: Mapping[str, str], unfinished: tuple[Unfinished, ...]
 def require_nobody_writes(unfinished: tuple[Unfinished, ...], view: DomainView, paths: SetPaths) -> None:
     """Refuse the very set that another host is writing."""
     for partial in unfinished:
-        if partial.path == paths.partial and partial not in removable((partial,), view.uuid):
+        if partial.path == paths.partial and partial not in removable((partial,), view.uuid, partial.path):
             raise under_way(paths.partial, "It was last written to %d s ago" % partial.age)
 
 
@@ -79,6 +99,15 @@ def under_way(path: str, told: str) -> VirtopsError:
     )
 
 
+def lost(path: str) -> VirtopsError:
+    """The error for a partial set that is gone while it is ours."""
+    return VirtopsError(
+        "copy_failed",
+        "The unfinished set %s was moved or removed while it was written" % path,
+        "Find out who does that, then try again",
+    )
+
+
 def require_same_set(
     found: dict[str, Any], sizes: dict[str, int], selection: Selection, wish: BackupWish, path: str, uuid: str
 ) -> None:
@@ -89,15 +118,13 @@ def require_same_set(
             "The backup %s is there already, and holds something else" % path,
             "Choose another dest, or move that set away",
         )
-    disks = {disk["target"]: disk for disk in found["disks"]}
-    wanted = {source.target for source in selection.sources}
-    if set(disks) != wanted or any(wish.format not in (SAME, disk["format"]) for disk in disks.values()):
+    if not has_same_disks(found, selection, wish):
         raise VirtopsError(
             "set_exists",
             "The backup %s of this snapshot is there already, with other disks or in another format" % path,
             "Move that set away, or ask for what it holds",
         )
-    files = [*disks.values(), *found.get("extras", ())]
+    files = [*found["disks"], *found.get("extras", ())]
     damaged = [entry["file"] for entry in files if sizes.get(entry["file"], -1) != entry["bytes"]]
     if damaged:
         raise VirtopsError(
@@ -105,6 +132,51 @@ def require_same_set(
             "The backup %s is damaged: %s is missing or has another length" % (path, ", ".join(sorted(damaged))),
             "Move that set away, then try again",
         )
+
+
+def has_same_disks(found: dict[str, Any], selection: Selection, wish: BackupWish) -> bool:
+    """Does a set hold what is asked for?"""
+    disks = {disk["target"]: disk for disk in found["disks"]}
+    wanted = {source.target for source in selection.sources}
+    return set(disks) == wanted and all(wish.format in (SAME, disk["format"]) for disk in disks.values())
+
+
+def verify_orders(
+    manifest: dict[str, Any], digests: Mapping[str, tuple[Run, ...] | None], verify: bool
+) -> tuple[VerifyOrder, ...]:
+    """How the files of a partial set are read back. Without `verify` only for their SHA-256."""
+    plain = [VerifyOrder(manifest["domain_xml"], from_disk=verify)]
+    plain += [
+        VerifyOrder(extra["file"], extra["bytes"], sha256=extra["sha256"], from_disk=verify)
+        for extra in manifest.get("extras", ())
+    ]
+    images = [
+        VerifyOrder(
+            disk["file"],
+            disk["bytes"],
+            disk["target"],
+            disk["format"] if verify else "",
+            digests.get(disk["file"]) if verify else None,
+            from_disk=verify,
+        )
+        for disk in manifest["disks"]
+    ]
+    return (*images, *plain)
+
+
+def finished(manifest: dict[str, Any], verified: Mapping[str, Verified], stamp: str) -> dict[str, Any]:
+    """The manifest of a set that was read back."""
+    disks = [{**disk, "sha256": verified[disk["file"]].sha256} for disk in manifest["disks"]]
+    return {**manifest, "disks": disks, "times": {**manifest["times"], "finished": iso8601(stamp)}}
+
+
+def build_sums(digests: Mapping[str, str]) -> str:
+    """As sha256sum(1) writes and reads it."""
+    lines = []
+    for file, digest in sorted(digests.items()):
+        name = file.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+        lines.append("%s%s  %s\n" % ("" if name == file else "\\", digest, name))
+    return "".join(lines)
 
 
 def require_space(orders: tuple[CopyOrder, ...], free: int, dest: str) -> None:
@@ -126,7 +198,8 @@ def mib(count: int) -> int:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json and the result's `backup`. What is not known yet (check mode) is None."""
+    """manifest.json and the result's `backup`. What is not known yet is None: in check mode, and before the copies are
+    read back (see `finished`)."""
 
     selection: Selection
     domain: str
@@ -138,7 +211,6 @@ class Manifest:
     extras: Extras = field(default_factory=Extras)
     autostart: bool = False
     begun: str | None = None
-    finished: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -151,7 +223,7 @@ class Manifest:
             "times": {
                 "snapshot": iso8601(self.selection.started),
                 "started": iso8601(self.begun),
-                "finished": iso8601(self.finished),
+                "finished": None,
             },
             "consistency": self.selection.consistency,
             "domain_xml": DOMAIN_XML,
@@ -178,13 +250,13 @@ class Manifest:
             "file": order.file,
             "bytes": None if copied is None else copied.bytes,
             "allocated": None if copied is None else copied.allocated,
-            "sha256": None if copied is None else copied.sha256,
+            "sha256": None,
             "method": None if copied is None else copied.method,
             "backing": None if order.backing is None else {"path": order.backing.path, "format": order.backing.format},
         }
 
-    def complete(self, copied: dict[str, Copied], extras: Extras, finished: str) -> Manifest:
-        return replace(self, copied=copied, extras=extras, finished=finished)
+    def complete(self, copied: dict[str, Copied], extras: Extras) -> Manifest:
+        return replace(self, copied=copied, extras=extras)
 
 
 def iso8601(stamp: str | None) -> str | None:
@@ -192,3 +264,8 @@ def iso8601(stamp: str | None) -> str | None:
     if stamp is None:
         return None
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch(stamp)))
+
+
+def stamp_of_iso(text: str) -> str:
+    """The reverse."""
+    return text.replace("-", "").replace(":", "")

@@ -28,6 +28,7 @@ BOUNDS = {
     "parallel": (1, _MOST),
     "rate_limit": (0, _MOST_MIB),
     "resume_within": (0, _MOST),
+    "stall_timeout": (1, _MOST),
     "suspend_timeout": (0, _MOST),
     "throttle_timeout": (0, _MOST),
     "timeout": (0, _MOST),

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Private to virtops.libvirt: reading a manifest.json that anybody may have written.
+"""Private to virtops.libvirt: reading a manifest.json, and the digests of copies, that anybody may have written.
 
 Only what a manifest has is taken over, in its form and within limits: the target that keeps the sets is no part of the
 hypervisor.
@@ -14,8 +14,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from .backup import Run
+
 #: Bytes of a manifest.json, at most: some hundred disks.
 MANIFEST_LIMIT = 1 << 20
+#: Bytes of the digests of a set's copies, at most.
+DIGESTS_LIMIT = 256 << 20
 _TEXT_LIMIT = 4096
 _ITEMS_LIMIT = 1000
 
@@ -24,19 +28,49 @@ _Reader = Callable[[Any], Any]
 
 def parse_manifest(data: bytes) -> dict[str, Any]:
     """The manifest; ValueError, with words for it, where it is none."""
-    if len(data) > MANIFEST_LIMIT:
-        raise ValueError("it is longer than %d bytes" % MANIFEST_LIMIT)
-    try:
-        found = json.loads(data.decode("utf-8", "surrogateescape"))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError("it is no JSON: %s" % error) from None
-    manifest: dict[str, Any] = _MANIFEST(found)
+    manifest: dict[str, Any] = _MANIFEST(_json(data, MANIFEST_LIMIT))
     targets = [disk["target"] for disk in manifest["disks"]]
     if len(set(targets)) != len(targets):
         raise ValueError("a disk is in it twice")
     return manifest
+
+
+def build_digests(digests: dict[str, tuple[Run, ...] | None]) -> str:
+    """What each copy has to have on the disk, by its file, as text."""
+    return json.dumps(digests)
+
+
+def parse_digests(data: bytes) -> dict[str, tuple[Run, ...] | None]:
+    """The same back; ValueError where it is nothing like it."""
+    found = _json(data, DIGESTS_LIMIT)
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return {_file_name(file): None if runs is None else _runs(runs) for file, runs in found.items()}
+
+
+def _runs(value: object) -> tuple[Run, ...]:
+    """They follow each other."""
+    if not isinstance(value, list):
+        raise ValueError("no list")
+    end, found = 0, []
+    for run in value:
+        if not isinstance(run, list) or len(run) != 3 or not end <= _count(run[0]) < _count(run[1]):
+            raise ValueError("no run of bytes")
+        end = run[1]
+        found.append((run[0], end, _text(run[2])))
+    return tuple(found)
+
+
+def _json(data: bytes, limit: int) -> object:
+    if len(data) > limit:
+        raise ValueError("it is longer than %d bytes" % limit)
+    try:
+        found: object = json.loads(data.decode("utf-8", "surrogateescape"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError("it is no JSON: %s" % error) from None
+    return found
 
 
 def _text(value: object) -> str:

@@ -82,6 +82,11 @@ def marked(uuid: str) -> Iterator[None]:
         del _marks[MARK]
 
 
+def child_environment() -> dict[str, str]:
+    """What a program of ours gets: the C locale, as its messages are read, and the mark."""
+    return {**os.environ, "LC_ALL": "C", **_marks}
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a program gets, as images are nobody's word: bytes of address space, processor seconds, seconds of time."""
@@ -106,13 +111,15 @@ def run(
     fds: Mapping[int, str] | None = None,
     limits: Limits | None = None,
     until: Callable[[str], bool] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> str:
     """Run a program without a shell and return what it printed.
 
     `subject` is what the error is about, as "The copy of /a.img". `tied`: a long one, that dies with us. `fine`: the
     exit codes of success. `check` is called now and then; it raises to stop the program. `fds`: descriptors that it
     gets under their numbers, and how a message calls the files. `limits`: LOOK, and WORK where it is tied. `until` gets
-    each line that it prints, which are not returned then, and ends the program where it says so.
+    each line that it prints, which are not returned then, and ends the program where it says so. `watch` is called now
+    and then with its PID.
     """
     if shutil.which(argv[0]) is None:
         raise VirtopsError(
@@ -124,7 +131,6 @@ def run(
     if tied:
         argv = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *argv]
     limits = limits or (WORK if tied else LOOK)
-    env = {**os.environ, "LC_ALL": "C", **_marks}
     with failing(subject):
         # run_command would need an AnsibleModule, which this layer does not know, and cannot be stopped midway.
         process = subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
@@ -132,12 +138,12 @@ def run(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=env,
+            env=child_environment(),
             pass_fds=tuple(fds or ()),
         )
         try:
             _limit(process.pid, limits)
-            out, err, ended = _listen(process, subject, limits, check, until)
+            out, err, ended = _listen(process, subject, limits, check, until, watch)
         finally:
             _end(process)
     if ended and process.returncode not in fine:
@@ -162,6 +168,7 @@ def _listen(
     limits: Limits,
     check: Callable[[], None] | None,
     until: Callable[[str], bool] | None,
+    watch: Callable[[int], None] | None,
 ) -> tuple[bytes, bytes, bool]:
     """What it printed on each of its outputs, and whether it came to its end by itself."""
     deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
@@ -190,6 +197,8 @@ def _listen(
                 return bytes(said[out]), bytes(said[err]), False
             if check is not None:
                 check()
+            if watch is not None:
+                watch(process.pid)
             if deadline is not None and time.monotonic() >= deadline:
                 raise VirtopsError(
                     "image_timeout",

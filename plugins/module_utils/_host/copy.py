@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Private to virtops.libvirt: copies of whole images, several at a time, checked and on the disk when they are done.
+"""Private to virtops.libvirt: copies of whole images, several at a time, on the disk when they are done, and their
+verification.
 
 The methods, fastest first: share the blocks (reflink), copy the allocated bytes as they are (copy), let qemu-img
 rewrite the image (convert: another format, compressed, or with the content of its backing files).
+
+This runs in the helper (helper.py), which may hang in the kernel: nothing here takes a lock on an image.
 """
 
 from __future__ import annotations
@@ -13,123 +16,193 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import Protocol, TypeVar
 
-from .._core.backup import CONVERT, REFLINK, Copied, CopyOrder
+from .._core.backup import CONVERT, REFLINK, Copied, CopyOrder, Run, Verified, VerifyOrder
 from .._core.errors import VirtopsError
 from .._core.images import why_not_alone
 from .._core.ports import Clock
 from .clock import SystemClock
-from .command import failing, os_failure, run
+from .command import failing, run
 from .folders import shown
-from .image_lock import ImageLock
 from .images import Images
-from .locks import CopySlots, never_stop
-from .transfer import Check, Pace, clone, copy_data, sha256
+from .locks import CopySlots
+from .transfer import Pace, clone, copy_data, read_back, runs_of, sync_data
 
 #: `qemu-img check`: no error, or only leaked clusters, which waste space and harm nothing (a guest that crashed).
 _CHECK_FINE = frozenset({0, 3})
-#: Between two calls of `watch`.
-_WATCH_SECONDS = 1.0
+#: Between two signs of life.
+_SIGN_SECONDS = 0.5
+#: Between two changes of the set's time, by which other hosts see that somebody works on it.
+_RENEWAL_SECONDS = 60.0
+
+_Result = TypeVar("_Result", Copied, Verified)
+
+
+class Signs(Protocol):
+    """Gets the bytes done and in all, by target, and a number that is another while the work goes on."""
+
+    def __call__(self, done: dict[str, tuple[int, int]], life: int) -> None: ...
 
 
 class ImageCopier:
-    """Implements `_core.backup.CopyPort`."""
+    """The work of `_core.backup.CopyPort`."""
 
-    def __init__(self, clock: Clock | None = None, slots: Callable[[int], CopySlots] = CopySlots) -> None:
+    def __init__(self, signs: Signs, clock: Clock | None = None, slots: Callable[[int], CopySlots] = CopySlots) -> None:
+        self._signs = signs
         self._clock = clock or SystemClock()
         self._slots = slots
 
-    @contextlib.contextmanager
-    def hold(self, paths: tuple[str, ...]) -> Iterator[None]:
-        """QEMU's image lock on each path."""
-        with contextlib.ExitStack() as stack:
-            for path in paths:
-                stack.enter_context(ImageLock(path))
-            yield
-
-    def copy_all(
-        self, orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None] = never_stop
-    ) -> dict[str, Copied]:
+    def copy_all(self, orders: tuple[CopyOrder, ...], directory: str, parallel: int) -> dict[str, Copied]:
         """One thread for each image; how many of them work at a time, the hypervisor's slots say."""
+        tasks = {}
+        for order in orders:
+            work = _Work(order.target)
+            tasks[order.target] = work, _Copy(order, directory, self._clock, work).run
+        return self._run_all(tasks, directory, parallel)
+
+    def verify_all(self, orders: tuple[VerifyOrder, ...], directory: str, parallel: int) -> dict[str, Verified]:
+        """Likewise."""
+        tasks = {}
+        for order in orders:
+            work = _Work(order.target)
+            tasks[order.file] = work, _Verification(order, directory, work).run
+        return self._run_all(tasks, directory, parallel)
+
+    def _run_all(
+        self, tasks: dict[str, tuple[_Work, Callable[[], _Result]]], directory: str, parallel: int
+    ) -> dict[str, _Result]:
         slots = self._slots(parallel)
-        stop = _Stop()
-        with ThreadPoolExecutor(max(1, len(orders))) as pool:
-            futures = {}
+        works = [work for work, _unused in tasks.values()]
+        with ThreadPoolExecutor(max(1, len(tasks))) as pool:
+            futures: dict[str, Future[_Result]] = {}
             try:
                 with failing("Starting the copies", "copy_failed"):
-                    for order in orders:
-                        futures[order.target] = pool.submit(_Copy(order, directory, self._clock, stop).run, slots)
-                _wait(set(futures.values()), watch)
+                    for name, (work, task) in tasks.items():
+                        futures[name] = pool.submit(_in_slot, slots, work, task)
+                self._wait(set(futures.values()), works, directory)
             finally:
-                stop.set()
-        return _results(futures)
+                for work in works:
+                    work.stop()
+        return _results(futures, directory)
+
+    def _wait(self, running: set[Future[_Result]], works: list[_Work], directory: str) -> None:
+        """Until all have ended, or one has failed."""
+        renewed = self._clock.monotonic()
+        while running:
+            ended, running = wait(running, _SIGN_SECONDS, return_when=FIRST_EXCEPTION)
+            done = {work.target: (work.done, max(work.done, work.total)) for work in works if work.target}
+            self._signs(done, sum(work.life for work in works))
+            if any(future.exception() is not None for future in ended):
+                return
+            if self._clock.monotonic() - renewed >= _RENEWAL_SECONDS:
+                renewed = self._clock.monotonic()
+                with contextlib.suppress(OSError):
+                    os.utime(directory)
+
+
+def _in_slot(slots: CopySlots, work: _Work, task: Callable[[], _Result]) -> _Result:
+    with slots.take(work.waiting):
+        return task()
 
 
 class _Stopped(Exception):
     """Another copy of the same set has failed."""
 
 
-class _Stop:
-    """Tells all copies of a set to end."""
+class _Work:
+    """How far one image is. To wait for another's copy to end is no standstill."""
 
-    def __init__(self) -> None:
-        self._event = threading.Event()
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.done = self.total = self.life = 0
+        self._io = b""
+        self._stopped = threading.Event()
 
-    def set(self) -> None:
-        self._event.set()
+    def stop(self) -> None:
+        self._stopped.set()
 
     def check(self) -> None:
-        if self._event.is_set():
+        if self._stopped.is_set():
             raise _Stopped
+
+    def waiting(self) -> None:
+        self.life += 1
+        self.check()
+
+    def told(self, count: int) -> None:
+        self.done += count
+        self.life += 1
+
+    def begin(self, total: int) -> None:
+        self.done, self.total = 0, total
+
+    def look_at(self, pid: int) -> None:
+        """proc(5): what a program reads and writes changes while it goes on."""
+        try:
+            with open("/proc/%d/io" % pid, "rb") as file:
+                found = file.read()
+        except OSError:
+            return
+        if found != self._io:
+            self._io = found
+            self.done = int(found.split()[1])
+            self.life += 1
 
 
 class _Copy:
     """One image."""
 
-    def __init__(self, order: CopyOrder, directory: str, clock: Clock, stop: _Stop) -> None:
+    def __init__(self, order: CopyOrder, directory: str, clock: Clock, work: _Work) -> None:
         self._order = order
-        self._directory = directory
         self._path = os.path.join(directory, order.file)
         self._clock = clock
-        self._check: Check = stop.check
+        self._work = work
         self._subject = "The copy of %s to %s" % (order.source.path, self._path)
 
-    def run(self, slots: CopySlots) -> Copied:
-        """Errors name the directory by its own path, and not by that of a descriptor."""
-        try:
-            return self._run(slots)
-        except VirtopsError as error:
-            told = shown(self._directory)
-            raise VirtopsError(error.code, error.cause.replace(self._directory, told), error.remedy) from error
+    def run(self) -> Copied:
+        with failing(self._subject, "copy_failed"):
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                method, runs = self._write(fd)
+                self._require_alone()
+                found = os.fstat(fd)
+                return Copied(method, found.st_size, found.st_blocks * 512, runs)
+            finally:
+                os.close(fd)
 
-    def _run(self, slots: CopySlots) -> Copied:
-        try:
-            with slots.take(self._check):
-                fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                try:
-                    return self._finish(fd, self._write(fd))
-                finally:
-                    os.close(fd)
-        except OSError as error:
-            raise os_failure(self._subject, error, "copy_failed") from error
-
-    def _write(self, fd: int) -> str:
-        """Returns the method that did it."""
-        if self._order.methods == (CONVERT,):
+    def _write(self, fd: int) -> tuple[str, tuple[Run, ...] | None]:
+        """The method that did it, and what was written, as far as that is to be compared."""
+        order = self._order
+        self._work.begin(order.needs)
+        if order.methods == (CONVERT,):
             self._convert()
-            return CONVERT
-        with open(self._order.source.path, "rb", buffering=0) as source:
-            for method in self._order.methods:
-                if method != REFLINK:
-                    copy_data(source.fileno(), fd, Pace(self._order.rate_limit, self._clock), self._check)
-                elif not clone(source.fileno(), fd):
-                    continue
-                if self._order.backing is not None:
+            return CONVERT, self._compared(fd)
+        with open(order.source.path, "rb", buffering=0) as source:
+            for method in order.methods:
+                runs = None
+                if method == REFLINK:
+                    if not clone(source.fileno(), fd):
+                        continue
+                else:
+                    self._work.begin(os.fstat(source.fileno()).st_blocks * 512)
+                    found = copy_data(
+                        source.fileno(),
+                        fd,
+                        Pace(order.rate_limit, self._clock),
+                        self._work.check,
+                        self._work.told,
+                        order.verify and order.backing is None,
+                    )
+                    runs = found if order.verify else None
+                if order.backing is not None:
                     # What the header says may be relative to where the source lies, and may leave out the format.
-                    Images().rebase_unsafe(self._path, self._order.backing)
-                return method
+                    Images().rebase_unsafe(self._path, order.backing)
+                    return method, self._compared(fd)
+                os.fsync(fd)
+                return method, runs
         raise VirtopsError(
             "no_reflink",
             "%s failed: its file system cannot share blocks with the source's" % self._subject,
@@ -139,24 +212,27 @@ class _Copy:
     def _convert(self) -> None:
         order = self._order
         # -W: out of order, as the source is read in several coroutines; the target needs no order before its fsync.
-        argv = ["qemu-img", "convert", "-W", "-S", "4k", "-f", order.source.format, "-O", order.format]
+        argv = ["qemu-img", "convert", "-U", "-W", "-S", "4k", "-f", order.source.format, "-O", order.format]
         argv += ["-c"] if order.compress else []
         argv += ["-r", str(order.rate_limit)] if order.rate_limit else []
         argv += ["-B", order.backing.path, "-F", order.backing.format] if order.backing else []
-        self._qemu([*argv, order.source.path, self._path], "copy_failed")
+        _qemu([*argv, order.source.path, self._path], self._subject, "copy_failed", self._work)
 
-    def _finish(self, fd: int, method: str) -> Copied:
-        """The disk's work (fsync) goes on beside the processor's (hash)."""
-        bytewise = self._order.verify and method != CONVERT and self._order.backing is None
+    def _compared(self, fd: int) -> tuple[Run, ...] | None:
+        """Of a copy with other bytes than the source: does a guest read the same from both? The disk's work goes on
+        beside the processor's."""
+        order = self._order
         with ThreadPoolExecutor(1) as side:
-            synced = side.submit(os.fsync, fd)
-            self._require_alone()
-            if self._order.verify:
-                self._verify(bytewise)
-            digest = sha256(self._path, self._check, self._order.source.path if bytewise else None)
+            synced = side.submit(sync_data, fd, self._work.check, self._work.told)
+            runs = None
+            if order.verify:
+                formats = ["-f", order.source.format, "-F", order.format]
+                argv = ["qemu-img", "compare", "-U", "-q", *formats, order.source.path, self._path]
+                _qemu(argv, self._subject, "verify_failed", self._work)
+                runs = runs_of(fd, self._work.check, self._work.told)
             synced.result()
-        found = os.fstat(fd)
-        return Copied(method, found.st_size, found.st_blocks * 512, digest)
+        os.fsync(fd)
+        return runs
 
     def _require_alone(self) -> None:
         """A set has to be good when everything else is gone."""
@@ -168,35 +244,56 @@ class _Copy:
                 "Use method: convert and format: qcow2",
             )
 
-    def _verify(self, bytewise: bool) -> None:
+
+class _Verification:
+    """One file of a set, as it lies on the disk."""
+
+    def __init__(self, order: VerifyOrder, directory: str, work: _Work) -> None:
+        self._order = order
+        self._path = os.path.join(directory, order.file)
+        self._work = work
+        self._subject = "The verification of %s" % self._path
+
+    def run(self) -> Verified:
         order = self._order
-        if order.format == "qcow2":
-            self._qemu(["qemu-img", "check", "-q", "-f", order.format, self._path], "verify_failed", _CHECK_FINE)
-        if not bytewise:
-            formats = ["-f", order.source.format, "-F", order.format]
-            self._qemu(["qemu-img", "compare", "-q", *formats, order.source.path, self._path], "verify_failed")
+        with failing(self._subject, "verify_failed"):
+            found = os.stat(self._path, follow_symlinks=False)
+            self._work.begin(found.st_blocks * 512)
+            if order.bytes not in (None, found.st_size):
+                raise self._differs("it has %d bytes instead of %s" % (found.st_size, order.bytes))
+            sha256, from_disk = read_back(
+                self._path, order.runs, self._work.check, self._work.told, from_disk=order.from_disk
+            )
+            if order.sha256 not in (None, sha256):
+                raise self._differs("its SHA-256 is %s instead of %s" % (sha256, order.sha256))
+            if order.format == "qcow2":
+                argv = ["qemu-img", "check", "-U", "-q", "-f", order.format, self._path]
+                _qemu(argv, self._subject, "verify_failed", self._work, _CHECK_FINE)
+        return Verified(sha256, from_disk)
 
-    def _qemu(self, argv: list[str], code: str, fine: frozenset[int] = frozenset({0})) -> None:
-        try:
-            run(argv, self._subject, tied=True, fine=fine, check=self._check)
-        except VirtopsError as error:
-            if error.code != "image_failed":
-                raise
-            raise VirtopsError(code, error.cause, error.remedy) from error
+    def _differs(self, why: str) -> VirtopsError:
+        return VirtopsError(
+            "verify_failed",
+            "The copy %s is not what was written: %s" % (self._path, why),
+            "Look for failing storage or memory on this host and on the target (dmesg), then try again",
+        )
 
 
-def _wait(running: set[Future[Copied]], watch: Callable[[], None]) -> None:
-    """Until all have ended, or one has failed."""
-    while running:
-        watch()
-        ended, running = wait(running, _WATCH_SECONDS, return_when=FIRST_EXCEPTION)
-        if any(future.exception() is not None for future in ended):
-            return
+def _qemu(argv: list[str], subject: str, code: str, work: _Work, fine: frozenset[int] = frozenset({0})) -> None:
+    try:
+        run(argv, subject, tied=True, fine=fine, check=work.check, watch=work.look_at)
+    except VirtopsError as error:
+        if error.code != "image_failed":
+            raise
+        raise VirtopsError(code, error.cause, error.remedy) from error
 
 
-def _results(futures: dict[str, Future[Copied]]) -> dict[str, Copied]:
-    """The first failure that is one: those that were stopped only followed it."""
+def _results(futures: dict[str, Future[_Result]], directory: str) -> dict[str, _Result]:
+    """The first failure that is one: those that were stopped only followed it. It names the directory by its own path,
+    and not by that of a descriptor."""
     errors = [error for error in (future.exception() for future in futures.values()) if error is not None]
     for error in sorted(errors, key=lambda found: isinstance(found, _Stopped)):
+        if isinstance(error, VirtopsError):
+            raise VirtopsError(error.code, error.cause.replace(directory, shown(directory)), error.remedy) from error
         raise error
-    return {target: future.result() for target, future in futures.items()}
+    return {name: future.result() for name, future in futures.items()}

@@ -22,6 +22,8 @@ _USER = re.compile(r'\s*user\s*=\s*"([^"]+)"')
 
 #: The states of what has ended, and is only waited for; none is what is gone.
 _ENDED = frozenset({"Z", "X", "x", ""})
+#: File systems that ask a server.
+_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "lustre", "gpfs", "fuse"})
 #: What a process has open, and mapped.
 _OPEN = ("fd", "map_files")
 
@@ -141,11 +143,43 @@ def _owners() -> frozenset[int]:
 
 def _holds(pid: int, key: tuple[int, int]) -> bool:
     folder = living(pid)
-    return folder is not None and any(_any_link(os.path.join(folder, kind), key) for kind in _OPEN)
+    if folder is None:
+        return False
+    remote = _remote_mounts(folder, key[0])
+    return any(_any_link(os.path.join(folder, kind), key, remote) for kind in _OPEN)
 
 
-def _any_link(directory: str, key: tuple[int, int]) -> bool:
-    return any(file_key(os.path.join(directory, name)) == key for name in _names(directory))
+def _remote_mounts(folder: str, device: int) -> frozenset[str]:
+    """What a process has mounted whose server may be gone: stat(2) of a file there would never return. Not the file
+    system of the file that is looked for. proc_pid_mountinfo(5)."""
+    own = "" if device < 0 else "%d:%d" % (os.major(device), os.minor(device))
+    try:
+        with open(os.path.join(folder, "mountinfo"), encoding="utf-8", errors="surrogateescape") as file:
+            mounts = [line.split() for line in file]
+    except OSError:
+        return frozenset()
+    return frozenset(
+        mount[0] for mount in mounts if mount[2] != own and mount[mount.index("-") + 1].partition(".")[0] in _REMOTE
+    )
+
+
+def _any_link(directory: str, key: tuple[int, int], remote: frozenset[str]) -> bool:
+    return any(
+        not _is_on(directory, name, remote) and file_key(os.path.join(directory, name)) == key
+        for name in _names(directory)
+    )
+
+
+def _is_on(directory: str, name: str, mounts: frozenset[str]) -> bool:
+    """Is what a process has open on one of its mounts? proc_pid_fdinfo(5)."""
+    if not mounts or not directory.endswith("/fd"):
+        return False
+    try:
+        with open("%sinfo/%s" % (directory, name), encoding="ascii", errors="replace") as file:
+            found = re.search(r"^mnt_id:\s*(\d+)$", file.read(), re.MULTILINE)
+    except OSError:
+        return False
+    return found is not None and found[1] in mounts
 
 
 def _names(directory: str) -> list[str]:

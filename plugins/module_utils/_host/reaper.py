@@ -6,7 +6,8 @@
 
 A tied program dies with the module that started it (see command.py). One can be left all the same, where the kernel
 refused prctl(2), or where something was started by an older release. It holds QEMU's lock on the image, so that each
-merge fails for as long as it runs. What tells it from another's: the mark in its environment, see `command.marked`.
+merge fails for as long as it runs. One that was killed, does not end and reads without a lock (-U) is in nobody's way.
+What tells it from another's: the mark in its environment, see `command.marked`.
 Whoever calls this holds the domain's lock, so no module that could have started it lives any more.
 """
 
@@ -21,7 +22,7 @@ from .._core.errors import VirtopsError
 from .._core.ports import Clock
 from .clock import SystemClock
 from .command import MARK
-from .procs import emulators, living
+from .procs import emulators, living, stuck_thread
 
 #: The only program that is ever ended: never the watchdog, which has to thaw.
 PROGRAM = "qemu-img"
@@ -71,6 +72,7 @@ def _is_ours(pid: int, uuid: str) -> bool:
         folder is not None
         and _read(folder, "comm").rstrip(b"\n") == PROGRAM.encode()
         and wanted in _read(folder, "environ").split(b"\0")
+        and not (b"-U" in _read(folder, "cmdline").split(b"\0") and stuck_thread(pid) is not None)
     )
 
 

@@ -26,13 +26,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from .._core.backup import MANIFEST, SetPaths, Unfinished
-from .._core.backup_set import under_way
+from .._core.backup import DIGESTS, MANIFEST, Run, SetPaths, Unfinished
+from .._core.backup_set import lost, under_way
 from .._core.errors import VirtopsError
-from .._core.manifest import MANIFEST_LIMIT, parse_manifest
+from .._core.manifest import DIGESTS_LIMIT, MANIFEST_LIMIT, parse_digests, parse_manifest
 from .command import os_failure
 from .folders import held, is_at, make_own, not_private, open_plain, reach, reach_own, shown, way_to
-from .transfer import sha256
+from .locks import never_stop
+from .transfer import read_back
 
 _PARTIAL = ".partial"
 #: The name of a complete set.
@@ -89,6 +90,14 @@ class BackupStore:
             machine_id = ""
         words = "\0".join(("virtops.libvirt", machine_id, self.hostname()))
         return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+    def free_bytes(self, dest: str) -> int:
+        """f_bavail, without the blocks reserved for root."""
+        try:
+            found = os.statvfs(dest)
+        except OSError as error:
+            raise os_failure("Looking for space on %s" % dest, error) from error
+        return found.f_bavail * found.f_frsize
 
     def is_regular(self, path: str) -> bool:
         """stat(2)."""
@@ -171,6 +180,7 @@ class BackupStore:
             sum(found.st_blocks * 512 for _name, found in entries),
             is_this or path.endswith(self._birth_suffix()),
             max(0.0, time.time() - _newest(fd, entries)),
+            any(name == DIGESTS for name, _found in entries),
         )
 
     def _birth_suffix(self) -> str:
@@ -209,17 +219,39 @@ class BackupStore:
         self._held[paths.partial] = _Held(*fds)
         return way_to(fds[2])
 
-    def renew(self, paths: SetPaths) -> None:
-        """utimensat(2) with the time of the file system's server."""
+    def resume(self, paths: SetPaths) -> str:
+        """The same descriptors as of one that was begun."""
+        if paths.partial in self._held:
+            return way_to(self._held[paths.partial].partial)
+        dest = reach(os.path.dirname(paths.parent))
+        fds = [dest]
+        try:
+            fds.append(reach_own(dest, os.path.basename(paths.parent), paths.parent))
+            fds.append(reach_own(fds[1], os.path.basename(paths.partial), paths.partial))
+        except BaseException as error:
+            for fd in fds:
+                os.close(fd)
+            if isinstance(error, OSError):
+                raise os_failure("Opening the unfinished set %s" % paths.partial, error, "copy_failed") from error
+            raise
+        self._held[paths.partial] = _Held(*fds)
+        return way_to(fds[2])
+
+    def require_in_place(self, paths: SetPaths) -> None:
+        """By the descriptors."""
         ours = self._held[paths.partial]
         if not is_at(ours.parent, os.path.basename(paths.partial), ours.partial):
-            raise VirtopsError(
-                "copy_failed",
-                "The unfinished set %s was moved or removed while it was written" % paths.partial,
-                "Find out who does that, then try again",
-            )
-        with contextlib.suppress(OSError):
-            os.utime(ours.partial)
+            raise lost(paths.partial)
+        if not is_at(ours.dest, os.path.basename(paths.parent), ours.parent):
+            raise not_private(paths.parent, "was moved away while the set in it was written")
+
+    def digests(self, directory: str) -> dict[str, tuple[Run, ...] | None] | None:
+        """A symlink or a FIFO in its place is nothing."""
+        with contextlib.suppress(OSError, ValueError), _opened_parent(os.path.dirname(directory)) as parent:
+            if parent is not None:
+                with held(reach_own(parent, os.path.basename(directory), directory)) as folder:
+                    return parse_digests(_read(folder, DIGESTS, DIGESTS_LIMIT))
+        return None
 
     def write(self, directory: str, name: str, text: str) -> None:
         """Replaces what is there. The directory is synced by `finish`."""
@@ -250,7 +282,7 @@ class BackupStore:
                     steady = any(_copy_steady(original, file) for _try in range(_TRIES))
                     file.flush()
                     os.fsync(fd)
-            return os.path.getsize(path), sha256(path, lambda: None), steady
+            return os.path.getsize(path), read_back(path, None, never_stop, from_disk=False)[0], steady
         except OSError as error:
             raise os_failure(
                 "The copy of %s to %s" % (source, shown(directory)), _bare(error), "copy_failed"
@@ -258,11 +290,11 @@ class BackupStore:
 
     def finish(self, paths: SetPaths) -> None:
         """rename(2) replaces nothing but an empty directory."""
-        self.renew(paths)
+        self.require_in_place(paths)
         ours = self._held[paths.partial]
-        if not is_at(ours.dest, os.path.basename(paths.parent), ours.parent):
-            raise not_private(paths.parent, "was moved away while the set in it was written")
         try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(DIGESTS, dir_fd=ours.partial)
             os.fsync(ours.partial)
             names = os.path.basename(paths.partial), os.path.basename(paths.final)
             os.rename(*names, src_dir_fd=ours.parent, dst_dir_fd=ours.parent)
@@ -327,12 +359,16 @@ def _copy_steady(source: int, target: BinaryIO) -> bool:
 
 
 def _read_manifest(folder: int) -> dict[str, Any]:
-    """O_NONBLOCK: a FIFO in its place would never open."""
-    fd = os.open(MANIFEST, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    return parse_manifest(_read(folder, MANIFEST, MANIFEST_LIMIT))
+
+
+def _read(folder: int, name: str, limit: int) -> bytes:
+    """O_NONBLOCK: a FIFO in its place would never open. One byte more than the limit, so that it shows."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ValueError("it is no regular file")
-        return parse_manifest(file.read(MANIFEST_LIMIT + 1))
+        return file.read(limit + 1)
 
 
 def _entries(folder: int) -> list[tuple[str, os.stat_result]]:

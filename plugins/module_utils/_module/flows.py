@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from .._core.backup import BackupWish
 from .._core.model import Outcome
-from .._host.copy import ImageCopier
-from .._host.store import BackupStore
+from .._host.helper import backup_target
 from .._service.backup import Backup
 from .._service.merge import Merge
 from .._service.merge_plan import MergeWish
@@ -23,5 +22,6 @@ def merge(context: DomainContext, wish: MergeWish) -> Outcome:
 
 def back_up(context: DomainContext, wish: BackupWish) -> Outcome:
     """Copy the bases of a snapshot, for image_backup and recover."""
-    store, copier = BackupStore(), ImageCopier(context.clock)
-    return Backup(wish, context.domain, context.images, store, copier, context.clock).run(context.check)
+    with backup_target(wish.stall_timeout) as (store, copier):
+        tools = context.domain, context.images, store, copier, context.clock, context.progress
+        return Backup(wish, *tools).run(context.check)

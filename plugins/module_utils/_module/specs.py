@@ -85,6 +85,7 @@ COPY: ArgumentSpec = {
     "verify": {"type": "bool", "default": True},
     "rate_limit": {"type": "int", "default": 0},
     "parallel": {"type": "int", "default": 4},
+    "stall_timeout": {"type": "int", "default": 300},
 }
 
 

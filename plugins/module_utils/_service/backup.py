@@ -4,27 +4,40 @@
 
 """Private to virtops.libvirt: the flow of a backup of the bases below a snapshot's overlays.
 
-observe -> select -> a complete set is there: done -> refuse -> plan -> (check mode stops here) -> partial set -> NVRAM
-and TPM, whose state no snapshot holds, as soon after it as can be -> copies under QEMU's image lock -> bases unchanged?
--> manifest -> final name. A failure removes the partial set; a death leaves it, and the next run of the same host
-removes it: what is in it was never checked, and copying again is quick. Another host's is left alone until nobody has
-written to it for long.
+Two parts, so that the guest is on its overlays no longer than the copy takes.
+
+copy: observe -> select -> a complete set is there: done -> a copied one is there: done -> refuse -> plan -> (check mode
+stops here) -> partial set -> NVRAM and TPM, whose state no snapshot holds, as soon after it as can be -> copies under
+QEMU's image lock -> bases unchanged? -> digests, which say that the set is copied.
+
+finish, best after the merge: read each copied set of this domain and host back from the disk -> compare it with its
+digests -> SHA256SUMS, manifest -> final name. It needs neither the snapshot nor the bases, so it also finishes what an
+earlier run left.
+
+A failure of the copy removes the partial set, and so does a verification that finds a difference. Where the target
+does not answer, nothing is removed. The next run on the same host removes a copy that was interrupted, as copying again
+is quick; another host's only when nobody has written to it for long.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .._core import xml
 from .._core.backup import (
+    DIGESTS,
     DOMAIN_XML,
     MANIFEST,
+    SUMS,
     BackupWish,
     CopyOrder,
     CopyPort,
+    Run,
     Selection,
     SetPaths,
     Source,
@@ -39,9 +52,13 @@ from .._core.backup import (
 from .._core.backup_copy import plan_copy
 from .._core.backup_set import (
     LEASE,
-    RENEWAL,
     Manifest,
+    awaiting,
+    build_sums,
+    finished,
+    has_same_disks,
     is_own,
+    lost,
     mib,
     removable,
     require_nobody_writes,
@@ -49,12 +66,15 @@ from .._core.backup_set import (
     require_same_set,
     require_space,
     set_paths,
+    verify_orders,
 )
+from .._core.errors import VirtopsError
 from .._core.extras import Extras, plan_extras, with_unsteady
 from .._core.images import Use
 from .._core.journal import Journal
+from .._core.manifest import build_digests
 from .._core.model import DomainView, Layer, Outcome
-from .._core.ports import Clock, ImagePort, ViewPort
+from .._core.ports import Clock, ImagePort, Progress, Silent, ViewPort
 from .brake import refuse_short
 from .observe import observe
 from .sound import find, require_sound
@@ -78,7 +98,7 @@ def refuse_early(
     """Refuse, while there is no snapshot yet, a backup of these bases that could not succeed after one."""
     store.check_destination(wish.dest)
     orders = tuple(order_of(wish, source, view, images, store) for source in bases)
-    require_space(orders, images.free_bytes(wish.dest) + left_behind(wish, view, store), wish.dest)
+    require_space(orders, store.free_bytes(wish.dest) + left_behind(wish, view, store), wish.dest)
 
 
 def order_of(wish: BackupWish, source: Source, view: DomainView, images: ImagePort, store: StorePort) -> CopyOrder:
@@ -119,7 +139,13 @@ def _facts(source: Source, view: DomainView, images: ImagePort, store: StorePort
 
 
 class Backup:
-    """Back up the bases of one snapshot, or find that they are backed up."""
+    """Back up the bases of one snapshot, or find that they are backed up.
+
+    `copy` in the window in which the guest is on its overlays, then the merge, then `finish`; or `run`, which does all.
+    `finish_left` before a snapshot is taken. `store` and `copier`: see `_host.helper.backup_target`.
+
+    Raises `stopped` where `progress` has the order to stop: the copy's partial set is removed, a copied one stays.
+    """
 
     def __init__(
         self,
@@ -129,6 +155,7 @@ class Backup:
         store: StorePort,
         copier: CopyPort,
         clock: Clock,
+        progress: Progress | None = None,
     ) -> None:
         self._wish = wish
         self._domain = domain
@@ -136,9 +163,29 @@ class Backup:
         self._store = store
         self._copier = copier
         self._clock = clock
+        self._progress = progress or Silent()
+        #: The set that `copy` has left, or in check mode would leave, to `finish`, and what is known of it, or of one
+        #: that was complete.
+        self._mine: SetPaths | None = None
+        self._backup: dict[str, Any] | None = None
 
     def run(self, check: bool) -> Outcome:
-        """Plan, and where not `check`, apply. Raises VirtopsError; no partial set is left then."""
+        """Copy, finish, and finish what earlier runs left."""
+        self._progress.phase("copy")
+        copied = self.copy(check)
+        self._progress.phase("verify")
+        ended, left = self.finish(check), self.finish_left(check)
+        return Outcome(
+            (*copied.steps, *ended.steps, *left.steps),
+            copied.before,
+            copied.after,
+            ended.values,
+            (*copied.warnings, *ended.warnings, *left.warnings),
+        )
+
+    def copy(self, check: bool) -> Outcome:
+        """Plan, and where not `check`, copy. Raises VirtopsError; no partial set is left then, unless the target does
+        not answer (`copy_stalled`)."""
         self._store.check_destination(self._wish.dest)
         view, journal = self._observe()
         selection = select(self._wish, view, journal, self._images)
@@ -146,6 +193,10 @@ class Backup:
         found = self._store.manifest(paths.final)
         if found is not None:
             return self._present(found, view, selection, paths)
+        self._mine = paths
+        left = self._left(view, selection, paths)
+        if left is not None:
+            return self._made((), paths, left)
         plan = self._plan(view, journal, selection, paths)
         manifest = Manifest(
             selection,
@@ -161,7 +212,39 @@ class Backup:
         )
         if not check:
             manifest = self._apply(plan, view, manifest)
-        return _made(plan, manifest)
+        torn = [lack for lack in manifest.extras.lacks if lack not in plan.extras.lacks]
+        warnings = ("The copy of %s may be torn: something wrote to it all the time" % lack.words() for lack in torn)
+        return self._made(_steps(plan), paths, manifest.as_dict(), tuple(warnings))
+
+    def finish(self, check: bool) -> Outcome:
+        """Verify what `copy` left, and name it. The value "backup" is its manifest, with its path.
+
+        Raises VirtopsError: `verify_failed` after the set was removed. After all else it stays, and so it does where
+        the run is killed; see `finish_left`.
+        """
+        if self._mine is None or check:  # in check mode there may be nothing yet to look at
+            steps = () if self._mine is None else _finishing(self._mine, self._wish.verify)
+            return Outcome(steps, values={"backup": self._backup})
+        return self._finish(self._mine, check)
+
+    def finish_left(self, check: bool) -> Outcome:
+        """The same for what interrupted runs of this domain and host had copied. The value "backup" is the newest, or
+        None. What cannot be finished is a warning, unless the target does not answer."""
+        view = self._domain.view()
+        parent = set_paths(self._wish.dest, view, "").parent
+        found, warnings = Outcome(values={"backup": None}), []
+        for partial in awaiting(self._store.unfinished(parent), view.uuid):
+            if self._mine is not None and partial.path == self._mine.partial:
+                continue
+            try:
+                done = self._finish(_paths_of(partial), check)
+            except VirtopsError as error:
+                if error.code in ("copy_stalled", "stopped"):
+                    raise
+                warnings.append("The set %s of an interrupted run could not be finished: %s" % (partial.path, error))
+            else:
+                found = replace(done, steps=found.steps + done.steps, warnings=found.warnings + done.warnings)
+        return replace(found, warnings=(*found.warnings, *warnings))
 
     # -- looking
 
@@ -171,8 +254,29 @@ class Backup:
 
     def _present(self, found: dict[str, Any], view: DomainView, selection: Selection, paths: SetPaths) -> Outcome:
         require_same_set(found, self._store.file_sizes(paths.final), selection, self._wish, paths.final, view.uuid)
-        state: dict[str, object] = {"path": paths.final, "files": _files_of(found)}
-        return Outcome(before=state, after=state, values={"backup": {**found, "path": paths.final}})
+        outcome = self._made((), paths, found)
+        return replace(outcome, before=outcome.after)
+
+    def _made(
+        self, steps: tuple[str, ...], paths: SetPaths, manifest: dict[str, Any], warnings: tuple[str, ...] = ()
+    ) -> Outcome:
+        self._backup = {**manifest, "path": paths.final}
+        return Outcome(
+            steps,
+            {"path": None, "files": []},
+            {"path": paths.final, "files": _files_of(manifest)},
+            {"backup": self._backup},
+            warnings,
+        )
+
+    def _left(self, view: DomainView, selection: Selection, paths: SetPaths) -> dict[str, Any] | None:
+        """The manifest of a set that an interrupted run has copied of this very snapshot."""
+        for partial in awaiting(_unfinished(paths.parent, view, self._store), view.uuid):
+            found = self._store.manifest(partial.path) if partial.path == paths.partial else None
+            usable = found is not None and self._store.digests(partial.path) is not None
+            if found is not None and usable and found["operation"] == selection.operation:
+                return found if has_same_disks(found, selection, self._wish) else None
+        return None
 
     def _plan(self, view: DomainView, journal: Journal, selection: Selection, paths: SetPaths) -> _Plan:
         """Refuses whatever can be told before the first effect."""
@@ -183,8 +287,8 @@ class Backup:
         orders = tuple(plan_copy(self._wish, fact) for fact in facts)
         unfinished = _unfinished(paths.parent, view, self._store)
         require_nobody_writes(unfinished, view, paths)
-        stale = removable(unfinished, view.uuid)
-        free = self._images.free_bytes(self._wish.dest) + sum(partial.allocated for partial in stale)
+        stale = removable(unfinished, view.uuid, paths.partial)
+        free = self._store.free_bytes(self._wish.dest) + sum(partial.allocated for partial in stale)
         require_space(orders, free, self._wish.dest)
         return _Plan(selection, paths, orders, _locked(facts), stale, self._extras(view, selection))
 
@@ -201,25 +305,91 @@ class Backup:
 
     def _make(self, plan: _Plan, view: DomainView, manifest: Manifest) -> Manifest:
         """What failed to begin is another's, and stays."""
-        directory = self._store.begin(plan.paths, _text(manifest))
+        directory = self._store.begin(plan.paths, _text(manifest.as_dict()))
         try:
             # Another host may have begun at the same time: each sees the other's now, if it did not before.
             _unfinished(plan.paths.parent, view, self._store)
-            manifest = self._fill(plan, directory, manifest)
-            self._store.finish(plan.paths)
-        except BaseException:
-            self._store.remove(plan.paths.partial)
+            return self._fill(plan, directory, manifest)
+        except BaseException as error:
+            self._give_up(plan.paths, error)
             raise
-        return manifest
+
+    def _give_up(self, paths: SetPaths, error: BaseException) -> None:
+        """A target that does not answer is not touched again: the next run removes what is left there."""
+        if isinstance(error, VirtopsError) and error.code == "copy_stalled":
+            return
+        try:
+            self._store.remove(paths.partial)
+        except VirtopsError as failure:
+            if failure.code != "copy_stalled":
+                raise
 
     def _fill(self, plan: _Plan, directory: str, manifest: Manifest) -> Manifest:
         extras = self._copy_extras(plan.extras, directory)
-        copied = self._copier.copy_all(plan.orders, directory, self._wish.parallel, self._watch(plan))
+        began = self._clock.monotonic()
+        watch = self._watch([source.overlay for source in plan.selection.sources])
+        copied = self._copier.copy_all(plan.orders, directory, self._wish.parallel, watch, self._progress.disk)
+        seconds = self._clock.monotonic() - began
+        size = sum(found.allocated for found in copied.values())
+        self._progress.step("copied %d disks, %d MiB, in %.1f s" % (len(copied), mib(size), seconds))
         view = self._require_unchanged(plan.selection)
         self._store.write(directory, DOMAIN_XML, self._domain_xml(plan.selection, view))
-        manifest = manifest.complete(copied, extras, self._clock.utcnow())
-        self._store.write(directory, MANIFEST, _text(manifest))
+        manifest = manifest.complete(copied, extras)
+        self._store.write(directory, MANIFEST, _text(manifest.as_dict()))
+        digests = {order.file: copied[order.target].runs for order in plan.orders}
+        self._store.write(directory, DIGESTS, build_digests(digests))
+        self._store.require_in_place(plan.paths)
         return manifest
+
+    def _finish(self, paths: SetPaths, check: bool) -> Outcome:
+        """One set that is copied."""
+        manifest = self._store.manifest(paths.partial)
+        if manifest is None:
+            raise lost(paths.partial)
+        digests = self._store.digests(paths.partial)
+        if digests is None:
+            raise VirtopsError(
+                "set_damaged",
+                "The unfinished set %s has no %s that could be used" % (paths.partial, DIGESTS),
+                "Move it away, then try again",
+            )
+        warnings: tuple[str, ...] = ()
+        if not check:
+            manifest, warnings = self._verify(paths, manifest, digests)
+        return Outcome(
+            _finishing(paths, self._wish.verify),
+            values={"backup": {**manifest, "path": paths.final}},
+            warnings=warnings,
+        )
+
+    def _verify(
+        self, paths: SetPaths, manifest: dict[str, Any], digests: dict[str, tuple[Run, ...] | None]
+    ) -> tuple[dict[str, Any], tuple[str, ...]]:
+        directory = self._store.resume(paths)
+        began = self._clock.monotonic()
+        orders = verify_orders(manifest, digests, self._wish.verify)
+        try:
+            verified = self._copier.verify_all(
+                orders, directory, self._wish.parallel, self._require_going, self._progress.disk
+            )
+        except VirtopsError as error:
+            if error.code == "verify_failed":
+                self._give_up(paths, error)
+            raise
+        self._progress.step("read %d files back in %.1f s" % (len(orders), self._clock.monotonic() - began))
+        manifest = finished(manifest, verified, self._clock.utcnow())
+        text = _text(manifest)
+        sums = {file: found.sha256 for file, found in verified.items()}
+        sums[MANIFEST] = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        self._store.write(directory, SUMS, build_sums(sums))
+        self._store.write(directory, MANIFEST, text)
+        self._store.finish(paths)
+        if not self._wish.verify or all(found.from_disk for found in verified.values()):
+            return manifest, ()
+        return manifest, (
+            "The copies in %s were compared as they are in this host's page cache: their file system neither does "
+            "without it nor lets it be dropped" % paths.final,
+        )
 
     def _copy_extras(self, extras: Extras, directory: str) -> Extras:
         files, unsteady = [], {}
@@ -231,21 +401,20 @@ class Backup:
                 unsteady[file.source] = file.kind
         return with_unsteady(replace(extras, files=tuple(files)), unsteady)
 
-    def _watch(self, plan: _Plan) -> Callable[[], None]:
-        """The guest writes to its overlays meanwhile. A full file system there stops it, so the copy gives way.
-
-        Other hosts see by its time that the set is being written."""
-        overlays = [source.overlay for source in plan.selection.sources]
-        renewed = self._clock.monotonic()
+    def _watch(self, overlays: list[str]) -> Callable[[], None]:
+        """The guest writes to its overlays meanwhile. A full file system there stops it, so the copy gives way."""
 
         def watch() -> None:
-            nonlocal renewed
+            self._require_going()
             refuse_short(self._images, overlays, self._wish.keep_free)
-            if self._clock.monotonic() - renewed >= RENEWAL:
-                self._store.renew(plan.paths)
-                renewed = self._clock.monotonic()
 
         return watch
+
+    def _require_going(self) -> None:
+        if self._progress.is_stopping():
+            raise VirtopsError(
+                "stopped", "The backup was told to stop before it was complete", "Run it again for another one"
+            )
 
     def _require_unchanged(self, selection: Selection) -> DomainView:
         """The same look as before the copy: what it read was that point in time to the end."""
@@ -262,8 +431,14 @@ class Backup:
         return xml.without_data_files(xml.with_disk_layers(self._domain.domain_xml(), bases, drop_journal=True))
 
 
-def _text(manifest: Manifest) -> str:
-    return json.dumps(manifest.as_dict(), indent=2, ensure_ascii=False) + "\n"
+def _text(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+
+
+def _paths_of(partial: Unfinished) -> SetPaths:
+    """Of a set by the name that `set_paths` gave it."""
+    parent, name = os.path.split(partial.path)
+    return SetPaths(parent, os.path.join(parent, name[1:].partition(".")[0]), partial.path)
 
 
 def _locked(facts: tuple[SourceFacts, ...]) -> tuple[str, ...]:
@@ -272,18 +447,9 @@ def _locked(facts: tuple[SourceFacts, ...]) -> tuple[str, ...]:
     return tuple(sorted(path for path in layers if path.startswith("/")))
 
 
-def _made(plan: _Plan, manifest: Manifest) -> Outcome:
-    values = manifest.as_dict()
-    torn = [lack for lack in manifest.extras.lacks if lack not in plan.extras.lacks]
-    return Outcome(
-        steps=_steps(plan),
-        before={"path": None, "files": []},
-        after={"path": plan.paths.final, "files": _files_of(values)},
-        values={"backup": {**values, "path": plan.paths.final}},
-        warnings=tuple(
-            "The copy of %s may be torn: something wrote to it all the time" % lack.words() for lack in torn
-        ),
-    )
+def _finishing(paths: SetPaths, verify: bool) -> tuple[str, ...]:
+    read = "compare the copies on the disk with what was written" if verify else "read the copies for their SHA-256"
+    return read, "write %s, and name the set %s" % (SUMS, paths.final)
 
 
 def _steps(plan: _Plan) -> tuple[str, ...]:
@@ -297,10 +463,10 @@ def _steps(plan: _Plan) -> tuple[str, ...]:
             "copy %s (%s, %d MiB) as %s by %s"
             % (order.source.path, order.target, mib(order.needs), order.file, " or ".join(order.methods))
         )
-    return (*steps, "write the manifest and the domain's XML, and name the set %s" % plan.paths.final)
+    return (*steps, "write the manifest and the domain's XML")
 
 
 def _files_of(manifest: dict[str, Any]) -> list[str]:
     nvram = [manifest["nvram"]] if manifest.get("nvram") else []  # earlier releases wrote no list of extras
     files = {entry["file"] for entry in (*nvram, *manifest.get("extras", ()), *manifest["disks"])}
-    return sorted([MANIFEST, DOMAIN_XML, *files])
+    return sorted([MANIFEST, DOMAIN_XML, SUMS, *files])

@@ -4,19 +4,21 @@
 
 """Private to virtops.libvirt: the live backup of one guest, from the first look to the last pivot.
 
-recovery (what an earlier run left) -> preflight -> snapshot -> copy -> merge. Each is a flow of its own; this one hands
-the results on. Once there may be a snapshot, a failure is reported only when the overlays are merged again.
+recovery (what an earlier run left) -> preflight -> verification of what it had copied -> snapshot -> copy -> merge ->
+verification. Each is a flow of its own; this one hands the results on. Once there may be a snapshot, a failure is
+reported only when the overlays are merged again.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from .._core.backup import BackupWish, Copied, CopyOrder, CopyPort, Source, StorePort
+from .._core.backup import BackupWish, CopyPort, Source, StorePort
+from .._core.backup_set import stamp_of_iso
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import CREATED, JournalDisk, Operation, epoch
@@ -96,6 +98,12 @@ class LiveBackup:
         self._done += recovered.steps
         options = self._named()
         warnings = self._look(options)
+        left = self._copy_flow(options.backup, self._guest).finish_left(check)
+        backup = cast("dict[str, Any] | None", left.values["backup"])
+        if backup is not None and self._is_young(stamp_of_iso(backup["times"]["snapshot"])):
+            values = {**recovered.values, "backup": backup}
+            return self._resumed(replace(recovered, steps=recovered.steps + left.steps, values=values))
+        self._done += left.steps
         if check:
             made = self._plan(options)
         else:
@@ -103,8 +111,8 @@ class LiveBackup:
             made = self._make(options)
         made = replace(
             made,
-            steps=recovered.steps + made.steps,
-            warnings=recovered.warnings + warnings + made.warnings,
+            steps=recovered.steps + left.steps + made.steps,
+            warnings=recovered.warnings + warnings + left.warnings + made.warnings,
             values={**made.values, **self._measured(), "recovered": operations},
         )
         # The chains as they were before an earlier run's overlays were merged
@@ -135,8 +143,10 @@ class LiveBackup:
 
     def _counts(self, started: str, recovered: Outcome) -> bool:
         """Is what was recovered as good as the backup that is asked for?"""
-        age = epoch(self._guest.clock.utcnow()) - epoch(started)
-        return recovered.values["backup"] is not None and age <= self._options.resume_within
+        return recovered.values["backup"] is not None and self._is_young(started)
+
+    def _is_young(self, started: str) -> bool:
+        return epoch(self._guest.clock.utcnow()) - epoch(started) <= self._options.resume_within
 
     def _resumed(self, recovered: Outcome) -> Outcome:
         backup = cast("dict[str, Any] | None", recovered.values["backup"])
@@ -196,19 +206,23 @@ class LiveBackup:
                 taken = self._snapshot_flow(options).run(False)
             self._done += taken.steps
             self._window.append(self._guest.clock.monotonic())
+            flow = self._copy_flow(options.backup, self._guest)
             with self._phase("copy"):
-                copied = self._copy_flow(options.backup, self._guest).run(False)
+                copied = flow.copy(False)
             self._done += copied.steps
             with self._phase("merge"):
                 merged = self._merge_flow(options, self._guest).run(False)
+            self._done += merged.steps
             self._window.append(self._guest.clock.monotonic())
+            with self._phase("verify"):
+                finished = flow.finish(False)
         except VirtopsError as error:
             raise self._put_right(error) from error
         except Exception:  # a bug: it stays one, and the guest does not stay on its overlays for it
             with suppress(VirtopsError):
                 self._recovery(None).run(False)
             raise
-        return _joined(taken, copied, merged)
+        return _joined(taken, copied, merged, finished)
 
     def _plan(self, options: LiveBackupOptions) -> Outcome:
         """The same flows, of which the later ones look at what the snapshot would make."""
@@ -219,8 +233,9 @@ class LiveBackup:
             domain=cast(LiveBackupPort, ForeseenDomain(self._guest.domain, self._guest.images, operation)),
             images=cast(ImagePort, ForeseenImages(self._guest.images, operation)),
         )
-        copied = self._copy_flow(options.backup, guest).run(True)
-        return _joined(taken, copied, self._merge_flow(options, guest).run(True))
+        flow = self._copy_flow(options.backup, guest)
+        copied = flow.copy(True)
+        return _joined(taken, copied, self._merge_flow(options, guest).run(True), flow.finish(True))
 
     def _foreseen(self, name: str, taken: Outcome) -> Operation:
         """The guest still writes to the bases: nothing is noted of what they are."""
@@ -244,8 +259,8 @@ class LiveBackup:
         return ExternalSnapshot(options.snapshot, self._guest, refuse)
 
     def _copy_flow(self, wish: BackupWish, guest: Guest[LiveBackupPort]) -> Backup:
-        copier = _Stoppable(self._tools.copier, self._require_going)
-        return Backup(wish, guest.domain, guest.images, self._tools.store, copier, guest.clock)
+        store, copier = self._tools.store, self._tools.copier
+        return Backup(wish, guest.domain, guest.images, store, copier, guest.clock, guest.progress)
 
     def _merge_flow(self, options: LiveBackupOptions, guest: Guest[LiveBackupPort]) -> Merge:
         wish = MergeWish(
@@ -301,37 +316,17 @@ class LiveBackup:
         }
 
 
-class _Stoppable:
-    """A copier that is asked to go on as often as it looks at anything else."""
-
-    def __init__(self, copier: CopyPort, require_going: Callable[[], None]) -> None:
-        self._copier = copier
-        self._require_going = require_going
-
-    def hold(self, paths: tuple[str, ...]) -> AbstractContextManager[object]:
-        return self._copier.hold(paths)
-
-    def copy_all(
-        self, orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None]
-    ) -> dict[str, Copied]:
-        def both() -> None:
-            self._require_going()
-            watch()
-
-        return self._copier.copy_all(orders, directory, parallel, both)
-
-
 def _said(check: dict[str, Any]) -> str:
     """What a check found, with its disk. Its sentences have no full stop."""
     return "%s%s" % ("%s: " % check["disk"] if check["disk"] else "", check["message"])
 
 
-def _joined(taken: Outcome, copied: Outcome, merged: Outcome) -> Outcome:
+def _joined(taken: Outcome, copied: Outcome, merged: Outcome, finished: Outcome) -> Outcome:
     values = {name: taken.values[name] for name in ("overlays", "skipped_disks", "consistency", "freeze_ms")}
     return Outcome(
-        steps=taken.steps + copied.steps + merged.steps,
+        steps=taken.steps + copied.steps + merged.steps + finished.steps,
         before={"disks": taken.before["disks"], "backup": copied.before},
         after={"disks": merged.after["disks"], "backup": copied.after},
-        values={**values, "backup": copied.values["backup"]},
-        warnings=taken.warnings + copied.warnings + merged.warnings,
+        values={**values, "backup": finished.values["backup"]},
+        warnings=taken.warnings + copied.warnings + merged.warnings + finished.warnings,
     )

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,16 +22,21 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup impor
     Selection,
     Source,
     SourceFacts,
+    Verified,
+    VerifyOrder,
     require_still,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_copy import plan_copy
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_set import (
     Manifest,
+    build_sums,
+    finished,
     iso8601,
     mib,
     require_same_set,
     require_space,
     set_paths,
+    verify_orders,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.extras import (
@@ -209,6 +217,29 @@ def test_space() -> None:
     assert [mib(0), mib(1), mib(MIB), mib(MIB + 1)] == [0, 1, 1, 2]
 
 
+def test_what_is_read_back() -> None:
+    """Only with verify: from the disk, compared, and with a look at qcow2's own tables."""
+    extra = {"file": "nvram.fd", "bytes": 1, "sha256": "d"}
+    disks = [{"file": "vda.raw", "bytes": 9, "target": "vda", "format": "raw"}]
+    manifest = {"domain_xml": "domain.xml", "extras": [extra], "disks": disks}
+    runs = ((0, 9, "x"),)
+    assert verify_orders(manifest, {"vda.raw": runs}, True) == (
+        VerifyOrder("vda.raw", 9, "vda", "raw", runs),
+        VerifyOrder("domain.xml"),
+        VerifyOrder("nvram.fd", 1, sha256="d"),
+    )
+    assert verify_orders(manifest, {"vda.raw": runs}, False)[0] == VerifyOrder("vda.raw", 9, "vda", from_disk=False)
+
+
+def test_sums_as_coreutils_write_them(tmp_path: Path) -> None:
+    names = ["a\nb", "c\\d", "plain", "with space ü"]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    sums = build_sums({name: hashlib.sha256(name.encode()).hexdigest() for name in names})
+    said = subprocess.run(["sha256sum", *names], cwd=tmp_path, check=True, stdout=subprocess.PIPE).stdout
+    assert sums.encode() == said
+
+
 def test_the_manifest_before_and_after() -> None:
     order = CopyOrder("vda", RAW, "vda.raw", "raw", ("copy",), 100, 10, backing=GOLDEN)
     nvram = PlainFile("/nvram/web.fd", "nvram.fd")
@@ -217,11 +248,11 @@ def test_the_manifest_before_and_after() -> None:
         SELECTION, "web", "uuid", "hv", "0a", (order,), {}, Extras((nvram,), (lack,)), True, "20261120T120001Z"
     )
     done = planned.complete(
-        {"vda": Copied("copy", 100, 10, "abc")},
+        {"vda": Copied("copy", 100, 10)},
         Extras((replace(nvram, bytes=1, sha256="d", taken="20261120T120002Z"),), (lack,)),
-        "20261120T120005Z",
     )
-    before, after = planned.as_dict(), done.as_dict()
+    before = planned.as_dict()
+    after = finished(done.as_dict(), {"vda.raw": Verified("abc")}, "20261120T120005Z")
     assert before.keys() == after.keys()
     assert before["disks"][0].keys() == after["disks"][0].keys()
     assert before["disks"][0]["sha256"] is None

@@ -17,7 +17,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import Copied, CopyOrder
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import (
+    Copied,
+    CopyOrder,
+    VerifyOrder,
+)
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Layer
 from ansible_collections.virtops.libvirt.plugins.module_utils._host import copy as copy_module
@@ -36,7 +40,9 @@ MIB = 1024 * 1024
 def copier(tmp_path: Path) -> ImageCopier:
     (tmp_path / "locks").mkdir()
     (tmp_path / "set").mkdir()
-    return ImageCopier(slots=lambda count: CopySlots(count, directory=lambda: str(tmp_path / "locks")))
+    return ImageCopier(
+        lambda done, life: None, slots=lambda count: CopySlots(count, directory=lambda: str(tmp_path / "locks"))
+    )
 
 
 def image(path: Path, image_format: str, backing: Layer | None = None, pattern: int = 1) -> Layer:
@@ -58,12 +64,16 @@ def same(one: Layer, path: Path, image_format: str) -> bool:
     return subprocess.run(argv, check=False).returncode == 0
 
 
+def verify(copier: ImageCopier, tmp_path: Path, wanted: CopyOrder, copied: Copied) -> str:
+    check = VerifyOrder(wanted.file, copied.bytes, wanted.target, wanted.format, copied.runs, from_disk=wanted.verify)
+    return copier.verify_all((check,), str(tmp_path / "set"), 1)[wanted.file].sha256
+
+
 def copy(copier: ImageCopier, tmp_path: Path, wanted: CopyOrder) -> tuple[Copied, Path]:
-    with copier.hold((wanted.source.path,)):
-        copied = copier.copy_all((wanted,), str(tmp_path / "set"), 1)
+    found = copier.copy_all((wanted,), str(tmp_path / "set"), 1)[wanted.target]
     path = tmp_path / "set" / wanted.file
-    found = copied[wanted.target]
-    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (found.runs is None) == (not wanted.verify or found.method == "reflink")
+    assert verify(copier, tmp_path, wanted, found) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert found.bytes == path.stat().st_size
     assert found.allocated == path.stat().st_blocks * 512
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -150,19 +160,49 @@ def test_a_source_with_errors_is_no_backup(copier: ImageCopier, tmp_path: Path) 
     with open(base.path, "r+b") as file:
         file.seek(0x20000)  # a block of reference counts
         file.write(b"\0" * 65536)
+    found = copier.copy_all((order(base),), str(tmp_path / "set"), 1)["vda"]
     with pytest.raises(VirtopsError) as caught:
-        copier.copy_all((order(base),), str(tmp_path / "set"), 1)
+        verify(copier, tmp_path, order(base), found)
     assert caught.value.code == "verify_failed"
 
 
-def test_a_copy_that_differs_is_no_backup(copier: ImageCopier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def torn(source: int, target: int, *rest: object) -> None:
-        os.ftruncate(target, os.fstat(source).st_size)
+def flip(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(MIB + 5)
+        file.write(b"\xff")
 
-    monkeypatch.setattr(copy_module, "copy_data", torn)
+
+@pytest.mark.parametrize("method", ["copy", "convert"])
+@pytest.mark.parametrize(
+    ("damage", "words"), [(flip, "the bytes "), (lambda path: os.truncate(path, MIB), "bytes instead of")]
+)
+def test_a_copy_that_differs_is_no_backup(
+    copier: ImageCopier, tmp_path: Path, method: str, damage: Callable[[Path], None], words: str
+) -> None:
+    wanted = order(image(tmp_path / "a", "raw"), method=method)
+    found = copier.copy_all((wanted,), str(tmp_path / "set"), 1)["vda"]
+    damage(tmp_path / "set" / "vda.raw")
     with pytest.raises(VirtopsError) as caught:
-        copier.copy_all((order(image(tmp_path / "a", "raw")),), str(tmp_path / "set"), 1)
+        verify(copier, tmp_path, wanted, found)
     assert caught.value.code == "verify_failed"
+    assert words in caught.value.cause
+
+
+def test_a_conversion_is_compared_with_its_source(
+    copier: ImageCopier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That qemu-img wrote what it read tells only a second look at both."""
+    base = image(tmp_path / "a", "raw")
+    monkeypatch.setattr(copy_module._Copy, "_convert", lambda copy: flip_new(Path(copy._path)))
+    with pytest.raises(VirtopsError) as caught:
+        copier.copy_all((order(base, method="convert"),), str(tmp_path / "set"), 1)
+    assert caught.value.code == "verify_failed"
+
+
+def flip_new(path: Path) -> None:
+    """A conversion that went wrong."""
+    os.truncate(path, 16 * MIB)
+    flip(path)
 
 
 def test_the_first_failure_stops_the_others(copier: ImageCopier, tmp_path: Path) -> None:
@@ -175,35 +215,20 @@ def test_the_first_failure_stops_the_others(copier: ImageCopier, tmp_path: Path)
     assert caught.value.code == "no_image"
 
 
-def test_whoever_watches_ends_a_copy_under_way(copier: ImageCopier, tmp_path: Path) -> None:
-    """At 4 KiB/s it would take minutes."""
-    looks = []
-
-    def watch() -> None:
-        looks.append(1)
-        if len(looks) == 2:
-            raise VirtopsError("overlay_space", "It is full", "Make space")
-
-    slow = order(image(tmp_path / "a", "raw"), rate_limit=4096)
-    with pytest.raises(VirtopsError) as caught:
-        copier.copy_all((slow,), str(tmp_path / "set"), 1, watch)
-    assert (caught.value.code, len(looks)) == ("overlay_space", 2)
-    assert os.listdir(tmp_path / "locks") == []
-
-
 def test_no_more_at_a_time_than_the_hypervisor_allows(
     copier: ImageCopier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running, most, lock = [0], [0], threading.Lock()
-    real: Callable[..., None] = copy_module.copy_data
+    real: Callable[..., Any] = copy_module.copy_data
 
-    def counted(*arguments: Any) -> None:
+    def counted(*arguments: Any) -> Any:
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
-        real(*arguments)
+        found = real(*arguments)
         with lock:
             running[0] -= 1
+        return found
 
     monkeypatch.setattr(copy_module, "copy_data", counted)
     orders = tuple(order(image(tmp_path / name, "raw"), target=name) for name in ("a", "b", "c"))

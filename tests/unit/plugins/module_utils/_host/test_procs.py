@@ -7,6 +7,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -49,6 +50,41 @@ def test_a_mapped_file_is_held(tmp_path: Path) -> None:
     assert holders(str(path)) == (os.getpid(),)
     mapped.close()
     assert holders(str(path)) == ()
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/fuse") or shutil.which("qemu-storage-daemon") is None,
+    reason="needs root, FUSE and qemu-storage-daemon",
+)
+def test_a_file_whose_server_is_gone_is_not_asked(tmp_path: Path) -> None:
+    """Whoever has it open would keep each merge from its end."""
+    behind, there, path = (tmp_path / name for name in ("behind", "there", "image"))
+    for file in (behind, there, path):
+        file.touch()
+    os.truncate(behind, 1 << 20)
+    blocks = ["--blockdev", f"driver=file,node-name=disk,filename={behind}"]
+    export = ["--export", f"type=fuse,id=disk,node-name=disk,mountpoint={there},writable=on"]
+    look = "import sys; from %s import holders; sys.stdin.read(); print(holders(sys.argv[1]))" % procs.__name__
+    argv = [sys.executable, "-c", look, str(path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # Not below: whoever is started then closes what we have open there, and waits for that
+    with (
+        subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as looker,
+        subprocess.Popen(["qemu-storage-daemon", *blocks, *export]) as daemon,
+    ):
+        try:
+            deadline = time.monotonic() + 20
+            while there.stat().st_size == 0 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            with there.open("rb"), path.open("rb"):
+                daemon.send_signal(signal.SIGSTOP)
+                time.sleep(1.5)  # for so long the kernel answers by what it was told
+                try:
+                    assert looker.communicate(timeout=20)[0] == "(%d,)\n" % os.getpid()
+                finally:
+                    daemon.send_signal(signal.SIGCONT)
+        finally:
+            daemon.terminate()
 
 
 def test_a_file_that_is_gone(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import SetPaths
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.manifest import build_digests
 from ansible_collections.virtops.libvirt.plugins.module_utils._host import folders, store
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.store import BackupStore
 
@@ -195,13 +196,37 @@ def test_a_lease(paths: SetPaths, tmp_path: Path) -> None:
     STORE.remove(paths.partial, 3600)
     assert os.listdir(paths.parent) == []
     STORE.begin(paths, text())
-    os.utime(paths.partial, (1, 1))
-    STORE.renew(paths)
-    assert STORE.unfinished(paths.parent)[0].age < 100
+    STORE.require_in_place(paths)
     os.rename(paths.partial, tmp_path / "away")
-    with pytest.raises(VirtopsError) as caught:
-        STORE.renew(paths)
-    assert caught.value.code == "copy_failed"
+    assert code_of(lambda: STORE.require_in_place(paths)) == "copy_failed"
+    STORE.remove(paths.partial)
+
+
+RUNS = {"vda.raw": ((0, 4096, "a"), (8192, 8193, "b")), "vdb.raw": None}
+
+
+def test_one_that_is_copied_is_taken_up_by_another_process(paths: SetPaths) -> None:
+    way = STORE.begin(paths, text(machine=STORE.machine()))
+    assert not STORE.unfinished(paths.parent)[0].copied
+    assert STORE.digests(paths.partial) is None
+    STORE.write(way, "digests.json", build_digests(RUNS))
+    other = BackupStore()
+    assert other.unfinished(paths.parent)[0].copied
+    assert other.digests(paths.partial) == RUNS
+    assert other.resume(paths) == other.resume(paths)
+    other.finish(paths)
+    assert os.listdir(paths.final) == ["manifest.json"]
+    assert code_of(lambda: BackupStore().resume(paths)) == "no_image"
+    STORE.remove(paths.partial)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"a": [[1, 1, ""]]}', '{"a": [[0, 2, ""], [1, 3, ""]]}', '{"../a": null}']
+)
+def test_digests_that_are_none(paths: SetPaths, content: str) -> None:
+    way = STORE.begin(paths, text())
+    STORE.write(way, "digests.json", content)
+    assert STORE.digests(paths.partial) is None
     STORE.remove(paths.partial)
 
 

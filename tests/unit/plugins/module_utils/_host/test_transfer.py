@@ -9,13 +9,23 @@ import errno
 import hashlib
 import os
 import random
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import Run
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._host import transfer
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.transfer import Pace, copy_data, sha256
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.transfer import (
+    Pace,
+    copy_data,
+    is_cached,
+    read_back,
+    runs_of,
+    sync_data,
+)
 
 MIB = 1024 * 1024
 
@@ -40,11 +50,13 @@ def go_on() -> None:
     """The check of a copy that nobody stops."""
 
 
-def copy(source: Path, target: Path, rate: int = 0) -> Clock:
+def copy(source: Path, target: Path, rate: int = 0) -> tuple[Clock, tuple[Run, ...]]:
     clock = Clock()
-    with source.open("rb") as one, target.open("xb") as two:
-        copy_data(one.fileno(), two.fileno(), Pace(rate, clock), go_on)
-    return clock
+    with source.open("rb") as one, target.open("x+b") as two:
+        runs = copy_data(one.fileno(), two.fileno(), Pace(rate, clock), go_on)
+        assert runs_of(two.fileno(), go_on) == runs
+        sync_data(two.fileno(), go_on)
+    return clock, runs
 
 
 def sparse(path: Path, layout: list[tuple[int, int]], size: int) -> None:
@@ -54,6 +66,8 @@ def sparse(path: Path, layout: list[tuple[int, int]], size: int) -> None:
         for offset, length in layout:
             file.seek(offset)
             file.write(os.urandom(length))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 LAYOUTS = [
@@ -67,43 +81,81 @@ LAYOUTS = [
 ]
 
 
+@pytest.fixture(params=["direct", "cached"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where files are read back, on file systems with O_DIRECT and on those without."""
+    if request.param == "cached":
+        real = os.open
+
+        def without(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+            if flags & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return real(path, flags, *rest, **options)
+
+        monkeypatch.setattr(os, "open", without)
+    return tmp_path
+
+
 @pytest.mark.parametrize(("layout", "size"), LAYOUTS)
-def test_a_copy_is_the_same_and_allocates_no_more(tmp_path: Path, layout: list[tuple[int, int]], size: int) -> None:
-    source, target = tmp_path / "a", tmp_path / "b"
+def test_a_copy_is_the_same_and_allocates_no_more(folder: Path, layout: list[tuple[int, int]], size: int) -> None:
+    source, target = folder / "a", folder / "b"
     sparse(source, layout, size)
-    copy(source, target)
+    _unused, runs = copy(source, target)
     assert target.read_bytes() == source.read_bytes()
     assert target.stat().st_blocks <= source.stat().st_blocks
     expected = hashlib.sha256(source.read_bytes()).hexdigest()
-    assert sha256(str(target), go_on) == expected
-    assert sha256(str(target), go_on, str(source)) == expected
+    assert read_back(str(target), runs, go_on)[0] == expected
+    assert read_back(str(target), None, go_on, from_disk=False) == (expected, False)
+    # Where the extents are others, the data are the same all the same
+    with target.open("r+b") as file:
+        file.write(source.read_bytes())
+        os.fsync(file.fileno())
+    assert read_back(str(target), runs, go_on)[0] == expected
 
 
 @pytest.mark.parametrize("offset", [0, 300 * 1024, 3 * MIB + 100, 5 * MIB - 1])
-@pytest.mark.parametrize("changed", ["a", "b"])
-def test_one_byte_that_differs_is_found(tmp_path: Path, offset: int, changed: str) -> None:
-    """In data of both, and where one of them has a hole."""
-    source, target = tmp_path / "a", tmp_path / "b"
+def test_one_byte_that_differs_is_found_and_named(folder: Path, offset: int) -> None:
+    """In data, and where there was a hole."""
+    source, target = folder / "a", folder / "b"
     sparse(source, [(0, MIB)], 5 * MIB)
-    copy(source, target)
-    with (tmp_path / changed).open("r+b") as file:
-        file.seek(offset)
-        old = file.read(1)
-        file.seek(offset)
-        file.write(bytes([old[0] ^ 1]))
+    _unused, runs = copy(source, target)
+    with target.open("r+b") as file:
+        old = os.pread(file.fileno(), 1, offset)
+        os.pwrite(file.fileno(), bytes([old[0] ^ 1]), offset)
+        os.fsync(file.fileno())
     with pytest.raises(VirtopsError) as caught:
-        sha256(str(target), go_on, str(source))
+        read_back(str(target), runs, go_on)
+    assert caught.value.code == "verify_failed"
+    (words,) = re.findall(r"the bytes (\d+) to (\d+) differ", caught.value.cause)
+    assert int(words[0]) <= offset <= int(words[1])
+
+
+@pytest.mark.parametrize("size", [512 * 1024, MIB - 3])
+def test_one_that_lost_its_end_is_found(folder: Path, size: int) -> None:
+    source, target = folder / "a", folder / "b"
+    sparse(source, [(0, MIB)], MIB)
+    _unused, runs = copy(source, target)
+    os.truncate(target, size)
+    with pytest.raises(VirtopsError) as caught:
+        read_back(str(target), runs, go_on)
     assert caught.value.code == "verify_failed"
 
 
-def test_another_length_is_found(tmp_path: Path) -> None:
-    source, target = tmp_path / "a", tmp_path / "b"
-    sparse(source, [(0, MIB)], 5 * MIB)
-    copy(source, target)
-    os.truncate(target, 4 * MIB)
-    with pytest.raises(VirtopsError) as caught:
-        sha256(str(target), go_on, str(source))
-    assert caught.value.code == "verify_failed"
+def test_what_is_read_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where O_DIRECT cannot be had and the cache cannot be dropped, that is said."""
+    sparse(tmp_path / "a", [(0, MIB)], 3 * MIB)
+    _unused, runs = copy(tmp_path / "a", tmp_path / "b")
+    monkeypatch.setattr(transfer, "_direct", lambda *_arguments: None)
+    with (tmp_path / "b").open("rb") as file:
+        file.read()
+        assert is_cached(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        can_be_dropped = not is_cached(file.fileno())  # not on tmpfs
+        assert read_back(str(tmp_path / "b"), runs, go_on)[1] == can_be_dropped
+        file.seek(0)
+        file.read()
+        monkeypatch.setattr(os, "posix_fadvise", lambda *_arguments: None)
+        assert not read_back(str(tmp_path / "b"), runs, go_on)[1]
 
 
 def test_random_layouts(tmp_path: Path) -> None:
@@ -112,14 +164,24 @@ def test_random_layouts(tmp_path: Path) -> None:
         source, target = tmp_path / ("a%d" % number), tmp_path / ("b%d" % number)
         size = rng.randrange(2 * MIB)
         sparse(source, [(rng.randrange(size), 1) for _unused in range(5)] if size else [], size)
-        copy(source, target)
-        assert sha256(str(target), go_on, str(source)) == hashlib.sha256(source.read_bytes()).hexdigest()
+        _unused, runs = copy(source, target)
+        assert read_back(str(target), runs, go_on)[0] == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def test_runs_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However scattered the data of a big file are."""
+    monkeypatch.setattr(transfer, "_RUNS", 4)
+    monkeypatch.setattr(transfer, "_RUN", 4096)
+    sparse(tmp_path / "a", [(8192 * index, 4096) for index in range(512)], 4 * MIB)
+    _unused, runs = copy(tmp_path / "a", tmp_path / "b")
+    assert len(runs) <= 5
+    assert read_back(str(tmp_path / "b"), runs, go_on)
 
 
 @pytest.mark.parametrize("rate", [MIB, 64 * 1024, 1024 * MIB])
 def test_the_pace_is_kept(tmp_path: Path, rate: int) -> None:
     sparse(tmp_path / "a", [(0, 4 * MIB)], 4 * MIB)
-    clock = copy(tmp_path / "a", tmp_path / "b", rate)
+    clock, _unused = copy(tmp_path / "a", tmp_path / "b", rate)
     assert clock.now == pytest.approx(4 * MIB / rate)
 
 
@@ -131,10 +193,10 @@ def test_a_copy_can_be_stopped(tmp_path: Path) -> None:
         raise Stop
 
     sparse(tmp_path / "a", [(0, MIB)], MIB)
-    with (tmp_path / "a").open("rb") as one, (tmp_path / "b").open("xb") as two, pytest.raises(Stop):
+    with (tmp_path / "a").open("rb") as one, (tmp_path / "b").open("x+b") as two, pytest.raises(Stop):
         copy_data(one.fileno(), two.fileno(), Pace(0, Clock()), stop)
     with pytest.raises(Stop):
-        sha256(str(tmp_path / "a"), stop)
+        read_back(str(tmp_path / "a"), None, stop)
 
 
 @pytest.mark.parametrize(("number", "expected"), [(errno.EOPNOTSUPP, False), (errno.EXDEV, False), (0, True)])

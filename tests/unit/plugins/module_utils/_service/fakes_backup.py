@@ -13,10 +13,15 @@ from dataclasses import replace
 from typing import Any
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import (
+    DIGESTS,
     Copied,
     CopyOrder,
+    Run,
     SetPaths,
+    Told,
     Unfinished,
+    Verified,
+    VerifyOrder,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_set import under_way
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
@@ -27,6 +32,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal impo
     JournalDisk,
     Operation,
 )
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.manifest import parse_digests
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
     Disk,
     DomainView,
@@ -62,6 +68,8 @@ class FakeHost:
         self.unsteady: set[str] = set()
         self.ages: dict[str, float] = {}
         self.begun: Callable[[], None] = lambda: None
+        self.verified: dict[str, VerifyOrder] = {}
+        self.on_disk = True
         self.held: set[str] = set()
         self.calls: list[str] = []
         self.fail: dict[str, BaseException] = {}
@@ -142,7 +150,8 @@ class FakeHost:
 
     def _unfinished(self, path: str, manifest: dict[str, Any]) -> Unfinished:
         ours = manifest.get("machine") == "0a"
-        return Unfinished(path, manifest.get("domain", {}).get("uuid"), 7, ours, self.ages.get(path, 0))
+        copied = DIGESTS in self.sets[path]
+        return Unfinished(path, manifest.get("domain", {}).get("uuid"), 7, ours, self.ages.get(path, 0), copied)
 
     def begin(self, paths: SetPaths, manifest: str) -> str:
         self._call("begin")
@@ -152,8 +161,16 @@ class FakeHost:
         self.begun()
         return paths.partial
 
-    def renew(self, paths: SetPaths) -> None:
-        self._call("renew")
+    def resume(self, paths: SetPaths) -> str:
+        self._call("resume")
+        return paths.partial
+
+    def require_in_place(self, paths: SetPaths) -> None:
+        self._call("require_in_place")
+
+    def digests(self, directory: str) -> dict[str, tuple[Run, ...] | None] | None:
+        found = self.sets[directory].get(DIGESTS)
+        return None if found is None else parse_digests(found.encode())
 
     def write(self, directory: str, name: str, text: str) -> None:
         self._call("write " + name)
@@ -170,9 +187,12 @@ class FakeHost:
     def finish(self, paths: SetPaths) -> None:
         self._call("finish")
         self.sets[paths.final] = self.sets.pop(paths.partial)
+        del self.sets[paths.final][DIGESTS]
 
     def remove(self, directory: str, lease: float = 0) -> None:
         self.calls.append("remove %s%s" % (directory, " if expired" if lease else ""))
+        if "remove" in self.fail:
+            raise self.fail["remove"]
         self.sets.pop(directory, None)
 
     # CopyPort
@@ -185,7 +205,7 @@ class FakeHost:
         self.held = set()
 
     def copy_all(
-        self, orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None]
+        self, orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None], told: Told
     ) -> dict[str, Copied]:
         self._call("copy_all")
         watch()
@@ -193,7 +213,18 @@ class FakeHost:
         for order in orders:
             self.sets[directory][order.file] = order.source.path
         self.while_copying()
-        return {order.target: Copied(order.methods[-1], len(order.source.path), 7, "sha") for order in orders}
+        return {
+            order.target: Copied(order.methods[-1], len(order.source.path), 7, ((0, 5, "run"),)) for order in orders
+        }
+
+    def verify_all(
+        self, orders: tuple[VerifyOrder, ...], directory: str, parallel: int, watch: Callable[[], None], told: Told
+    ) -> dict[str, Verified]:
+        self._call("verify_all")
+        watch()
+        assert not self.held
+        self.verified = {order.file: order for order in orders}
+        return {order.file: Verified("sha of %s" % self.sets[directory][order.file], self.on_disk) for order in orders}
 
     def _call(self, name: str) -> None:
         self.calls.append(name)

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +14,14 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import (
     BackupWish,
-    Copied,
-    CopyOrder,
     SetPaths,
     Source,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_set import LEASE, RENEWAL
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_set import LEASE
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING, PREPARED, Journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, Layer, Outcome, Part
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import Silent
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.backup import Backup, refuse_early
 
 from .fakes import FakeClock
@@ -43,9 +42,13 @@ def domain(host: FakeHost) -> FakeDomain:
     return FakeDomain(host)
 
 
-def run(host: FakeHost, domain: FakeDomain, check: bool = False, **options: Any) -> Outcome:
+def backup(host: FakeHost, domain: FakeDomain, **options: Any) -> Backup:
     wish = BackupWish(**{"dest": "/backup", "snapshot": None if "overlays" in options else "s1", **options})
-    return Backup(wish, domain, host, host, host, FakeClock()).run(check)
+    return Backup(wish, domain, host, host, host, FakeClock())
+
+
+def run(host: FakeHost, domain: FakeDomain, check: bool = False, **options: Any) -> Outcome:
+    return backup(host, domain, **options).run(check)
 
 
 def refused(host: FakeHost, domain: FakeDomain, **options: Any) -> str:
@@ -70,10 +73,15 @@ def test_a_set_from_check_to_the_second_run(host: FakeHost, domain: FakeDomain) 
     assert done.steps == planned.steps
     assert done.values["backup"].keys() == planned.values["backup"].keys()
     assert list(host.sets) == [FINAL]
-    assert sorted(host.sets[FINAL]) == ["domain.xml", "manifest.json", "vda.raw", "vdb.raw"]
+    assert sorted(host.sets[FINAL]) == ["SHA256SUMS", "domain.xml", "manifest.json", "vda.raw", "vdb.raw"]
     assert host.sets[FINAL]["vda.raw"] == base("vda").path
     manifest = json.loads(host.sets[FINAL]["manifest.json"])
     assert done.values["backup"] == {**manifest, "path": FINAL}
+    assert manifest["disks"][0]["sha256"] == "sha of %s" % base("vda").path
+    sums = dict(line.split("  ")[::-1] for line in host.sets[FINAL]["SHA256SUMS"].splitlines())
+    text = host.sets[FINAL]["manifest.json"].encode()
+    assert sums.pop("manifest.json") == hashlib.sha256(text).hexdigest()
+    assert sorted(sums) == ["domain.xml", "vda.raw", "vdb.raw"]
     assert manifest["operation"] == "operation-1"
     assert manifest["consistency"] == "filesystem"
     assert manifest["domain"] == {"name": "web", "uuid": UUID}
@@ -155,10 +163,12 @@ def test_the_copy_gives_way_to_an_overlay_that_lacks_space(host: FakeHost, domai
 
 
 @pytest.mark.parametrize(
-    "call", ["copy_all", "write manifest.json", "write domain.xml", "copy_plain nvram.fd", "finish"]
+    "call", ["copy_all", "write manifest.json", "write domain.xml", "write digests.json", "copy_plain nvram.fd"]
 )
 @pytest.mark.parametrize("error", [no_space(), KeyboardInterrupt()])
-def test_a_failure_leaves_no_partial_set(host: FakeHost, domain: FakeDomain, call: str, error: BaseException) -> None:
+def test_a_failure_of_the_copy_leaves_no_partial_set(
+    host: FakeHost, domain: FakeDomain, call: str, error: BaseException
+) -> None:
     host.sets["/backup/web/20261119T120000Z"] = {"manifest.json": "{}"}
     domain.current = replace(domain.current, nvram="/nvram/web.fd")
     host.fail[call] = error
@@ -167,7 +177,137 @@ def test_a_failure_leaves_no_partial_set(host: FakeHost, domain: FakeDomain, cal
     assert list(host.sets) == ["/backup/web/20261119T120000Z"]
     del host.fail[call]
     assert run(host, domain).changed
-    assert sorted(host.sets[FINAL])[2] == "nvram.fd"
+    assert "nvram.fd" in host.sets[FINAL]
+
+
+def failed(code: str) -> VirtopsError:
+    return VirtopsError(code, "It failed", "Mend it")
+
+
+@pytest.mark.parametrize("call", ["begin", "copy_all", "write manifest.json"])
+def test_a_target_that_does_not_answer_is_not_touched_again(host: FakeHost, domain: FakeDomain, call: str) -> None:
+    """The next run removes what is left there."""
+    host.fail[call] = failed("copy_stalled")
+    with pytest.raises(VirtopsError) as caught:
+        run(host, domain)
+    assert caught.value.code == "copy_stalled"
+    assert host.calls[-1] == call
+    assert list(host.sets) == ([] if call == "begin" else [PARTIAL])
+    del host.fail[call]
+    run(host, domain)
+    assert list(host.sets) == [FINAL]
+
+
+def test_a_removal_that_hangs_does_not_hide_why(host: FakeHost, domain: FakeDomain) -> None:
+    host.fail = {"copy_all": no_space(), "remove": failed("copy_stalled")}
+    with pytest.raises(VirtopsError) as caught:
+        run(host, domain)
+    assert caught.value.code == "no_space"
+
+
+def test_the_merge_comes_between_the_copy_and_its_verification(host: FakeHost, domain: FakeDomain) -> None:
+    flow = backup(host, domain)
+    assert flow.copy(check=False).changed
+    assert sorted(host.sets[PARTIAL]) == ["digests.json", "domain.xml", "manifest.json", "vda.raw", "vdb.raw"]
+    domain.journal = Journal()
+    domain.current = domain.current.with_disks(tuple(replace(d, chain=d.chain[1:]) for d in domain.current.disks))
+    assert flow.finish(check=False).values["backup"] == json.loads(host.sets[FINAL]["manifest.json"]) | {"path": FINAL}
+    assert host.verified["vda.raw"].runs == ((0, 5, "run"),)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("call", ["resume", "verify_all", "write SHA256SUMS", "write manifest.json", "finish"])
+def test_what_a_death_left_to_be_verified_is_not_copied_again(
+    host: FakeHost, domain: FakeDomain, call: str, merged: bool
+) -> None:
+    """Neither by a run of the same snapshot, nor where that is merged."""
+    flow = backup(host, domain)
+    flow.copy(check=False)
+    host.fail[call] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        flow.finish(check=False)
+    assert "digests.json" in host.sets[PARTIAL]
+    del host.fail[call]
+    if merged:
+        domain.journal = Journal()
+    planned, done = (
+        getattr(backup(host, domain), "finish_left" if merged else "run")(check) for check in (True, False)
+    )
+    assert planned.steps == done.steps
+    assert [step.split(" ")[0] for step in done.steps] == ["compare", "write"]
+    assert done.values["backup"]["path"] == FINAL
+    assert list(host.sets) == [FINAL]
+    assert host.calls.count("copy_all") == 1
+
+
+def test_what_was_left_of_another_snapshot_is_finished_too(host: FakeHost, domain: FakeDomain) -> None:
+    """Where it cannot be, that is only a warning."""
+    backup(host, domain).copy(check=False)
+    (operation,) = domain.journal.operations
+    domain.journal = Journal((replace(operation, id="operation-2", started="20261121T120000Z"),))
+    real = host.verify_all
+
+    def verify_all(orders: Any, directory: str, *rest: Any) -> Any:
+        if directory == PARTIAL:
+            raise failed("verify_failed")
+        return real(orders, directory, *rest)
+
+    host.verify_all = verify_all  # type: ignore[method-assign]
+    done = run(host, domain)
+    assert PARTIAL in done.warnings[0]
+    assert list(host.sets) == ["/backup/web/20261121T120000Z"]
+
+
+def test_another_wish_makes_the_copy_anew(host: FakeHost, domain: FakeDomain) -> None:
+    backup(host, domain).copy(check=False)
+    done = run(host, domain, format="qcow2")
+    assert "unfinished" in done.steps[0]
+    assert list(host.sets) == [FINAL]
+
+
+def test_a_copy_that_is_not_what_was_written_is_removed(host: FakeHost, domain: FakeDomain) -> None:
+    host.fail["verify_all"] = failed("verify_failed")
+    with pytest.raises(VirtopsError) as caught:
+        run(host, domain)
+    assert caught.value.code == "verify_failed"
+    assert host.sets == {}
+
+
+def test_one_that_somebody_removed_before_its_verification(host: FakeHost, domain: FakeDomain) -> None:
+    flow = backup(host, domain)
+    flow.copy(check=False)
+    del host.sets[PARTIAL]
+    with pytest.raises(VirtopsError) as caught:
+        flow.finish(check=False)
+    assert caught.value.code == "copy_failed"
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_is_asked_of_the_copies(host: FakeHost, domain: FakeDomain, verify: bool) -> None:
+    host.on_disk = False
+    done = run(host, domain, verify=verify)
+    assert {order.from_disk for order in host.verified.values()} == {verify}
+    assert (host.verified["vda.raw"].runs is None, host.verified["vda.raw"].format) == (not verify, "raw" * verify)
+    assert len(done.warnings) == verify  # of a file system that cannot do without its cache
+
+
+class Stopping(Silent):
+    """An order to stop that comes before this call."""
+
+    def __init__(self, host: FakeHost, before: str) -> None:
+        self._host = host
+        self._before = before
+
+    def is_stopping(self) -> bool:
+        return self._before in self._host.calls
+
+
+@pytest.mark.parametrize(("before", "left"), [("copy_all", []), ("verify_all", [PARTIAL])])
+def test_an_order_to_stop(host: FakeHost, domain: FakeDomain, before: str, left: list[str]) -> None:
+    flow = Backup(BackupWish("/backup", "s1"), domain, host, host, host, FakeClock(), Stopping(host, before))
+    with pytest.raises(VirtopsError) as caught:
+        flow.run(check=False)
+    assert (caught.value.code, list(host.sets)) == ("stopped", left)
 
 
 def partial(uuid: str = UUID, machine: str = "0a") -> dict[str, str]:
@@ -240,25 +380,6 @@ def test_a_set_that_another_host_begins_at_the_same_time(host: FakeHost, domain:
     assert host.calls[-1] == "begin"
 
 
-def test_a_set_that_is_being_written_is_renewed(host: FakeHost, domain: FakeDomain) -> None:
-    clock = FakeClock()
-    wish = BackupWish("/backup", "s1")
-    real = host.copy_all
-
-    def copy_all(
-        orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None]
-    ) -> dict[str, Copied]:
-        for _minute in range(3):
-            clock.sleep(RENEWAL)
-            watch()
-            watch()
-        return real(orders, directory, parallel, watch)
-
-    host.copy_all = copy_all  # type: ignore[method-assign]
-    Backup(wish, domain, host, host, host, clock).run(check=False)
-    assert host.calls.count("renew") == 3
-
-
 def test_overlays_of_a_journalled_snapshot_are_that_snapshot(host: FakeHost, domain: FakeDomain) -> None:
     done = run(host, domain, overlays=OVERLAYS)
     assert done.values["backup"]["operation"] == "operation-1"
@@ -316,7 +437,8 @@ def test_what_no_snapshot_holds_is_copied_before_the_disks(host: FakeHost, domai
     ]
     assert manifest["nvram"]["file"] == "nvram.fd"
     assert [lack["kind"] for lack in manifest["lacks"]] == ["kernel"]
-    assert done.after["files"] == ["domain.xml", "manifest.json", "nvram.fd", "tpm2-00.permall", "vda.raw", "vdb.raw"]
+    names = ["SHA256SUMS", "domain.xml", "manifest.json", "nvram.fd", "tpm2-00.permall", "vda.raw", "vdb.raw"]
+    assert done.after["files"] == names
     assert done.warnings == ()
     del host.sets[FINAL]["tpm2-00.permall"]
     with pytest.raises(VirtopsError) as caught:

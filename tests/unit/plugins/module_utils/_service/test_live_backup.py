@@ -137,8 +137,50 @@ def test_what_it_returns(lab: Lab) -> None:
     assert values["skipped_disks"] == [{"disk": "sda", "reason": "it is a cdrom drive"}]
     assert isinstance(values["window_ms"], int)
     assert list(values["phases"]) == lab.progress.phases  # type: ignore[call-overload]
-    assert lab.progress.phases == ["recovery", "preflight", "snapshot", "copy", "merge"]
+    assert lab.progress.phases == ["recovery", "preflight", "snapshot", "copy", "merge", "verify"]
     assert values["recovered"] == []
+
+
+def test_the_guest_is_off_its_overlays_before_the_copies_are_verified(lab: Lab) -> None:
+    seen = []
+    real = lab.store.verify_all
+
+    def verify_all(*arguments: Any) -> Any:
+        seen.append(lab.whole())
+        lab.clock.sleep(100)
+        return real(*arguments)
+
+    lab.store.verify_all = verify_all  # type: ignore[method-assign]
+    done = lab.back_up()
+    assert seen == [True]
+    assert done.values["window_ms"] < 100_000  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("now", "copies"), [("20261120T121000Z", 1), ("20261120T140000Z", 2)])
+def test_a_death_between_the_merge_and_the_verification(lab: Lab, now: str, copies: int) -> None:
+    """What was copied is finished without another copy, and counts as this backup where it is young enough."""
+    lab.store.fail["verify_all"] = Died("verify_all")
+    with pytest.raises(Died):
+        lab.back_up()
+    lab.store.fail.clear()
+    lab.domain.revive()
+    assert lab.whole()
+    assert list(lab.store.sets) == ["/srv/backup/vm/.20261120T120000Z.partial"]
+    lab.clock.utcnow = lambda: now  # type: ignore[method-assign]
+    planned = lab.back_up(check=True)
+    done = lab.back_up()
+    assert done.steps == planned.steps
+    assert SET in lab.store.sets
+    assert len(lab.store.sets) == lab.store.calls.count("copy_all") == copies
+    assert (done.values["backup"]["path"] == SET) == (copies == 1)  # type: ignore[index]
+
+
+def test_a_copy_that_is_not_what_was_written(lab: Lab) -> None:
+    lab.store.fail["verify_all"] = VirtopsError("verify_failed", "The bytes 1 to 2 differ", "Look")
+    error = lab.fails()
+    assert error.code == "verify_failed"
+    assert lab.whole()
+    assert lab.store.sets == {}
 
 
 def test_a_guest_that_is_not_ready_is_not_touched(lab: Lab) -> None:
