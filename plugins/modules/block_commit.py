@@ -100,8 +100,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken. In check mode, the steps that would be taken.
-  returned: success
+  description:
+    - The steps that were taken. In check mode, the steps that would be taken. After a failure, the steps that were
+      taken and not undone.
+  returned: success, and failure after a first look at the domain
   type: list
   elements: str
   sample:
@@ -135,8 +137,8 @@ disks:
       elements: str
     job:
       description:
-        - The job that still runs, if there is one, with its type, cur and end (bytes), bandwidth (bytes/s), ready and
-          progress (percent).
+        - The job that still runs, if there is one, with its type, cur and end (bytes), bandwidth (bytes/s), ready,
+          target (the image it writes to, if libvirt tells) and progress (percent).
       type: dict
   sample:
     - disk: vda
@@ -160,7 +162,7 @@ error_code:
   type: str
   sample: commit_failed
 partial:
-  description: What was done before the failure, per disk, as in RV(disks).
+  description: What became of each disk, as in RV(disks), and its own C(error), V(null) if it has none.
   returned: failure, if something was done
   type: list
   elements: dict

@@ -154,6 +154,9 @@ disks:
         target:
           description: The image that it writes to. V(null) if libvirt does not show it.
           type: str
+        progress:
+          description: The percentage that is done.
+          type: float
   sample:
     - name: vda
       bus: virtio

@@ -82,8 +82,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken. In check mode, the steps that would be taken.
-  returned: success
+  description:
+    - The steps that were taken. In check mode, the steps that would be taken. After a failure, the steps that were
+      taken and not undone.
+  returned: success, and failure after a first look at the domain
   type: list
   elements: str
   sample:
@@ -113,17 +115,29 @@ job:
     ready:
       description: Whether it may pivot.
       type: bool
+    target:
+      description: The image that it writes to. V(null) where libvirt does not tell.
+      type: str
     progress:
       description: Percent.
       type: float
-  sample: {type: active-commit, cur: 1048576, end: 4194304, bandwidth: 20971520, ready: false, progress: 25.0}
+  sample:
+    type: active-commit
+    cur: 1048576
+    end: 4194304
+    bandwidth: 20971520
+    ready: false
+    target: /var/lib/libvirt/images/web1.qcow2
+    progress: 25.0
 error_code:
   description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: no_job
 partial:
-  description: What was done before the failure, per disk, as in RV(virtops.libvirt.block_commit#module:disks).
+  description:
+    - What became of each disk, as in RV(virtops.libvirt.block_commit#module:disks), and its own C(error), V(null) if it
+      has none.
   returned: failure, if something was done
   type: list
   elements: dict

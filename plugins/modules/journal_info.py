@@ -123,7 +123,8 @@ operations:
         job:
           description:
             - The block job on the disk, with RV(ignore:type), RV(ignore:cur), RV(ignore:end), RV(ignore:bandwidth),
-              RV(ignore:ready) and RV(ignore:target), as in M(virtops.libvirt.block_info). V(null) if there is none.
+              RV(ignore:ready), RV(ignore:target) and RV(ignore:progress), as in M(virtops.libvirt.block_info). V(null)
+              if there is none.
           type: dict
     recovery:
       description:

@@ -113,8 +113,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken. In check mode, the steps that would be taken.
-  returned: success
+  description:
+    - The steps that were taken. In check mode, the steps that would be taken. After a failure, the steps that were
+      taken and not undone.
+  returned: success, and failure after a first look at the domain
   type: list
   elements: str
   sample:
@@ -159,7 +161,9 @@ error_code:
   type: str
   sample: overlay_in_use
 partial:
-  description: What was done before the failure, per disk, as in RV(virtops.libvirt.block_commit#module:disks).
+  description:
+    - What became of each disk, as in RV(virtops.libvirt.block_commit#module:disks), and its own C(error), V(null) if it
+      has none.
   returned: failure, if something was done
   type: list
   elements: dict

@@ -285,8 +285,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken. In check mode, the steps that would be taken.
-  returned: success
+  description:
+    - The steps that were taken. In check mode, the steps that would be taken. After a failure, the steps that were
+      taken and not undone.
+  returned: success, and failure after a first look at the domain
   type: list
   elements: str
   sample:
@@ -478,6 +480,7 @@ def _refuse_backup(context: DomainContext, view: DomainView, plan: SnapshotPlan)
 def _absent(context: DomainContext) -> Outcome:
     """A snapshot is given up by merging what it added: the guest keeps all its data."""
     given = context.params
+    context.progress.phase("merge")
     limit = Deadline(timeout=given["timeout"])
     return SnapshotDeletion(given["name"], given["children"], limit, context.guest).run(context.check)
 

@@ -159,7 +159,7 @@ SPEC: ArgumentSpec = {
 
 def _flow(context: DomainContext) -> Outcome:
     given = context.params
-    flow = InternalSnapshot(context.domain, context.images, context.clock)
+    flow = InternalSnapshot(context.guest)
     if given["state"] == "absent":
         if given["halt"]:
             raise VirtopsError(

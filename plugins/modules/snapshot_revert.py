@@ -168,7 +168,7 @@ def _flow(context: DomainContext) -> Outcome:
     wish = RevertWish(
         **{name: given[name] for name in ("name", "run_state", "force", "reset_nvram")},
     )
-    return Revert(wish, context.domain, context.images, context.clock).run(context.check)
+    return Revert(wish, context.guest).run(context.check)
 
 
 def main() -> None:

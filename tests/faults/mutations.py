@@ -41,15 +41,15 @@ HOST, LIBVIRT = f"{UTILS}/_host", f"{UTILS}/_libvirt"
 
 #: A job that vanished counts as one that merged.
 TRUST_THE_JOB = Edit(
-    f"{SERVICE}/merge.py",
+    f"{SERVICE}/merge_loop.py",
     "            raise _ended_without_merging(item.goal)\n",
     "            item.done = True\n            return True\n",
 )
 ACTIVE_ONLY = Edit(f"{CORE}/merge.py", "return Phase.IDLE if view.active else Phase.OFFLINE", "return Phase.IDLE")
 KEEP_WHAT_WAS_MADE = Edit(
-    f"{SERVICE}/snapshot.py",
-    "            for disk in made if not self._wish.reuse else ():\n",
-    "            for disk in ():\n",
+    f"{SERVICE}/interrupted.py",
+    " for path in why if why[path] is None}\n",
+    " for path in () if why[path] is None}\n",
 )
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -138,8 +138,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "a guest that QEMU paused for want of space is resumed once it stands on its base",
         (
             Edit(
-                f"{SERVICE}/merge.py",
-                "        if plan.resumes and view.paused_by == IO_ERROR:\n",
+                f"{SERVICE}/merge_loop.py",
+                "        if layers.resumes:\n",
                 "        if False:\n",
             ),
         ),
@@ -151,9 +151,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "an overlay goes once it was merged",
         (
             Edit(
-                f"{SERVICE}/merge.py",
-                "remove_layer(path, view, others, self._images, self._clock) for path in plan.deletions]\n",
-                "None for path in plan.deletions]\n",
+                f"{SERVICE}/clean_up.py",
+                "remove_layer(path, self._view(), ",
+                "(lambda *_: None)(path, self._view(), ",
             ),
         ),
         sees=r"Extra items in the left set:\s+'/srv/backup/overlays/web",
@@ -204,7 +204,7 @@ MUTATIONS: tuple[Mutation, ...] = (
                 "return Phase.READY",
             ),
             # Tried again and again, any pivot is done in the end
-            Edit(f"{SERVICE}/merge.py", "PIVOT_TRIES = 20\n", "PIVOT_TRIES = 1\n"),
+            Edit(f"{SERVICE}/merge_loop.py", "PIVOT_TRIES = 20\n", "PIVOT_TRIES = 1\n"),
         ),
         sees="'not_ready'",
     ),
@@ -213,7 +213,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "a job is ready when the XML says so, whoever began it and whether or not an event told of it",
         (
             Edit(
-                f"{SERVICE}/merge.py",
+                f"{SERVICE}/merge_loop.py",
                 "            if step is Next.PIVOT:\n",
                 "            if step is Next.PIVOT and item.started:\n",
             ),
@@ -223,7 +223,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         17,
         "a disk's failure is kept beside the others' ends, and told per disk",
-        (Edit(f"{SERVICE}/merge.py", "            item.error = error\n", "            raise\n"),),
+        (Edit(f"{SERVICE}/merge_loop.py", "            item.error = error\n", "            raise\n"),),
         sees="^'partial'$",
     ),
     Mutation(
@@ -245,9 +245,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "the overlays of an interrupted snapshot make room for the new ones",
         (
             Edit(
-                f"{CORE}/snapshot.py",
-                "PREPARED, stale, ours.memory)",
-                "PREPARED, (), ours.memory)",
+                f"{SERVICE}/snapshot.py",
+                "self._check_host(plan, view, left.files)",
+                "self._check_host(plan, view, frozenset())",
             ),
         ),
         sees="error_code.: .overlay_exists",
@@ -364,7 +364,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         29,
         "what one disk's merge failed with reaches the user",
-        (Edit(f"{SERVICE}/merge.py", "            item.error = error\n", "            item.done = True\n"),),
+        (Edit(f"{SERVICE}/merge_loop.py", "            item.error = error\n", "            item.done = True\n"),),
         sees="assert 0 != 0",
         case="on_commit",
     ),

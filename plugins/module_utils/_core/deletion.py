@@ -11,7 +11,7 @@ after a revert several images may stand on one.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .errors import VirtopsError
@@ -310,27 +310,27 @@ def stranded(merges: Iterable[Merging], forest: Forest, chains: Iterable[str]) -
 
 
 def settled(
-    journal: Journal, operation: Operation, gone: frozenset[str], identities: Mapping[str, FileIdentity]
+    journal: Journal,
+    operation: Operation,
+    gone: frozenset[str],
+    identity: Callable[[str], FileIdentity | None],
 ) -> Journal:
-    """The journal that is true afterwards: without the operation and the snapshots that went, and with the images that
-    hold the others' moments now, as they are now."""
-    moved = moved_by(plan_of(operation).merges)
-    removed = {disk.overlay for disk in operation.disks}
+    """The journal that is true once the operation has ended: without it and the snapshots that went. The moments of the
+    others are in the images that their bases went into, as these are now; where that is none, they are nowhere."""
+    moved = {disk.overlay: disk for disk in operation.disks}
+
+    def after(disk: JournalDisk) -> JournalDisk | None:
+        into = moved.get(disk.base)
+        if into is None:
+            return None if disk.overlay in moved else disk
+        if disk.overlay in moved or not into.base:
+            return None
+        return replace(disk, base=into.base, base_format=into.base_format, identity=identity(into.base))
+
     left = []
     for op in journal.operations:
-        if op.id == operation.id or (op.name in gone and not op.open):
-            continue
-        disks = tuple(
-            replace(disk, base=moved[disk.base].path, base_format=moved[disk.base].format, identity=None)
-            if disk.base in moved
-            else disk
-            for disk in op.disks
-            if disk.overlay not in removed
-        )
-        disks = tuple(
-            replace(disk, identity=identities.get(disk.base)) if disk.identity is None else disk for disk in disks
-        )
-        if disks:
+        disks = tuple(disk for disk in map(after, op.disks) if disk is not None)
+        if disks and op.id != operation.id and (op.open or op.name not in gone):
             left.append(replace(op, disks=disks))
     return replace(journal, operations=tuple(left))
 

@@ -10,6 +10,7 @@ short code that playbooks may test. Anything else that is raised is a bug and st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -21,20 +22,20 @@ class VirtopsError(Exception):
     no flow had begun.
     """
 
-    actions: tuple[str, ...] | None = None
-
     def __init__(
         self,
         code: str,
         cause: str,
         remedy: str,
         partial: list[dict[str, Any]] | None = None,
+        actions: Sequence[str] | None = None,
     ) -> None:
         super().__init__(cause)
         self.code = code
         self.cause = cause
         self.remedy = remedy
         self.partial = partial
+        self.actions = None if actions is None else tuple(actions)
 
     def __str__(self) -> str:
         return "%s %s" % (_sentence(self.cause), _sentence(self.remedy))

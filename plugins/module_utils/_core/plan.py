@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Union
 
+from .errors import VirtopsError
+
 
 @dataclass(frozen=True)
 class Done:
@@ -24,18 +26,20 @@ class Done:
 
 #: It raises VirtopsError; `actions` of that error are the words of what it did all the same.
 Act = Callable[[], Union[Done, None]]
+#: Takes the act back after that failure. False where it has to stay: then so does all that came before it.
+Undo = Callable[[VirtopsError], bool]
 
 
 @dataclass(frozen=True)
 class Step:
     """One thing to do. A loop over the jobs of several disks is one step.
 
-    `words` are what `actions` shows, none for a note in the journal. `undo` takes the act back after a later step
-    failed; `final`: once this step has begun nothing that came before it is undone any more, as at the first commit
+    `words` are what `actions` shows, none for a note in the journal. `undo` is for the failure of a
+    later step; `final`: once this step has begun nothing that came before it is undone any more, as at the first commit
     into a base.
     """
 
     words: tuple[str, ...]
     act: Act
-    undo: Callable[[], None] | None = None
+    undo: Undo | None = None
     final: bool = False

@@ -161,7 +161,7 @@ class RecordPort(SnapshotInfoPort, JournalPort, Protocol):
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
 
 
-class InternalPort(SnapshotInfoPort, Protocol):
+class InternalPort(SnapshotInfoPort, OthersPort, Protocol):
     """What internal snapshots need."""
 
     def libvirt_version(self) -> int:
@@ -177,7 +177,7 @@ class InternalPort(SnapshotInfoPort, Protocol):
         """virDomainSnapshotDelete, data and record; `children` is keep, delete or only."""
 
 
-class RevertPort(SnapshotInfoPort, OthersPort, Protocol):
+class RevertPort(SnapshotInfoPort, UndoPort, Protocol):
     """What going back to a snapshot needs."""
 
     def libvirt_version(self) -> int:

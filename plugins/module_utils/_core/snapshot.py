@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import VirtopsError
 from .journal import COMMITTING, CREATED, KEPT, PREPARED, Journal, JournalDisk, Operation
@@ -108,8 +108,6 @@ class SnapshotPlan:
     disks: tuple[PlannedDisk, ...]
     skipped: tuple[SkippedDisk, ...]
     found: str | None = None
-    stale_overlays: tuple[str, ...] = ()
-    stale_memory: str | None = None
 
     @property
     def remote(self) -> bool:
@@ -388,10 +386,7 @@ def _plan_interrupted(
             "Only %s of domain %s stand on the overlays of snapshot %r." % (", ".join(switched), view.name, ours.name),
             "Merge them with virtops.libvirt.block_commit and snapshot: %r, then run the play again" % ours.name,
         )
-    fresh = _plan_new(wish, view, chosen, skipped)
-    kept = {disk.overlay for disk in fresh.disks} if wish.reuse else set()
-    stale = tuple(disk.overlay for disk in ours.disks if not disk.reused and disk.overlay not in kept)
-    return SnapshotPlan(fresh.disks, skipped, PREPARED, stale, ours.memory)
+    return replace(_plan_new(wish, view, chosen, skipped), found=PREPARED)
 
 
 def _plan_recorded(

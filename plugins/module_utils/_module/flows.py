@@ -17,6 +17,7 @@ from .entry import DomainContext
 
 def merge(context: DomainContext, wish: MergeWish) -> Outcome:
     """Merge, for block_commit and block_pull."""
+    context.progress.phase("merge")
     return Merge(wish, context.guest).run(context.check)
 
 

@@ -51,15 +51,10 @@ class Guest(Generic[Port]):
         """As it is now."""
         return self.domain.view().journal
 
-    def put(self, operation: Operation) -> Journal:
-        """Write the operation into the journal, in the place of the one with its ID. The journal as it is then."""
-        return self.write(self.journal.put(operation))
+    def put(self, operation: Operation) -> None:
+        """Write the operation into the journal, in the place of the one with its ID."""
+        self.domain.write_journal(self.journal.put(operation))
 
-    def drop(self, operation: Operation) -> Journal:
-        """Remove the operation from the journal, which is returned as it is then."""
-        return self.write(self.journal.drop(operation))
-
-    def write(self, journal: Journal) -> Journal:
-        """Write the whole journal, and return it."""
-        self.domain.write_journal(journal)
-        return journal
+    def drop(self, operation: Operation) -> None:
+        """Remove the operation from the journal."""
+        self.domain.write_journal(self.journal.drop(operation))

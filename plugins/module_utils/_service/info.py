@@ -12,9 +12,10 @@ from typing import Any
 
 from .._core.errors import VirtopsError
 from .._core.journal import Journal, Operation
-from .._core.model import BlockJob, Disk, DomainView, Layer, Outcome
+from .._core.model import Disk, DomainView, Layer, Outcome
 from .._core.ports import BlockInfoPort, ImagePort
 from .._core.refusals import require_read
+from .jobs import told_job
 from .observe import FileSet, observe
 from .strays import GuestRecords, lost_files, lost_operations, with_bases
 
@@ -145,7 +146,7 @@ def block(domain: BlockInfoPort, images: ImagePort, targets: Sequence[str]) -> O
             **_disk(disk),
             **_sizes(domain.sizes(disk.target)),
             "chain": [_layer(depth, layer, images, warnings) for depth, layer in enumerate(disk.chain)],
-            "job": None if disk.job is None else told_job(disk.job),
+            "job": told_job(disk.job),
         }
         for disk in wanted
     ]
@@ -188,15 +189,3 @@ def _layer(depth: int, layer: Layer, images: ImagePort, warnings: list[str]) -> 
         return told
     internal = list(info.internal_snapshots)
     return {**told, "size": info.virtual_size, "allocation": info.allocation, "internal_snapshots": internal}
-
-
-def told_job(job: BlockJob) -> dict[str, Any]:
-    """A job as read-only modules tell it: bytes, bytes/s."""
-    return {
-        "type": job.kind,
-        "cur": job.cur,
-        "end": job.end,
-        "bandwidth": job.bandwidth,
-        "ready": job.ready,
-        "target": job.target,
-    }

@@ -9,8 +9,6 @@ call, so there is nothing for a journal to tell.
 
 from __future__ import annotations
 
-from typing import Any
-
 from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.internal import (
@@ -24,27 +22,28 @@ from .._core.internal import (
 )
 from .._core.journal import epoch
 from .._core.model import DomainView, Outcome, SnapshotDisk, SnapshotRecord
+from .._core.plan import Step
 from .._core.ports import Clock, ImagePort, InternalPort
 from .._core.refusals import refuse_open
 from .._core.snapshot import unknown_words
 from .._core.snapshot_tree import children_of, doomed_by
-from .observe import observe
+from .guest import Guest
 from .snapshot_info import told_snapshot
 
 
 class InternalSnapshot:
     """Take an internal snapshot, or delete one with its data."""
 
-    def __init__(self, domain: InternalPort, images: ImagePort, clock: Clock) -> None:
-        self._domain = domain
-        self._images = images
-        self._clock = clock
+    def __init__(self, guest: Guest[InternalPort]) -> None:
+        self._guest = guest
+        self._domain = guest.domain
+        self._images = guest.images
 
     # -- present
 
     def present(self, wish: InternalWish, check: bool) -> Outcome:
         """Raises VirtopsError; the guest is then as before."""
-        view = observe(self._domain, self._images)
+        view = self._guest.observe()
         records = self._domain.snapshots()
         found = next((record for record in records if record.name == wish.name), None)
         plan = plan_internal(
@@ -59,19 +58,21 @@ class InternalSnapshot:
         request = xml.build_snapshot(
             wish.name, wish.description, plan.disks, memory="internal" if plan.memory else "no"
         )
-        if found is not None:
-            told = told_snapshot(found, children_of(records)[found.name], current == found.name)
-            return self._outcome(view, records, records, None, told, ())
-        made = _foreseen(wish, plan, view, current, self._clock)
-        if not check:
-            self._domain.create_internal_snapshot(request, plan.halt)
-            made = self._read_back(wish.name)
-        steps = ["take the internal snapshot %s of %s" % (wish.name, _held(plan))]
-        if plan.halt:
-            steps.append("turn %s off at that moment" % view.name)
-        return self._outcome(
-            view, records, (*records, made), request, told_snapshot(made, [], True), tuple(steps), plan.halt
-        )
+        before: dict[str, object] = {"snapshots": _names(records), "state": view.state}
+        with self._guest.run(check) as run:
+            if found is not None:
+                told = told_snapshot(found, children_of(records)[found.name], current == found.name)
+                return run.outcome(before, before, {"snapshot": told})
+            words = ["take the internal snapshot %s of %s" % (wish.name, _held(plan))]
+            words += ["turn %s off at that moment" % view.name] if plan.halt else []
+            run.apply(Step(tuple(words), lambda: self._domain.create_internal_snapshot(request, plan.halt)))
+            made = _foreseen(wish, plan, view, current, self._guest.clock) if check else self._read_back(wish.name)
+            after: dict[str, object] = {
+                "snapshots": _names((*records, made)),
+                "state": "shut off" if plan.halt else view.state,
+                "snapshot": request,
+            }
+            return run.outcome(before, after, {"snapshot": told_snapshot(made, [], True)})
 
     def _read_back(self, name: str) -> SnapshotRecord:
         made = self._domain.snapshot(name)
@@ -83,31 +84,11 @@ class InternalSnapshot:
             )
         return made
 
-    def _outcome(
-        self,
-        view: DomainView,
-        before: tuple[SnapshotRecord, ...],
-        after: tuple[SnapshotRecord, ...],
-        request: str | None,
-        told: dict[str, Any],
-        steps: tuple[str, ...],
-        halted: bool = False,
-    ) -> Outcome:
-        shown: dict[str, object] = {"snapshots": _names(after), "state": "shut off" if halted else view.state}
-        if request is not None:
-            shown["snapshot"] = request
-        return Outcome(
-            steps=steps,
-            before={"snapshots": _names(before), "state": view.state},
-            after=shown,
-            values={"snapshot": told},
-        )
-
     # -- absent
 
     def absent(self, name: str, children: str, check: bool) -> Outcome:
         """Delete the snapshot's data and record, and its descendants' as `children` says."""
-        view = observe(self._domain, self._images)
+        view = self._guest.observe()
         records = self._domain.snapshots()
         found = next((record for record in records if record.name == name), None)
         doomed = doomed_by(name, children, records)
@@ -119,21 +100,25 @@ class InternalSnapshot:
         current = self._domain.current_snapshot() if records else None
         told = None if found is None else told_snapshot(found, children_of(records)[name], current == name)
         gone = {record.name for record in doomed} | ({name} if stray else set())
-        steps = ["delete snapshot %s and its data" % record.name for record in doomed]
-        steps += ["delete snapshot %s in %s, which libvirt has no record of" % (name, path) for path in stray]
-        if steps and not check:
-            if stray:
-                self._adopt(name, view)
-            self._domain.delete_snapshot(name, children)
-            self._check_gone(gone)
+        words = ["delete snapshot %s and its data" % record.name for record in doomed]
+        words += ["delete snapshot %s in %s, which libvirt has no record of" % (name, path) for path in stray]
         left = tuple(record for record in records if record not in doomed)
-        return Outcome(
-            steps=tuple(steps),
-            before={"snapshots": _names(records), "data": _data(names, set())},
-            after={"snapshots": _names(left), "data": _data(names, gone)},
-            values={"snapshot": told},
-            warnings=unknown_words(name, view) if found is None and not stray else (),
-        )
+        with self._guest.run(check) as run:
+            if stray:
+                run.apply(Step((), lambda: self._adopt(name, view)))
+            if words:
+                run.apply(Step(tuple(words), lambda: self._delete(name, children, gone)))
+            elif found is None:
+                run.warnings += unknown_words(name, view)
+            return run.outcome(
+                {"snapshots": _names(records), "data": _data(names, set())},
+                {"snapshots": _names(left), "data": _data(names, gone)},
+                {"snapshot": told},
+            )
+
+    def _delete(self, name: str, children: str, gone: set[str]) -> None:
+        self._domain.delete_snapshot(name, children)
+        self._check_gone(gone)
 
     def _adopt(self, name: str, view: DomainView) -> None:
         """libvirt deletes data by their record alone: write one. Data without it are what is left of a libvirtd that
@@ -143,7 +128,7 @@ class InternalSnapshot:
 
     def _check_gone(self, gone: set[str]) -> None:
         """QEMU takes a snapshot that it does not find for one that is deleted."""
-        view = observe(self._domain, self._images)
+        view = self._guest.observe()
         names = inside(view, self._images)
         for name in sorted(gone):
             left = leftovers(name, view, names)

@@ -11,114 +11,140 @@ Where the watchdog dies with the module, the guest stays frozen.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection, Container
+from dataclasses import dataclass, replace
+from functools import partial
 
 from .._core.errors import VirtopsError
 from .._core.journal import JournalDisk, Operation
-from .._core.model import SAVING, DomainView, Outcome
-from .._core.ports import Clock, ImagePort, JobPort, UndoPort
+from .._core.model import SAVING, DomainView
+from .._core.plan import Step
+from .._core.ports import UndoPort
 from .._core.snapshot import THAW_SECONDS, is_in_chain
 from .._core.text import command
-from .observe import observe
-from .ours import Ours, kept_words
+from .guest import Guest
+from .ours import kept_words
 from .overlays import is_unused, refuse_data
+from .run import Run
 
 #: Between two looks at libvirt's job.
 _POLL_SECONDS = 0.5
 
 
-def awake(
-    operation: Operation, domain: UndoPort, images: ImagePort, clock: Clock, seconds: float, check: bool
-) -> tuple[DomainView, tuple[str, ...]]:
-    """The domain once the request has come to its end, and the step that lets its guest run on.
+def awake(operation: Operation, guest: Guest[UndoPort], seconds: float, run: Run) -> DomainView:
+    """The domain once the request has come to its end, and its guest runs on; in check mode as it would be then.
 
-    That step comes before any refusal: whatever is asked for now, no guest stays paused or frozen by us. The journal in
-    the view is as after that step, in check mode too.
+    That step comes before any refusal: whatever is asked for now, no guest stays paused or frozen by us.
     """
-    view = _settled(operation, domain, images, clock, seconds)
+    view = _settled(operation, guest, seconds)
     if operation.frozen and view.active:
-        return _thawed(operation, view, domain, check)
+        words = "thaw the file systems of %s, which an interrupted snapshot may have left frozen" % view.name
+        run.apply(Step((words,), lambda: _thaw(operation, view, guest)))
+        return replace(view, journal_found=view.journal.put(operation.held(None)))
     if not is_left_paused(operation, view):
-        return view, ()
-    if not check:
-        domain.resume()
-    words = "resume %s, which an interrupted snapshot left paused" % view.name
-    return replace(view, state="running", paused_by=None), (words,)
+        return view
+    run.apply(Step(("resume %s, which an interrupted snapshot left paused" % view.name,), guest.domain.resume))
+    return replace(view, state="running", paused_by=None)
 
 
-def _thawed(
-    operation: Operation, view: DomainView, domain: UndoPort, check: bool
-) -> tuple[DomainView, tuple[str, ...]]:
+def _thaw(operation: Operation, view: DomainView, guest: Guest[UndoPort]) -> None:
     """The watchdog may have done so before. The mark of the freeze ended with a QEMU that ended since."""
-    journal = view.journal.put(operation.held(None))
-    if not check:
-        try:
-            domain.thaw(THAW_SECONDS)
-        except VirtopsError as error:
-            if error.code == "connection_lost":
-                raise
-            raise VirtopsError(
-                error.code,
-                "Domain %s may still be frozen, as the snapshot %r was interrupted: %s"
-                % (view.name, operation.name, error.cause),
-                "See that the guest runs and its agent answers (%s), then run the task again. Where that cannot be "
-                "had, turn the guest off (%s), which loses what a power loss would, and run it again"
-                % (command("virsh", "domfsthaw", view.name), command("virsh", "destroy", view.name)),
-            ) from error
-        domain.write_journal(journal)
-    words = "thaw the file systems of %s, which an interrupted snapshot may have left frozen" % view.name
-    return replace(view, journal_found=journal), (words,)
+    try:
+        guest.domain.thaw(THAW_SECONDS)
+    except VirtopsError as error:
+        if error.code == "connection_lost":
+            raise
+        raise VirtopsError(
+            error.code,
+            "Domain %s may still be frozen, as the snapshot %r was interrupted: %s"
+            % (view.name, operation.name, error.cause),
+            "See that the guest runs and its agent answers (%s), then run the task again. Where that cannot be "
+            "had, turn the guest off (%s), which loses what a power loss would, and run it again"
+            % (command("virsh", "domfsthaw", view.name), command("virsh", "destroy", view.name)),
+        ) from error
+    guest.put(operation.held(None))
 
 
-def unswitched(operation: Operation, view: DomainView, domain: JobPort, images: ImagePort) -> tuple[JournalDisk, ...]:
+def unswitched(operation: Operation, view: DomainView, guest: Guest[UndoPort]) -> tuple[JournalDisk, ...]:
     """The disks that were not switched to the overlay that was made for them.
 
     Raises `overlay_in_use` where the guest's newest data may be in one all the same: libvirt does not know of a switch
     that QEMU made while libvirt died.
     """
     left = tuple(disk for disk in operation.disks if not is_in_chain(view, disk.target, disk.overlay))
-    there = [disk.overlay for disk in left if images.exists(disk.overlay)]
-    ours = Ours(view, domain.snapshots() if there else (), images)
-    for path in there:
+    ours = guest.ours(view)
+    for path in (disk.overlay for disk in left):
         # No disk can have been switched to a file of another kind
-        if ours.is_overlay(path, operation.disks) and not is_unused(path, view, images):
+        there = guest.images.exists(path) and ours.is_overlay(path, operation.disks)
+        if there and not is_unused(path, view, guest.images):
             raise refuse_data(path, view)
     return left
 
 
-def undo(operation: Operation, view: DomainView, domain: UndoPort, images: ImagePort, check: bool) -> Outcome:
-    """Remove what was made for a snapshot that no disk was switched for. What was the user's before stays his."""
-    left = unswitched(operation, view, domain, images)
-    made = [disk.overlay for disk in left if not disk.reused and images.exists(disk.overlay)]
-    ours = Ours(view, domain.snapshots(), images)
-    kept = {path: why for path in made for why in [ours.why_not(path, operation.disks)] if why is not None}
-    paths = [path for path in made if path not in kept]
-    memory = left_memory(operation.memory, view, domain, images)
-    if not check:
-        for path in paths if memory is None else [*paths, memory]:
-            images.remove(path)
-        domain.write_journal(domain.view().journal.drop(operation))
-    steps = (
-        *("remove the overlay %s, which nothing was written to" % path for path in paths),
-        *(() if memory is None else (memory_words(memory),)),
-        "remove operation %s from the journal" % operation.name,
-    )
-    warnings = tuple(kept_words(path, why) for path, why in kept.items())
-    return Outcome(steps, warnings=warnings + kept_memory(operation.memory, view, domain, images))
+@dataclass(frozen=True)
+class Undoing:
+    """The steps that undo a snapshot which was not taken, the files that they remove, and what is told of others."""
+
+    steps: tuple[Step, ...] = ()
+    files: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
 
 
-def _settled(operation: Operation, domain: JobPort, images: ImagePort, clock: Clock, seconds: float) -> DomainView:
+def undoing(
+    operation: Operation, view: DomainView, guest: Guest[UndoPort], keep: Container[str] = frozenset()
+) -> Undoing:
+    """How to remove what was made for a snapshot that no disk was switched for. What was the user's before stays his,
+    and so do those to `keep`. Raises `overlay_in_use` where the guest's newest data may be in one of them."""
+    images, ours = guest.images, guest.ours(view)
+    made = [disk.overlay for disk in unswitched(operation, view, guest) if not disk.reused and disk.overlay not in keep]
+    why = {path: ours.why_not(path, operation.disks) for path in made if images.exists(path)}
+    words = {path: "remove the overlay %s, which nothing was written to" % path for path in why if why[path] is None}
+    memory = operation.memory
+    if memory is not None and _is_free_memory(memory, guest):
+        why[memory] = ours.why_not_memory(memory)
+        if why[memory] is None:
+            words[memory] = "remove %s, the memory of a snapshot that was not taken" % memory
+    steps = [Step((text,), partial(images.remove, path)) for path, text in words.items()]
+    steps.append(Step(("remove operation %s from the journal" % operation.name,), partial(guest.drop, operation)))
+    kept = tuple(kept_words(path, reason) for path, reason in why.items() if reason is not None)
+    return Undoing(tuple(steps), frozenset(words), kept)
+
+
+def take_back(
+    operation: Operation,
+    made: Collection[str],
+    guest: Guest[UndoPort],
+    cause: VirtopsError,
+    busy: bool = False,
+) -> bool:
+    """After a failure: remove what this run made where no disk was switched, else the journal stays with all of it.
+    `busy`: libvirt may be about to switch them."""
+    view = guest.domain.view()
+    if all(found.id != operation.id for found in view.journal.operations):
+        return True  # the undo of a later step did it
+    there = [disk for disk in operation.disks if disk.overlay in made and guest.images.exists(disk.overlay)]
+    kept = [disk for disk in there if busy or not is_unused(disk.overlay, view, guest.images)]
+    if kept or busy:
+        cause.partial = [{"disk": disk.target, "overlay": disk.overlay} for disk in kept]
+        return False
+    keep = {disk.overlay for disk in operation.disks} - set(made)
+    for step in undoing(operation, view, guest, keep).steps:
+        step.act()
+    return True
+
+
+def _settled(operation: Operation, guest: Guest[UndoPort], seconds: float) -> DomainView:
     """A reading of the domain once libvirt has done, or given up, what it was asked for."""
-    until = clock.monotonic() + seconds
-    while domain.has_job() or (operation.memory is not None and images.holders(operation.memory)):
-        if clock.monotonic() >= until:
+    until = guest.clock.monotonic() + seconds
+    while guest.domain.has_job() or (operation.memory is not None and guest.images.holders(operation.memory)):
+        if guest.clock.monotonic() >= until:
             raise VirtopsError(
                 "libvirt_busy",
                 "libvirt still works at the snapshot %r that an interrupted run asked for." % operation.name,
                 "See 'virsh domjobinfo', and run the task again when that is over",
             )
-        clock.sleep(_POLL_SECONDS)
-    return observe(domain, images)
+        guest.clock.sleep(_POLL_SECONDS)
+    return guest.observe()
 
 
 def is_left_paused(operation: Operation, view: DomainView) -> bool:
@@ -126,26 +152,8 @@ def is_left_paused(operation: Operation, view: DomainView) -> bool:
     return operation.memory is not None and view.state == "paused" and view.paused_by == SAVING
 
 
-def left_memory(path: str | None, view: DomainView, domain: JobPort, images: ImagePort) -> str | None:
-    """The memory file of a snapshot that was not taken, where there is one that no record of the domain names."""
-    if path is None or not _is_free_memory(path, domain, images):
-        return None
-    return path if Ours(view, domain.snapshots(), images).why_not_memory(path) is None else None
-
-
-def kept_memory(path: str | None, view: DomainView, domain: JobPort, images: ImagePort) -> tuple[str, ...]:
-    """The warning of a file in its place that is not that memory."""
-    if path is None or not _is_free_memory(path, domain, images):
-        return ()
-    why = Ours(view, domain.snapshots(), images).why_not_memory(path)
-    return () if why is None else (kept_words(path, why),)
-
-
-def _is_free_memory(path: str, domain: JobPort, images: ImagePort) -> bool:
-    if images.kind(path) != "file" or images.holders(path):
+def _is_free_memory(path: str, guest: Guest[UndoPort]) -> bool:
+    """Does no record of the domain name it, and is libvirt done with it?"""
+    if guest.images.kind(path) != "file" or guest.images.holders(path):
         return False
-    return all(record.memory_file != path for record in domain.snapshots())
-
-
-def memory_words(path: str) -> str:
-    return "remove %s, the memory of a snapshot that was not taken" % path
+    return all(record.memory_file != path for record in guest.domain.snapshots())

@@ -7,20 +7,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import DELETE, PULL, RESERVED, REVERT, Operation
 from .._core.merge import goal_to_base
 from .._core.model import BlockJob, DomainView, Outcome
+from .._core.plan import Step
 from .._core.ports import MergePort
 from .._core.refusals import require_disk
 from .._core.snapshot import is_in_chain
 from .guest import Guest
-from .jobs import cancel_jobs
-from .merge import Merge, told_job
+from .jobs import cancel_jobs, told_job
+from .merge import Merge
 from .merge_plan import MergeWish
-from .observe import observe
+from .run import Run
 
 MIB = 1024 * 1024
 _UNFINISHED = (
@@ -47,28 +49,21 @@ class JobControl:
         self._wish = wish
         self._guest = guest
         self._domain = guest.domain
-        self._images = guest.images
-        self._clock = guest.clock
 
     def run(self, check: bool) -> Outcome:
         """Raises VirtopsError; a job that ended while we looked is no error."""
-        view = observe(self._domain, self._images)
-        job = self._job(view)
-        if self._wish.state == "pivoted" and job is not None:
-            return self._pivot(view, job, check)
-        if self._wish.state == "pivoted":
-            self._refuse_unmerged(view)
-        steps = self._steps(job)
-        after = None if self._wish.state == "cancelled" else self._with_speed(job)
-        if steps and not check:
-            self._apply(job)
-            after = self._job(self._domain.view())
-        return Outcome(
-            steps,
-            {"job": told_job(job)},
-            {"job": told_job(after)},
-            {"job": told_job(after)},
-        )
+        with self._guest.run(check) as run:
+            view = self._guest.observe()
+            job = self._job(view)
+            if self._wish.state == "pivoted" and job is not None:
+                return self._pivot(view, job, run)
+            if self._wish.state == "pivoted":
+                self._refuse_unmerged(view)
+            run.apply(*self._steps(job))
+            after = None if self._wish.state == "cancelled" else self._with_speed(job)
+            if run.actions and not check:
+                after = self._job(self._domain.view())
+            return run.outcome({"job": told_job(job)}, {"job": told_job(after)}, {"job": told_job(after)})
 
     def _job(self, view: DomainView) -> BlockJob | None:
         disk = require_disk(view, self._wish.disk)
@@ -97,31 +92,23 @@ class JobControl:
                         "after an I/O error, shut the guest down and run it once more, which merges offline",
                     )
 
-    def _steps(self, job: BlockJob | None) -> tuple[str, ...]:
+    def _steps(self, job: BlockJob | None) -> tuple[Step, ...]:
         if job is None:
             return ()
         if self._wish.state == "cancelled":
-            return ("cancel the %s job of %s" % (job.kind, self._wish.disk),)
-        return self._speed_steps(job)
-
-    def _speed_steps(self, job: BlockJob) -> tuple[str, ...]:
+            return (Step(("cancel the %s job of %s" % (job.kind, self._wish.disk),), self._cancel),)
         wanted = self._wish.bandwidth
         if wanted is None or job.bandwidth == wanted * MIB:
             return ()
-        return ("limit the %s job of %s to %d MiB/s (0 is no limit)" % (job.kind, self._wish.disk, wanted),)
+        words = "limit the %s job of %s to %d MiB/s (0 is no limit)" % (job.kind, self._wish.disk, wanted)
+        return (Step((words,), partial(self._domain.set_job_speed, self._wish.disk, wanted * MIB)),)
 
     def _with_speed(self, job: BlockJob | None) -> BlockJob | None:
         wanted = self._wish.bandwidth
         return job if job is None or wanted is None else replace(job, bandwidth=wanted * MIB)
 
-    def _apply(self, job: BlockJob | None) -> None:
-        if self._wish.state == "cancelled":
-            self._cancel()
-        elif job is not None and self._speed_steps(job):
-            self._domain.set_job_speed(self._wish.disk, (self._wish.bandwidth or 0) * MIB)
-
     def _cancel(self) -> None:
-        disk = cancel_jobs(self._domain, [self._wish.disk], self._clock).disk(self._wish.disk)
+        disk = cancel_jobs(self._domain, [self._wish.disk], self._guest.clock).disk(self._wish.disk)
         if disk is not None and disk.job is not None:
             raise VirtopsError(
                 "job_ending",
@@ -129,7 +116,7 @@ class JobControl:
                 "QEMU ends it as soon as the guest's writes leave it the time: run the task again",
             )
 
-    def _pivot(self, view: DomainView, job: BlockJob, check: bool) -> Outcome:
+    def _pivot(self, view: DomainView, job: BlockJob, run: Run) -> Outcome:
         """The merge flow waits for ready, pivots, and brings persistent XML, record and journal into step."""
         if job.kind != "active-commit" or job.target is None:
             raise VirtopsError(
@@ -138,25 +125,21 @@ class JobControl:
                 % (job.kind, self._wish.disk, view.name),
                 "Wait for its end, or cancel it with state: cancelled",
             )
-        speed = self._speed_steps(job)
-        if speed and not check:
-            self._apply(job)
-        wish = self._merge_wish(view, job.target)
-        outcome = Merge(wish, self._guest).run(check)
-        warnings = outcome.warnings if wish.within is None else (*outcome.warnings, _UNFINISHED)
-        return replace(outcome, steps=speed + outcome.steps, values={"job": None}, warnings=warnings)
+        run.apply(*self._steps(job))
+        outcome = run.include(self._finish(view, job.target, run.check))
+        return run.outcome(outcome.before, outcome.after, {"job": None})
 
-    def _merge_wish(self, view: DomainView, base: str) -> MergeWish:
+    def _finish(self, view: DomainView, base: str, check: bool) -> Outcome:
         """The merge that began this job, as the journal has it; a job of somebody else's is a merge by path."""
         wish = MergeWish(disks=(self._wish.disk,), deadline=self._wish.deadline, delete_merged=self._wish.delete_merged)
         operation = self._operation(view, base)
         if operation is None:
-            return replace(wish, base=base)
+            return Merge(replace(wish, base=base), self._guest).run(check)
         if operation.kind != DELETE:
-            return replace(wish, snapshot=operation.name)
+            return Merge(replace(wish, snapshot=operation.name), self._guest).run(check)
         goal = goal_to_base(require_disk(view, self._wish.disk), base, None, view.name)
-        goals = () if goal is None else (goal,)
-        return MergeWish(goals=goals, within=operation.id, deadline=self._wish.deadline)
+        outcome = Merge(wish, self._guest).run_goals(() if goal is None else (goal,), operation, check)
+        return replace(outcome, warnings=(*outcome.warnings, _UNFINISHED))
 
     def _operation(self, view: DomainView, base: str) -> Operation | None:
         """The one that this job belongs to: of a snapshot, or of a deletion, which is not for us to end."""

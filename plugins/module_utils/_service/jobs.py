@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 
-"""Private to virtops.libvirt: ending block jobs in bounded time."""
+"""Private to virtops.libvirt: block jobs: ending them in bounded time, and what results show of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .._core.errors import VirtopsError
-from .._core.model import DomainView
+from .._core.model import BlockJob, DomainView
 from .._core.ports import Clock, MergePort
 
 #: Seconds for jobs that were told to end. Writes under way go first, which is quick. A pivot that was asked for cannot
@@ -45,3 +46,46 @@ def _cancel(domain: MergePort, target: str) -> VirtopsError | None:
 def _goes_on(view: DomainView, target: str) -> bool:
     disk = view.disk(target)
     return disk is not None and disk.job is not None and not disk.job.ending
+
+
+def told_job(job: BlockJob | None) -> dict[str, Any] | None:
+    """A job as every result shows it: bytes, bytes/s, percent; `target` is what an active commit goes into."""
+    if job is None:
+        return None
+    return {
+        "type": job.kind,
+        "cur": job.cur,
+        "end": job.end,
+        "bandwidth": job.bandwidth,
+        "ready": job.ready,
+        "target": job.target,
+        "progress": 100.0 if job.ready else (100.0 * job.cur / job.end if job.end else 0.0),
+    }
+
+
+def told_disks(
+    targets: Sequence[str],
+    before: Mapping[str, list[str]],
+    after: Mapping[str, list[str]],
+    merged: Mapping[str, Sequence[str]],
+    view: DomainView | None = None,
+    errors: Mapping[str, VirtopsError] | None = None,
+) -> list[dict[str, Any]]:
+    """What became of these disks, of those with merged layers, or of all: the chain before and after, what was merged,
+    the job that runs by this reading; after a failure also each disk's own error, in words."""
+    told = []
+    for target in targets or merged or before:
+        left = after.get(target, [])
+        disk = None if view is None else view.disk(target)
+        told.append(
+            {
+                "disk": target,
+                "before": before.get(target, []),
+                "after": left,
+                "merged": [path for path in merged.get(target, ()) if path not in left],
+                "job": told_job(disk.job if disk else None),
+            }
+        )
+        if errors is not None:
+            told[-1]["error"] = str(errors[target]) if target in errors else None
+    return told

@@ -17,7 +17,8 @@ from .._core.model import DomainView, Outcome
 from .._core.ports import DeletePort, ImagePort
 from .._core.snapshot import is_in_chain
 from .guest import Guest
-from .info import told_job, told_operation
+from .info import told_operation
+from .jobs import told_job
 from .recover import RecoverWish, Recovery
 from .strays import lost_operations
 
@@ -53,7 +54,7 @@ def _standing(noted: JournalDisk, view: DomainView, images: ImagePort) -> dict[s
         "in_chain": is_in_chain(view, noted.target, noted.overlay),
         "overlay_exists": images.exists(noted.overlay),
         "base_unchanged": _unchanged(noted, images),
-        "job": None if job is None else told_job(job),
+        "job": told_job(job),
     }
 
 

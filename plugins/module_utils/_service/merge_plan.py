@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .._core.convergence import Deadline
@@ -30,11 +31,9 @@ from .._core.refusals import image_shared, refuse_open, require_disk
 from .._core.snapshot import is_in_chain
 from .._core.text import command
 from .away import require_here
-from .brake import held_words
+from .clean_up import Clearance
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of, with_bases
 from .guest import Guest
-from .observe import OtherFiles, every_image
-from .ours import Ours
 from .overlays import Sweep, plan_sweep
 from .sound import require_sound
 
@@ -48,8 +47,7 @@ LAG_NS_PER_BYTE = 10**9 / 1024**2
 class MergeWish:
     """What the user asked for; `bandwidth` in MiB/s (0: no limit).
 
-    Where the merge is a step of another flow: `goals` of that, and `within` its operation's ID in the journal, which
-    that flow begins and ends. `adopted` is an operation as the journal should have it, and has not.
+    `adopted` is an operation as the journal should have it, and has not.
     """
 
     disks: tuple[str, ...] = ()
@@ -62,8 +60,6 @@ class MergeWish:
     pivot: bool = True
     delete_merged: bool = False
     pull: bool = False
-    goals: tuple[MergeGoal, ...] = ()
-    within: str | None = None
     adopted: Operation | None = None
 
     @property
@@ -73,35 +69,35 @@ class MergeWish:
 
 
 @dataclass(frozen=True)
-class MergePlan:
-    """What stands between the observation and the goal.
+class Layers:
+    """What stands between the observation and the goals, in the chains of `domain`.
 
-    `stale_config`: what the persistent XML is to name, by disk. `unsure`: overlays that may hold data nobody merged.
-    `pivoted`: disks of a domain that is off whose base already has all that the overlay has, and newer data.
-    `writes`: the records of snapshots above what was merged. `memory`: the files that hold the snapshot's memory.
-    `not_ours`: files that the journal names and that stay, and why. `sweep`: what earlier runs merged and kept.
-    `whole`: after this run no layer of the snapshot or operation is in a chain. `resumes`: QEMU paused the guest at a
-    write that failed, as on a full file system, and the merge gives it another image to write to.
+    `operation` is what the journal has of it already. `stale_config`: what the persistent XML is to name, by disk.
+    `pivoted`: disks of a domain that is off whose base already has all that the overlay has, and newer data. `unsure`:
+    overlays that may hold data nobody merged. `resumes`: QEMU paused the guest at a write that failed, as on a full
+    file system, and the merge gives it another image to write to. `words` are what `actions` shows of each goal,
+    by its disk and topmost layer.
     """
 
+    domain: str
     goals: tuple[MergeGoal, ...]
     operation: Operation | None
-    record: SnapshotRecord | None
     stale_config: dict[str, Layer]
+    pivoted: frozenset[str]
     unsure: frozenset[str]
-    deletions: tuple[str, ...]
-    steps: tuple[str, ...]
+    resumes: bool
+    words: dict[tuple[str, str], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """`whole`: after this run no layer of the snapshot or operation is in a chain; then `clearance` is what is left to
+    do."""
+
+    layers: Layers
     whole: bool
-    resumes: bool = False
-    pivoted: frozenset[str] = frozenset()
-    writes: tuple[RecordWrite, ...] = ()
-    memory: tuple[str, ...] = ()
-    not_ours: dict[str, str] = field(default_factory=dict)
-    sweep: Sweep = field(default_factory=Sweep)
-
-
-#: There is nothing to merge.
-NOTHING = MergePlan((), None, None, {}, frozenset(), (), (), whole=True)
+    clearance: Clearance | None
+    unknown: bool
 
 
 class MergePlanner:
@@ -109,6 +105,7 @@ class MergePlanner:
 
     def __init__(self, wish: MergeWish, guest: Guest[MergePort]) -> None:
         self._wish = wish
+        self._guest = guest
         self._domain = guest.domain
         self._images = guest.images
 
@@ -118,66 +115,70 @@ class MergePlanner:
         record = self._domain.snapshot(wish.snapshot) if wish.snapshot else None
         operation = journal.of_snapshot(wish.snapshot) if wish.snapshot else None
         goals = self._goals(view, operation, record)
-        if wish.within is not None:
-            operation = next((op for op in journal.operations if op.id == wish.within), None)
-        elif wish.snapshot is None:
+        if wish.snapshot is None:
             operation = _interrupted_merge(journal, goals)
         if goals or operation is not None:
             require_here(view, self._images)
         refuse_open(view, journal, operation.id if operation else None)
+        whole = self._ends_whole(goals, view, operation, record)
+        layers = self.layers(goals, operation, view, whole)
+        texts = texts_of(self._domain)
+        self._check_branches(goals, view, texts, journal)
+        clearance = self._clearance(layers, operation, record, texts, view, journal) if whole else None
+        unknown = wish.snapshot is not None and operation is None and record is None
+        return MergePlan(layers, whole, clearance, unknown)
+
+    def layers(
+        self, goals: tuple[MergeGoal, ...], operation: Operation | None, view: DomainView, whole: bool = True
+    ) -> Layers:
+        """What is left to do for these goals. Raises VirtopsError for those that must not be reached."""
         for goal in goals:
             self.check_goal(goal, view)
             self.check_offline(goal, view)
         self._check_unshared(goals)
-        texts = {} if wish.within is not None else texts_of(self._domain)
-        self._check_branches(goals, view, texts, journal)
-        whole = self._ends_whole(goals, view, operation, record)
         goals = tuple(goal for goal in goals if self._is_left(goal, view))
         pivoted = frozenset(goal.target for goal in goals if self.has_pivoted(goal, view, operation))
-        unsure = self._unsure(view, operation) | {goal.top.path for goal in goals if goal.target in pivoted}
-        deletions = self._deletions(goals, operation, view, journal) if wish.delete_merged and whole else ()
-        deletions = tuple(path for path in deletions if path not in unsure)
-        ours = Ours(view, self._domain.snapshots(), self._images)
-        noted = () if operation is None else operation.disks
-        not_ours = {path: why for path in deletions for why in [ours.why_not(path, noted)] if why is not None}
-        deletions = tuple(path for path in deletions if path not in not_ours)
-        stale = _stale_config(view, operation)
-        steps = [] if operation is None or operation.hold is None else [held_words(view, operation.hold)]
-        steps += [text for goal in goals for text in self._words(goal, view, pivoted)]
-        steps += [_config_words(target, layer) for target, layer in stale.items()]
-        steps += ["delete the merged overlay %s" % path for path in deletions]
-        memory = self._memory(record, operation) if wish.delete_merged and whole else ()
-        not_ours |= {path: why for path in memory for why in [ours.why_not_memory(path)] if why is not None}
-        memory = tuple(path for path in memory if path not in not_ours)
-        steps += ["delete the memory of a snapshot, %s" % path for path in memory]
-        resumes = view.paused_by == IO_ERROR and whole and bool(goals or operation)
-        if resumes:
-            steps.append("resume %s, which QEMU paused at a write that failed" % view.name)
-        writes = self._writes(goals, operation, texts, view) if whole else ()
-        steps += [write.words for write in writes]
-        ends = whole and wish.delete_merged and wish.within is None and bool(goals or operation)
-        sweep = plan_sweep(view, journal, self.images_of_others, self._images, ours) if ends else Sweep()
-        steps += sweep.steps
-        if whole and wish.snapshot is not None and record is not None:
-            steps.append("delete the record of snapshot %s" % record.name)
-        if whole and operation is not None and wish.within is None:
-            steps.append("remove operation %s from the journal" % operation.name)
-        record = record if whole else None
-        return MergePlan(
+        return Layers(
+            view.name,
             goals,
             operation,
-            record,
-            stale,
-            unsure,
-            deletions,
-            tuple(steps),
-            whole,
-            resumes,
+            _stale_config(view, operation),
             pivoted,
-            writes,
-            memory,
-            not_ours,
-            sweep,
+            self._unsure(view, operation) | {goal.top.path for goal in goals if goal.target in pivoted},
+            view.paused_by == IO_ERROR and whole and bool(goals or operation),
+            {(goal.target, goal.top.path): self._words(goal, view, pivoted) for goal in goals},
+        )
+
+    def _clearance(
+        self,
+        layers: Layers,
+        operation: Operation | None,
+        record: SnapshotRecord | None,
+        texts: dict[str, str],
+        view: DomainView,
+        journal: Journal,
+    ) -> Clearance:
+        wish = self._wish
+        ours = self._guest.ours(view)
+        deletes = wish.delete_merged
+        paths = self._deletions(layers.goals, operation, view, journal) if deletes else ()
+        paths = tuple(path for path in paths if path not in layers.unsure)
+        noted = () if operation is None else operation.disks
+        not_ours = {path: why for path in paths for why in [ours.why_not(path, noted)] if why is not None}
+        memory = self._memory(record, operation) if deletes else ()
+        not_ours |= {path: why for path in memory for why in [ours.why_not_memory(path)] if why is not None}
+        ends = deletes and bool(layers.goals or operation)
+        moved = {} if wish.snapshot is None else moved_layers(layers.goals, operation, view)
+        return Clearance(
+            layers={path: "delete the merged overlay %s" % path for path in paths if path not in not_ours},
+            memory=tuple(path for path in memory if path not in not_ours),
+            records=() if record is None else (record.name,),
+            gone=frozenset(() if wish.snapshot is None else (wish.snapshot,)),
+            writes=self._writes(moved, texts),
+            moved=moved,
+            sweep=plan_sweep(view, journal, self._guest.others, self._images, ours) if ends else Sweep(),
+            not_ours=not_ours,
+            ending=() if operation is None else ("remove operation %s from the journal" % operation.name,),
         )
 
     def _goals(
@@ -186,8 +187,6 @@ class MergePlanner:
         wish = self._wish
         for target in wish.disks:
             require_disk(view, target)
-        if wish.goals:
-            return wish.goals
         if wish.snapshot is not None:
             return self._goals_of_snapshot(view, operation, record)
         disks = [disk for disk in view.disks if disk.target in wish.disks] if wish.disks else list(view.disks)
@@ -293,7 +292,7 @@ class MergePlanner:
         goals = tuple(goal for goal in goals if goal.kind != PULL)
         if not goals:
             return
-        shared = self.images_of_others()
+        shared = self._guest.others()
         for goal in goals:
             if goal.into.path in shared or any(layer.path in shared for layer in goal.merged):
                 path = goal.into.path if goal.into.path in shared else goal.top.path
@@ -303,7 +302,7 @@ class MergePlanner:
         self, goals: tuple[MergeGoal, ...], view: DomainView, texts: dict[str, str], journal: Journal
     ) -> None:
         """After a revert, another branch may stand on an image of the guest's chain, which must not change then."""
-        if self._wish.within is not None or not texts or all(goal.kind == PULL for goal in goals):
+        if not texts or all(goal.kind == PULL for goal in goals):
             return
         points = [point for point in points_of(texts, journal) if point.snapshot != self._wish.snapshot]
         forest = forest_of(points, view, self._images, frozenset())
@@ -317,17 +316,11 @@ class MergePlanner:
                 if layer is not None and layer.path in touched:
                     raise branches_above(layer.path, goal.target, [path])
 
-    def _writes(
-        self, goals: tuple[MergeGoal, ...], operation: Operation | None, texts: dict[str, str], view: DomainView
-    ) -> tuple[RecordWrite, ...]:
+    def _writes(self, moved: dict[str, Layer], texts: dict[str, str]) -> tuple[RecordWrite, ...]:
         """A merge by path leaves the records as they are, as virsh does."""
         if self._wish.snapshot is None or not texts:
             return ()
-        current = current_of(self._domain, texts)
-        return record_writes(texts, moved_layers(goals, operation, view), frozenset({self._wish.snapshot}), current)
-
-    def images_of_others(self) -> OtherFiles:
-        return every_image(self._domain.other_images(), self._images)
+        return record_writes(texts, moved, frozenset({self._wish.snapshot}), current_of(self._domain, texts))
 
     def _is_left(self, goal: MergeGoal, view: DomainView) -> bool:
         """Does this run still have something to do for the goal?"""
@@ -418,18 +411,18 @@ class MergePlanner:
                 found.add(disk.overlay)
         return frozenset(found)
 
-    def _words(self, goal: MergeGoal, view: DomainView, pivoted: frozenset[str]) -> list[str]:
+    def _words(self, goal: MergeGoal, view: DomainView, pivoted: frozenset[str]) -> tuple[str, ...]:
         phase = phase_of(goal, view)
         merged = ", ".join(layer.path for layer in goal.merged)
         doing = "%s %s into %s" % (goal.kind, merged, goal.into.path)
-        config = _config_words(goal.target, config_layer(goal, view))
+        config = config_words(goal.target, config_layer(goal, view))
         if phase is Phase.CONFIG_STALE or goal.target in pivoted:
-            return [config]
+            return (config,)
         if phase is Phase.OFFLINE:
             words = ["%s offline (%s)" % (doing, goal.target)]
             if goal.kind != PULL:
                 words.append(config if goal.pivots else "rebase %s onto %s" % (goal.above, goal.into.path))
-            return words
+            return tuple(words)
         words = []
         if phase is Phase.IDLE:
             words.append("%s (%s)" % (doing, goal.target))
@@ -437,7 +430,7 @@ class MergePlanner:
             words.append("wait for the %s into %s that runs already (%s)" % (goal.kind, goal.into.path, goal.target))
         if goal.pivots and self._wish.pivots:
             words.append("pivot %s to %s" % (goal.target, goal.into.path))
-        return words
+        return tuple(words)
 
 
 def _interrupted_merge(journal: Journal, goals: tuple[MergeGoal, ...]) -> Operation | None:
@@ -455,6 +448,14 @@ def journalled(goal: MergeGoal, layer: Layer) -> JournalDisk:
     return JournalDisk(goal.target, base.path if base else "", base.format if base else "", layer.path)
 
 
+def merged_by(goals: Iterable[MergeGoal]) -> dict[str, list[str]]:
+    """The layers that leave each disk's chain."""
+    found: dict[str, list[str]] = {}
+    for goal in goals:
+        found.setdefault(goal.target, []).extend(layer.path for layer in goal.merged)
+    return found
+
+
 def moved_layers(goals: tuple[MergeGoal, ...], operation: Operation | None, view: DomainView) -> dict[str, Layer]:
     """Where the data of each merged layer are afterwards, also of those that an earlier run merged: in an image that
     libvirt shows in the disk's chain, whatever the journal says."""
@@ -466,7 +467,7 @@ def moved_layers(goals: tuple[MergeGoal, ...], operation: Operation | None, view
     return moved
 
 
-def _config_words(target: str, layer: Layer) -> str:
+def config_words(target: str, layer: Layer) -> str:
     return "write %s as disk %s into the persistent XML" % (layer.path, target)
 
 

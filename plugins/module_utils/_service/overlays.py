@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
 
 from .._core.errors import VirtopsError
@@ -25,7 +25,7 @@ from .ours import Ours, kept_words
 CLOSE_SECONDS = 5.0
 
 
-def require_place(disk: PlannedDisk, images: ImagePort, stale: tuple[str, ...] = ()) -> None:
+def require_place(disk: PlannedDisk, images: ImagePort, stale: Container[str] = frozenset()) -> None:
     """Refuse a folder that no overlay can be made in; `stale` are overlays that will be removed first."""
     require_folder(disk.overlay, "overlay of disk %s" % disk.target, "overlay_dir or disks", images)
     if images.exists(disk.overlay) and disk.overlay not in stale:
@@ -36,10 +36,10 @@ def require_place(disk: PlannedDisk, images: ImagePort, stale: tuple[str, ...] =
         )
 
 
-def require_memory_place(path: str, view: DomainView, images: ImagePort, stale: str | None = None) -> None:
-    """Refuse a file that the guest's memory cannot be saved to; `stale` is one that will be removed first."""
+def require_memory_place(path: str, view: DomainView, images: ImagePort, stale: Container[str] = frozenset()) -> None:
+    """Refuse a file that the guest's memory cannot be saved to; `stale` are files that will be removed first."""
     folder = require_folder(path, "memory of domain %s" % view.name, "memory", images)
-    if images.exists(path) and path != stale:
+    if images.exists(path) and path not in stale:
         raise VirtopsError(
             "memory_exists",
             "The file %s for the memory of domain %s exists already." % (path, view.name),
@@ -284,11 +284,6 @@ LATER = "All its data are merged; virtops.libvirt.recover, or the next live back
 def made_at(path: str, view: DomainView) -> int | None:
     """When an overlay was made, in seconds since 1970, where a snapshot in the journal made it."""
     return view.journal.made_at(path)
-
-
-def held_layers(kept: Iterable[Kept]) -> frozenset[str]:
-    """Those that the next run is to delete."""
-    return frozenset(layer.path for layer in kept if layer.for_now)
 
 
 def _own(view: DomainView, images: ImagePort) -> FileSet:

@@ -10,8 +10,9 @@ in revert_manual.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from .._core import xml
@@ -19,15 +20,18 @@ from .._core.errors import VirtopsError
 from .._core.external_revert import interrupted, memory_file, view_after, why_not_by_libvirt
 from .._core.journal import Journal, Reverted
 from .._core.model import DomainView, FileIdentity, Layer, Outcome, SnapshotRecord
-from .._core.ports import Clock, ImagePort, RevertPort
+from .._core.plan import Step
+from .._core.ports import RevertPort
 from .._core.refusals import refuse_open
 from .._core.revert import RevertWish, journal_after, refuse_internal, refuse_revert, state_after
 from .._core.snapshot_tree import children_of
 from .._core.text import command
 from .away import require_here
+from .guest import Guest
 from .internal import names_inside
-from .observe import chains, every_image, observe
+from .observe import chains
 from .revert_manual import ManualRevert
+from .run import Run
 from .snapshot_info import told_snapshot
 
 #: libvirt chooses the name of an overlay that it makes.
@@ -37,15 +41,19 @@ _NEW = "(a new overlay)"
 class Revert:
     """Bring a domain back to a snapshot."""
 
-    def __init__(self, wish: RevertWish, domain: RevertPort, images: ImagePort, clock: Clock) -> None:
+    def __init__(self, wish: RevertWish, guest: Guest[RevertPort]) -> None:
         self._wish = wish
-        self._clock = clock
-        self._domain = domain
-        self._images = images
+        self._guest = guest
+        self._domain = guest.domain
+        self._images = guest.images
 
     def run(self, check: bool) -> Outcome:
         """Raises VirtopsError, before the first effect where the cause can be seen before."""
-        view = observe(self._domain, self._images)
+        with self._guest.run(check) as run:
+            return self._run(run)
+
+    def _run(self, run: Run) -> Outcome:
+        view = self._guest.observe()
         texts = {xml.parse_snapshot(text).name: text for text in self._domain.snapshot_xmls(secure=True)}
         records = [xml.parse_snapshot(text) for text in texts.values()]
         current = self._domain.current_snapshot() if records else None
@@ -69,21 +77,15 @@ class Revert:
             "Start it, or give that memory up (%s), then run the task again"
             % command("virsh", "managedsave-remove", view.name),
         )
-        steps, after_chains, apply = self._way(record, current, texts, view, journal)
-        warnings = () if left is None else self._manual(record, texts).warnings(view, journal)
-        after: dict[str, object] = {"state": goal, "current": name, "disks": after_chains}
+        steps, after_chains = self._way(record, current, texts, view, journal)
+        run.warnings += () if left is None else self._manual(record, texts).warnings(view, journal)
+        run.apply(*steps)
         reached = goal
-        if not check:
-            apply()
+        if not run.check:
             reached = self._settle(name, texts[name], journal)
             told = self._told(name)
-        return Outcome(
-            steps=steps,
-            before=before,
-            after=after,
-            values={"snapshot": told, "state_before": view.state, "state_after": reached},
-            warnings=warnings,
-        )
+        after: dict[str, object] = {"state": goal, "current": name, "disks": after_chains}
+        return run.outcome(before, after, {"snapshot": told, "state_before": view.state, "state_after": reached})
 
     def _way(
         self,
@@ -92,18 +94,17 @@ class Revert:
         texts: dict[str, str],
         view: DomainView,
         journal: Journal,
-    ) -> tuple[tuple[str, ...], dict[str, list[str]], Callable[[], None]]:
-        """The steps, the chains that they lead to, and what makes them. Raises what is to be refused."""
+    ) -> tuple[tuple[Step, ...], dict[str, list[str]]]:
+        """The steps, and the chains that they lead to. Raises what is to be refused."""
         if not record.external:
             self._refuse_internal(record, texts[record.name], view)
-            words = self._steps(record, view)
-            return words, self._chains_after(texts[record.name], view), lambda: self._by_libvirt(record)
+            return self._by_libvirt(record, view), self._chains_after(texts[record.name], view)
         manual = self._manual(record, texts)
         bases = manual.bases(view, journal)
         why_not = self._why_not_by_libvirt(record, current, texts, view, journal)
         if why_not is None:
             after = {**chains(view), **{name: [_NEW, *_paths(chain)] for name, chain in bases.items()}}
-            return self._steps(record, view), after, lambda: self._by_libvirt(record)
+            return self._by_libvirt(record, view), after
         fresh = self._wish.reset_nvram
         if fresh and state_after(self._wish, record) == "shut off":
             raise VirtopsError(
@@ -117,25 +118,24 @@ class Revert:
         definition = None if memory is None else manual.definition(layers)
         goal = state_after(self._wish, record)
         steps = manual.steps(layers, view, journal)
-        if memory is not None:
-            steps += ("go on with the memory in %s, %s" % (memory, goal),)
+        if definition is not None:
+            words = "go on with the memory in %s, %s" % (memory, goal)
+            steps += (Step((words,), partial(manual.go_on, definition, goal == "paused", fresh)),)
         elif goal != "shut off":
-            steps += ("start %s, %s%s" % (view.name, goal, ", with fresh UEFI variables" if fresh else ""),)
-
-        def apply() -> None:
-            manual.apply(layers, view, journal)
-            if definition is not None:
-                manual.go_on(definition, goal == "paused", fresh)
-            elif goal != "shut off":
-                self._domain.power_on(goal == "paused", fresh)
-
-        return steps, chains(view_after(layers, view)), apply
+            words = "start %s, %s%s" % (view.name, goal, ", with fresh UEFI variables" if fresh else "")
+            steps += (Step((words,), partial(self._domain.power_on, goal == "paused", fresh)),)
+        return steps, chains(view_after(layers, view))
 
     def _manual(self, record: SnapshotRecord, texts: dict[str, str]) -> ManualRevert:
-        return ManualRevert(record, texts, self._domain, self._images, self._clock)
+        return ManualRevert(record, texts, self._guest)
 
-    def _by_libvirt(self, record: SnapshotRecord) -> None:
-        self._domain.revert(record.name, self._wish.run_state, self._wish.force, self._wish.reset_nvram)
+    def _by_libvirt(self, record: SnapshotRecord, view: DomainView) -> tuple[Step, ...]:
+        what = "disks and memory" if record.memory != "no" else "disks"
+        words = "take the %s of %s back to snapshot %s; it is then %s"
+        text = words % (what, view.name, record.name, state_after(self._wish, record))
+        wish = self._wish
+        back = partial(self._domain.revert, record.name, wish.run_state, wish.force, wish.reset_nvram)
+        return (Step((text,), back),)
 
     def _told(self, name: str) -> dict[str, Any]:
         records = self._domain.snapshots()
@@ -191,7 +191,7 @@ class Revert:
             "the journal": frozenset(disk.base for op in journal.operations for disk in op.disks),
         }
         at = None if current is None else xml.parse_record(texts[current])
-        others = every_image(self._domain.other_images(), self._images)
+        others = self._guest.others()
         files = [disk.file for disk in (() if at is None else at.disks) if disk.file is not None]
         users["another domain"] = [path for path in files if others.claims(path, journal.made_at(path)) is not None]
         saved = xml.snapshot_definitions(texts[record.name])
@@ -200,14 +200,14 @@ class Revert:
     def _refuse_internal(self, record: SnapshotRecord, text: str, view: DomainView) -> None:
         saved = xml.snapshot_images(text)
         inside = {layer.path: names_inside(layer.path, layer.format, self._images) for layer in saved.values()}
-        others = every_image(self._domain.other_images(), self._images)
+        others = self._guest.others()
         refuse_internal(record, saved, view, inside, others)
 
     # -- effects
 
     def _settle(self, name: str, text: str, before: Journal) -> str:
         """Write the journal anew, as libvirt put that of the snapshot's moment in its place; the state reached."""
-        view = observe(self._domain, self._images)
+        view = self._guest.observe()
         at_snapshot = xml.snapshot_journal(text)
         records = frozenset(record.name for record in self._domain.snapshots())
         journal = journal_after(before, at_snapshot, view, records)
@@ -218,11 +218,6 @@ class Revert:
         return view.state
 
     # -- words
-
-    def _steps(self, record: SnapshotRecord, view: DomainView) -> tuple[str, ...]:
-        what = "disks and memory" if record.memory != "no" else "disks"
-        goal = state_after(self._wish, record)
-        return ("take the %s of %s back to snapshot %s; it is then %s" % (what, view.name, record.name, goal),)
 
     def _chains_after(self, text: str, view: DomainView) -> dict[str, list[str]]:
         """An internal snapshot's images are those of its moment, with what is below them."""

@@ -10,8 +10,8 @@ Until that write the domain has what it had, and a run that died before it is un
 from __future__ import annotations
 
 import uuid
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from .._core import xml
 from .._core.errors import VirtopsError
@@ -28,32 +28,32 @@ from .._core.external_revert import (
     switched,
 )
 from .._core.images import Named, Place, Use
-from .._core.journal import CREATED, PREPARED, Journal, Operation
+from .._core.journal import PREPARED, Journal, Operation
 from .._core.model import DomainView, Layer, SnapshotRecord
-from .._core.ports import Clock, ImagePort, RevertPort
+from .._core.plan import Step
+from .._core.ports import RevertPort
 from .._core.refusals import require_disk
 from .._core.snapshot import PlannedDisk
-from .observe import every_image
-from .ours import Ours, kept_words, noted
-from .overlays import is_unused, refuse_data, removable, require_place
+from .guest import Guest
+from .interrupted import Undoing, take_back, undoing
+from .ours import noted
+from .overlays import removable, require_place
 from .sound import require_sound_chain
 
 
 class ManualRevert:
     """One revert of a persistent domain to an external snapshot, with its memory where it has that."""
 
-    def __init__(
-        self, record: SnapshotRecord, texts: dict[str, str], domain: RevertPort, images: ImagePort, clock: Clock
-    ) -> None:
+    def __init__(self, record: SnapshotRecord, texts: dict[str, str], guest: Guest[RevertPort]) -> None:
         self._record = record
         self._texts = texts
-        self._domain = domain
-        self._images = images
-        self._clock = clock
+        self._guest = guest
+        self._domain = guest.domain
+        self._images = guest.images
+        self._made: set[str] = set()
 
     def plan(self, view: DomainView, journal: Journal, why: str) -> tuple[NewLayer, ...]:
         """Raises VirtopsError; nothing was touched then. `why` libvirt does not do it."""
-        record = self._record
         if not view.persistent:
             raise VirtopsError(
                 "transient_domain",
@@ -61,11 +61,7 @@ class ManualRevert:
                 % (view.name, why),
                 "Make it persistent ('virsh define')",
             )
-        stale = interrupted(record, journal)
-        begun = stale is not None and stale.phase == PREPARED
-        going = stale.disks if stale is not None and begun else ()
-        ours = self._ours(view)
-        left = frozenset(disk.overlay for disk in going if ours.why_not(disk.overlay, going) is None)
+        left = self._left(view, journal).files
         return tuple(self._layer(target, chain, view, left) for target, chain in self.bases(view, journal).items())
 
     def bases(self, view: DomainView, journal: Journal) -> dict[str, tuple[Layer, ...]]:
@@ -112,45 +108,40 @@ class ManualRevert:
     def _layer(self, target: str, chain: tuple[Layer, ...], view: DomainView, left: frozenset[str]) -> NewLayer:
         disk = require_disk(view, target)
         path = new_overlay(self._record, disk, view, lambda name: name not in left and self._images.exists(name))
-        require_place(PlannedDisk(target, chain[0], path), self._images, tuple(left))
+        require_place(PlannedDisk(target, chain[0], path), self._images, left)
         return NewLayer(target, path, chain, disk.chain)
 
-    def steps(self, layers: tuple[NewLayer, ...], view: DomainView, journal: Journal) -> tuple[str, ...]:
-        steps = ["remove %s, which an interrupted revert left" % path for path in self._old_layers(view, journal)[0]]
-        steps += ["create the overlay %s on %s (%s)" % (one.overlay, one.base.path, one.target) for one in layers]
+    def steps(self, layers: tuple[NewLayer, ...], view: DomainView, journal: Journal) -> tuple[Step, ...]:
+        """Each of them may be made again after a death: the next run begins with what this one left."""
+        stale, clock = interrupted(self._record, journal), self._guest.clock
+        operation = prepared(self._record, layers, str(uuid.uuid4()), clock.utcnow())
+        operation = replace(operation, boot=clock.boot())
+        undo = partial(self._undo, operation)
+        steps = [*self._left(view, journal).steps, Step((), partial(self._guest.put, operation), undo)]
+        for one in layers:
+            words = "create the overlay %s on %s (%s)" % (one.overlay, one.base.path, one.target)
+            steps.append(Step((words,), partial(self._create_overlay, one, view), undo))
         if view.active:
-            steps.append("turn %s off" % view.name)
-        steps.append("define %s on the new overlays" % view.name)
-        gone = self._discarded(layers, settled(journal, layers, view))
-        return (*steps, *("remove %s, which only the snapshot's time after stood on" % path for path in gone))
-
-    def apply(self, layers: tuple[NewLayer, ...], view: DomainView, journal: Journal) -> None:
-        """Each step may be made again after a death: the next run begins with `_clear`."""
-        journal = self._clear(view, journal)
-        operation = prepared(self._record, layers, str(uuid.uuid4()), self._clock.utcnow())
-        operation = replace(operation, boot=self._clock.boot())
-        self._write(journal.put(operation))
-        made: list[str] = []
-        try:
-            for one in layers:
-                size = self._images.info(one.base.path, one.base.format).virtual_size
-                self._images.create_overlay(one.overlay, one.base, size, view.qemu_user)
-                made.append(one.overlay)
-            if view.active:
-                self._domain.power_off()
-            true = settled(journal, layers, view)
-            gone = self._discarded(layers, true)
-            left = true.put(noted(switched(operation, layers, gone), self._images)) if gone else true
-            switch = {one.target: Layer(one.overlay, "qcow2") for one in layers}
-            self._domain.define_on(switch, left)
-        except VirtopsError as error:
-            self._undo(operation, made, error)
-            raise
+            steps.append(Step(("turn %s off" % view.name,), self._domain.power_off))
+        true = settled(journal if stale is None else journal.drop(stale), layers, view)
+        gone = self._discarded(layers, true)
+        left = true.put(noted(switched(operation, layers, gone), self._images)) if gone else true
+        switch = {one.target: Layer(one.overlay, "qcow2") for one in layers}
+        define = partial(self._domain.define_on, switch, left)
+        steps.append(Step(("define %s on the new overlays" % view.name,), define))
         overlays = {one.target: one.overlay for one in layers}
         text = xml.with_snapshot_files(self._texts[self._record.name], overlays)
-        self._domain.redefine_snapshot(text, True, False)
-        for path in gone:
-            self._images.remove(path)
+        steps.append(Step((), partial(self._domain.redefine_snapshot, text, True, False), final=True))
+        words = "remove %s, which only the snapshot's time after stood on"
+        return (*steps, *(Step((words % path,), partial(self._images.remove, path)) for path in gone))
+
+    def _create_overlay(self, one: NewLayer, view: DomainView) -> None:
+        size = self._images.info(one.base.path, one.base.format).virtual_size
+        self._images.create_overlay(one.overlay, one.base, size, view.qemu_user)
+        self._made.add(one.overlay)
+
+    def _undo(self, operation: Operation, cause: VirtopsError) -> bool:
+        return take_back(operation, self._made, self._guest, cause)
 
     def definition(self, layers: tuple[NewLayer, ...]) -> str:
         """What the memory image was saved with, on the new overlays. Raises where that image cannot be read."""
@@ -171,58 +162,26 @@ class ManualRevert:
             )
             raise
 
-    def _clear(self, view: DomainView, journal: Journal) -> Journal:
-        """What an earlier run of this task made, and no disk was switched to."""
+    def _left(self, view: DomainView, journal: Journal) -> Undoing:
+        """What an earlier run of this task left: before the switch its overlays, after it the old layers."""
         stale = interrupted(self._record, journal)
         if stale is None:
-            return journal
-        for path in self._old_layers(view, journal)[0]:
-            self._images.remove(path)
-        ours = self._ours(view)
-        for disk in stale.disks if stale.phase == PREPARED else ():
-            if not self._images.exists(disk.overlay) or not ours.is_overlay(disk.overlay, stale.disks):
-                continue
-            if not is_unused(disk.overlay, view, self._images):
-                raise refuse_data(disk.overlay, view)
-            if ours.why_not(disk.overlay, stale.disks) is None:
-                self._images.remove(disk.overlay)
-        return journal.drop(stale)
-
-    def _old_layers(self, view: DomainView, journal: Journal) -> tuple[list[str], tuple[str, ...]]:
-        """Those that a run was going to remove when it died, and the warnings of those that are not ours to remove."""
-        stale = interrupted(self._record, journal)
-        if stale is None or stale.phase != CREATED:
-            return [], ()
-        return removable(stale, view, self._domain.other_images(), self._images, self._ours(view))
-
-    def _ours(self, view: DomainView) -> Ours:
-        return Ours(view, (xml.parse_record(text) for text in self._texts.values()), self._images)
+            return Undoing()
+        if stale.phase == PREPARED:
+            return undoing(stale, view, self._guest)
+        paths, kept = removable(stale, view, self._domain.other_images(), self._images, self._guest.ours(view))
+        words = "remove %s, which an interrupted revert left"
+        steps = tuple(Step((words % path,), partial(self._images.remove, path)) for path in paths)
+        return Undoing((*steps, Step((), partial(self._guest.drop, stale))), frozenset(paths), kept)
 
     def warnings(self, view: DomainView, journal: Journal) -> tuple[str, ...]:
         """What an interrupted run's journal names, and what stays all the same."""
-        stale = interrupted(self._record, journal)
-        if stale is None or stale.phase != PREPARED:
-            return self._old_layers(view, journal)[1]
-        ours = self._ours(view)
-        there = [disk.overlay for disk in stale.disks if self._images.exists(disk.overlay)]
-        why = {path: ours.why_not(path, stale.disks) for path in there}
-        return tuple(kept_words(path, reason) for path, reason in why.items() if reason is not None)
-
-    def _undo(self, operation: Operation, made: list[str], cause: VirtopsError) -> None:
-        """After a failure: where no disk was switched, nothing is left behind; else the journal stays."""
-        with suppress(VirtopsError):
-            view = self._domain.view()
-            if all(is_unused(path, view, self._images) for path in made):
-                for path in made:
-                    self._images.remove(path)
-                self._write(view.journal.drop(operation))
-            else:
-                cause.partial = [{"overlay": path} for path in made]
+        return self._left(view, journal).warnings
 
     def _discarded(self, layers: tuple[NewLayer, ...], journal: Journal) -> list[str]:
         """The layers that nothing can need any more: no record, no operation, no other domain."""
         records = {name: xml.snapshot_paths(text) for name, text in self._texts.items()}
-        others = every_image(self._domain.other_images(), self._images)
+        others = self._guest.others()
         candidates = [one.discarded for one in layers]
         return [
             path
@@ -232,6 +191,3 @@ class ManualRevert:
             and not needed(path, self._record.name, records, journal)
             and self._images.exists(path)
         ]
-
-    def _write(self, journal: Journal) -> None:
-        self._domain.write_journal(journal)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from .._core.errors import VirtopsError
+from .._core.model import Outcome
 from .._core.plan import Step
 from .._core.ports import Clock, Progress
 
@@ -60,13 +61,21 @@ class Run:
     def _undo(self, error: VirtopsError) -> None:
         """A failure in here must not hide the first one: what is left then is for the next run to find."""
         try:
-            while self._undoable:
-                step = self._undoable[-1]
-                if step.undo is not None:
-                    step.undo()
-                self._undoable.pop()
+            for step in reversed(self._undoable):
+                if step.undo is not None and not step.undo(error):
+                    return
                 for text in step.words:
                     self.actions.remove(text)
                     self._progress.step("undone: %s" % text)
         except VirtopsError as second:
             error.cause = "%s. Undoing it failed too: %s" % (error.cause.rstrip("."), second.cause)
+
+    def outcome(self, before: dict[str, object], after: dict[str, object], values: dict[str, object]) -> Outcome:
+        """What was done, or would be."""
+        return Outcome(tuple(self.actions), before, after, values, tuple(self.warnings))
+
+    def include(self, outcome: Outcome) -> Outcome:
+        """Count what another flow did as done in this run. The same outcome."""
+        self.actions += outcome.steps
+        self.warnings += outcome.warnings
+        return outcome

@@ -11,7 +11,9 @@ observe -> plan -> (check mode stops here) -> journal PREPARED -> overlays -> fr
 from __future__ import annotations
 
 import uuid
+from collections.abc import Container
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Callable
 
 from .._core import xml
@@ -19,6 +21,7 @@ from .._core.errors import VirtopsError
 from .._core.images import Use
 from .._core.journal import CREATED, KEPT, PREPARED, Journal, Operation
 from .._core.model import Creation, DomainView, Hold, Outcome, is_local
+from .._core.plan import Done, Step
 from .._core.ports import WATCHDOG_GRACE, ImagePort, SnapshotPort
 from .._core.refusals import guest_paused, operation_open
 from .._core.snapshot import (
@@ -32,10 +35,11 @@ from .._core.snapshot import (
 )
 from .away import require_here
 from .guest import Guest
-from .interrupted import awake, is_left_paused, kept_memory, left_memory, memory_words
-from .observe import OtherFiles, chains, every_image, observe
-from .ours import Ours, kept_words, noted
-from .overlays import is_unused, refuse_data, require_memory_place, require_place, require_reusable
+from .interrupted import Undoing, awake, is_left_paused, take_back, undoing
+from .observe import chains
+from .ours import noted
+from .overlays import require_memory_place, require_place, require_reusable
+from .run import Run
 from .sound import require_sound
 from .strays import left_behind, lost_files, lost_operations
 
@@ -71,89 +75,72 @@ class ExternalSnapshot:
     ) -> None:
         self._wish = wish
         self._refuse = refuse
+        self._guest = guest
         self._domain = guest.domain
         self._images = guest.images
         self._watchdog = guest.watchdog
         self._clock = guest.clock
         #: Did we freeze the guest, or may have, and not thaw it yet?
         self._frozen = False
+        self._taken: _Taken | None = None
+        #: The journal's ID of the snapshot that is there, and the overlays that may have come to be in this run.
+        self._noted: str | None = None
+        self._made: set[str] = set()
 
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError; the guest is then as before."""
-        view, resumed = self._observe(check)
-        journal = view.journal
-        self._refuse_lost(view, journal)
-        plan = plan_snapshot(self._wish, view, self._domain.snapshot(self._wish.name), journal)
-        plan = replace(plan, disks=tuple(replace(disk, block=self._is_block(disk)) for disk in plan.disks))
-        plan, kept = self._without_foreign(plan, view, journal)
-        if plan.found == CREATED:
-            return self._present(view, journal, plan, resumed, check)
-        require_here(view, self._images)
-        self._check_host(plan, view)
-        self._refuse(view, plan)
-        quiesce, warnings = self._quiesce_mode(view, thaws=check and bool(resumed))
-        warnings += kept
-        steps = resumed + self._steps(plan, view, quiesce)
-        planned = _Taken("filesystem" if quiesce else ("crash" if view.active else "offline"), 0, warnings)
-        if check:
-            return self._outcome(view, plan, planned, steps, None)
-        operation, taken = self._apply(plan, view, journal, quiesce)
-        taken = replace(taken, warnings=warnings + taken.warnings)
-        return self._outcome(view, plan, taken, steps, operation)
+        with self._guest.run(check) as run:
+            view = self._observe(run)
+            interrupted = view.journal.of_snapshot(self._wish.name)
+            self._refuse_lost(view, view.journal)
+            plan = plan_snapshot(self._wish, view, self._domain.snapshot(self._wish.name), view.journal)
+            plan = replace(plan, disks=tuple(replace(disk, block=self._is_block(disk)) for disk in plan.disks))
+            if plan.found == CREATED:
+                return self._present(view, plan, run)
+            left = Undoing()
+            if interrupted is not None:
+                keep = {disk.overlay for disk in plan.disks} if self._wish.reuse else frozenset()
+                left = undoing(interrupted, view, self._guest, keep)
+            require_here(view, self._images)
+            self._check_host(plan, view, left.files)
+            self._refuse(view, plan)
+            quiesce, warnings = self._quiesce_mode(view, thaws=check and bool(run.actions))
+            run.warnings += warnings + left.warnings
+            run.apply(*left.steps, *self._steps(plan, view, quiesce))
+            if self._taken is None:
+                self._taken = _Taken("filesystem" if quiesce else ("crash" if view.active else "offline"))
+            return self._outcome(view, plan, self._taken, run)
 
-    def _observe(self, check: bool) -> tuple[DomainView, tuple[str, ...]]:
-        """The domain once an interrupted request has come to its end, and the step that lets its guest run on."""
-        view = observe(self._domain, self._images)
+    def _observe(self, run: Run) -> DomainView:
+        """The domain once an interrupted request has come to its end, and its guest runs on."""
+        view = self._guest.observe()
         interrupted = view.journal.of_snapshot(self._wish.name)
         if interrupted is None or interrupted.phase != PREPARED:
-            return view, ()
-        return awake(interrupted, self._domain, self._images, self._clock, self._wish.timeout, check)
+            return view
+        return awake(interrupted, self._guest, self._wish.timeout, run)
 
     def _refuse_lost(self, view: DomainView, journal: Journal) -> None:
         """A live backup on top of one whose journal is gone would leave that one's layer in the chain for ever."""
         for operation in lost_operations(view, journal, self._domain.snapshots):
             if operation.name != self._wish.name:
                 raise operation_open(view.name, operation, lost=True)
-        for operation in lost_files(view, journal, self._images, self._others) if self._wish.kind != KEPT else ():
+        for operation in lost_files(view, journal, self._images, self._guest.others) if self._wish.kind != KEPT else ():
             raise left_behind(operation, view)
-
-    def _others(self) -> OtherFiles:
-        return every_image(self._domain.other_images(), self._images)
-
-    def _without_foreign(
-        self, plan: SnapshotPlan, view: DomainView, journal: Journal
-    ) -> tuple[SnapshotPlan, tuple[str, ...]]:
-        """The plan without what the journal has it remove and is not ours, and the warnings of that."""
-        stale = journal.of_snapshot(self._wish.name)
-        if stale is None or plan.found != PREPARED:
-            return plan, ()
-        ours = Ours(view, self._domain.snapshots(), self._images)
-        there = [path for path in plan.stale_overlays if self._images.exists(path)]
-        why = {path: ours.why_not(path, stale.disks) for path in there}
-        kept = tuple(kept_words(path, reason) for path, reason in why.items() if reason is not None)
-        for path in there:
-            if ours.is_overlay(path, stale.disks) and not is_unused(path, view, self._images):
-                raise refuse_data(path, view)
-        stale_overlays = tuple(path for path in plan.stale_overlays if why.get(path) is None)
-        plan = replace(plan, stale_overlays=stale_overlays)
-        return plan, kept + kept_memory(plan.stale_memory, view, self._domain, self._images)
 
     def _is_block(self, disk: PlannedDisk) -> bool:
         return self._images.kind(disk.overlay) == "block"
 
-    def _present(
-        self, view: DomainView, journal: Journal, plan: SnapshotPlan, steps: tuple[str, ...], check: bool
-    ) -> Outcome:
+    def _present(self, view: DomainView, plan: SnapshotPlan, run: Run) -> Outcome:
         """The snapshot is there. An interrupted run may not have noted so: note it, nothing else."""
-        operation = journal.of_snapshot(self._wish.name)
+        operation = view.journal.of_snapshot(self._wish.name)
+        self._noted = operation.id if operation else None
         if operation is not None and operation.phase == PREPARED:
-            steps += ("note in the journal that snapshot %s was taken" % self._wish.name,)
             operation = replace(operation, consistency="crash")
-            if not check:
-                operation = self._note_created(operation)
-        warnings = () if self._is_recorded(plan) or not self._wish.metadata else (_unrecorded(self._wish.name),)
-        taken = _Taken(operation.consistency if operation else "crash", 0, warnings)
-        return self._outcome(view, plan, taken, steps, operation)
+            words = ("note in the journal that snapshot %s was taken" % self._wish.name,)
+            run.apply(Step(words, partial(self._note_created, operation)))
+        if self._wish.metadata and not self._is_recorded(plan):
+            run.warnings.append(_unrecorded(self._wish.name))
+        return self._outcome(view, plan, _Taken(operation.consistency if operation else "crash"), run)
 
     def _is_recorded(self, plan: SnapshotPlan) -> bool:
         """Has libvirt a record of the snapshot, or is it to have one?"""
@@ -161,15 +148,14 @@ class ExternalSnapshot:
 
     # -- refusals that need a look at the host or at the agent
 
-    def _check_host(self, plan: SnapshotPlan, view: DomainView) -> None:
+    def _check_host(self, plan: SnapshotPlan, view: DomainView, stale: Container[str]) -> None:
         if self._wish.memory is not None:
-            stale = left_memory(plan.stale_memory, view, self._domain, self._images)
             require_memory_place(self._wish.memory, view, self._images, stale)
         others = self._domain.other_images() if self._wish.reuse else None
         for disk in plan.disks:
             require_sound(view, disk.target, Use.SNAPSHOT, self._images)
             if others is None:
-                require_place(disk, self._images, plan.stale_overlays)
+                require_place(disk, self._images, stale)
             else:
                 require_reusable(disk, view, others, self._images)
 
@@ -207,8 +193,9 @@ class ExternalSnapshot:
 
     # -- effects
 
-    def _apply(self, plan: SnapshotPlan, view: DomainView, journal: Journal, quiesce: bool) -> tuple[Operation, _Taken]:
-        self._remove_stale(plan, view)
+    def _steps(self, plan: SnapshotPlan, view: DomainView, quiesce: bool) -> tuple[Step, ...]:
+        """Each of them is taken back as a whole, by the one undo. From the freeze to the thaw is one step, in which
+        nothing is logged: the log may lie on the guest's own storage."""
         operation = Operation(
             id=str(uuid.uuid4()),
             kind=self._wish.kind,
@@ -219,23 +206,38 @@ class ExternalSnapshot:
             memory=self._wish.memory,
             boot=self._clock.boot(),
         )
-        interrupted = journal.of_snapshot(self._wish.name)
-        if interrupted is not None:
-            journal = journal.drop(interrupted)
-        self._write(journal.put(operation))
-        made: list[PlannedDisk] = []
-        try:
-            for disk in plan.disks if self._creates(plan) else ():
-                size = self._images.info(disk.base.path, disk.base.format).virtual_size
-                self._images.create_overlay(disk.overlay, disk.base, size, view.qemu_user)
-                made.append(disk)
-            made = list(plan.disks)
-            frozen = journal.put(operation.held(Hold(frozen=True)))
-            taken = self._switch(plan, view, frozen if quiesce else None)
-        except VirtopsError as error:
-            self._undo(operation, made, error)
-            raise
-        operation = self._note_created(replace(operation, consistency=taken.consistency))
+        undo = partial(self._undo, operation)
+        steps = [Step((), partial(self._guest.put, operation), undo)]
+        words = ["%s the overlay %s on %s (%s)" % (self._verb, d.overlay, d.base.path, d.target) for d in plan.disks]
+        if self._creates(plan):
+            for disk, text in zip(plan.disks, words):
+                steps.append(Step((text,), partial(self._create_overlay, disk, view), undo))
+            words = []
+        words += self._words(plan, view, quiesce)
+        return (
+            *steps,
+            Step(tuple(words), lambda: self._take(operation, plan, view, quiesce)),
+            Step((), lambda: self._note_taken(operation, view), final=True),
+        )
+
+    @property
+    def _verb(self) -> str:
+        return "reuse" if self._wish.reuse else "create"
+
+    def _create_overlay(self, disk: PlannedDisk, view: DomainView) -> None:
+        size = self._images.info(disk.base.path, disk.base.format).virtual_size
+        self._images.create_overlay(disk.overlay, disk.base, size, view.qemu_user)
+        self._made.add(disk.overlay)
+
+    def _take(self, operation: Operation, plan: SnapshotPlan, view: DomainView, quiesce: bool) -> Done:
+        self._made = {disk.overlay for disk in plan.disks}
+        self._taken = self._switch(plan, view, operation.held(Hold(frozen=True)) if quiesce else None)
+        return Done(warnings=self._taken.warnings)
+
+    def _note_taken(self, operation: Operation, view: DomainView) -> None:
+        taken = self._taken or _Taken("crash")
+        self._note_created(replace(operation, consistency=taken.consistency))
+        self._noted = operation.id
         if self._wish.quiesce == "required" and view.active and taken.consistency != "filesystem":
             raise VirtopsError(
                 "freeze_lost",
@@ -244,13 +246,6 @@ class ExternalSnapshot:
                 "Merge it with virtops.libvirt.block_commit and snapshot: %r, then try again with a longer "
                 "freeze_timeout" % self._wish.name,
             )
-        return operation, taken
-
-    def _remove_stale(self, plan: SnapshotPlan, view: DomainView) -> None:
-        """Overlays that an interrupted run of ours made, and that no disk was switched to."""
-        memory = left_memory(plan.stale_memory, view, self._domain, self._images)
-        for path in plan.stale_overlays if memory is None else (*plan.stale_overlays, memory):
-            self._images.remove(path)
 
     def _creates(self, plan: SnapshotPlan) -> bool:
         """Do we create the overlays, before the freeze? Not those that are there, nor any on a base on the network."""
@@ -268,17 +263,17 @@ class ExternalSnapshot:
             self._request(plan), Creation(wish.metadata, reuse, memory, live=wish.live, halt=wish.halt)
         )
 
-    def _switch(self, plan: SnapshotPlan, view: DomainView, frozen_journal: Journal | None) -> _Taken:
-        """`frozen_journal` is the one for a guest that may be frozen, from before the freeze until the note that the
-        snapshot was taken, or the end of this QEMU; None for a guest that is not to be frozen."""
-        if frozen_journal is None:
+    def _switch(self, plan: SnapshotPlan, view: DomainView, frozen: Operation | None) -> _Taken:
+        """`frozen` is how the journal has the operation from before the freeze until the note that the snapshot was
+        taken, or the end of this QEMU; None for a guest that is not to be frozen."""
+        if frozen is None:
             self._create(plan)
             return _Taken("crash" if view.active else "offline")
         limit = self._wish.freeze_timeout
-        self._domain.write_journal(frozen_journal, lasting=False)
+        self._domain.write_journal(self._guest.journal.put(frozen), lasting=False)
         self._watchdog.arm(view.uuid, limit + WATCHDOG_GRACE, Hold(frozen=True))
         began = self._clock.monotonic()
-        frozen, warnings = self._freeze(limit)
+        count, warnings = self._freeze(limit)
         thawed, halted = 0, False
         failed: VirtopsError | None = None
         try:
@@ -288,13 +283,13 @@ class ExternalSnapshot:
             failed = error
             raise
         finally:
-            if frozen and not halted:
+            if count and not halted:
                 thawed = self._thaw_after(failed)
             freeze_ms = int((self._clock.monotonic() - began) * 1000)
             if halted or not self._frozen:
                 self._watchdog.disarm()  # only after a thaw that succeeded: it thaws where we could not
-        if not frozen:
-            return _Taken("crash", 0, warnings)
+        if not count:
+            return _Taken("crash", warnings=warnings)
         if not thawed and not halted:
             return _Taken("crash", freeze_ms, ("something else thawed the guest within %d ms" % freeze_ms,))
         return _Taken("filesystem", freeze_ms)
@@ -338,7 +333,7 @@ class ExternalSnapshot:
         self._frozen = False
         return thawed
 
-    def _note_created(self, operation: Operation) -> Operation:
+    def _note_created(self, operation: Operation) -> None:
         """Write down what the bases are now: from here on nothing may change them but our merge."""
         view = self._domain.view()
         shown = view.active or self._wish.halt
@@ -352,47 +347,22 @@ class ExternalSnapshot:
                 % (", ".join(missing), view.name),
                 "Run the play again: the journal tells it what was intended",
             )
-        operation = noted_created(operation, self._images)
-        self._write(view.journal.put(operation))
-        return operation
+        self._guest.put(noted_created(operation, self._images))
 
-    def _undo(self, operation: Operation, made: list[PlannedDisk], cause: VirtopsError) -> None:
-        """After a failure: where no disk was switched, nothing is left behind; else the journal stays. It does as well
-        where the guest could not be thawed.
-
-        A failure in here must not hide the first one: then everything stays for the next run, which
-        finds it by the journal.
-        """
-        try:
-            view = self._domain.view()
-            made = [disk for disk in made if self._images.exists(disk.overlay)]
-            busy = self._domain.has_job()
-            kept = [disk for disk in made if busy or not is_unused(disk.overlay, view, self._images)]
-            if kept or busy or (self._frozen and view.active):
-                cause.partial = [{"disk": disk.target, "overlay": disk.overlay} for disk in kept]
-                return
-            if is_left_paused(operation, view):
-                self._domain.resume()
-            for disk in made if not self._wish.reuse else ():
-                self._images.remove(disk.overlay)
-            memory = left_memory(operation.memory, view, self._domain, self._images)
-            if memory is not None:
-                self._images.remove(memory)
-            self._write(view.journal.drop(operation))
-        except VirtopsError as second:
-            cause.cause = "%s. Undoing it failed too: %s" % (cause.cause.rstrip("."), second.cause)
-
-    def _write(self, journal: Journal) -> None:
-        self._domain.write_journal(journal)
+    def _undo(self, operation: Operation, cause: VirtopsError) -> bool:
+        """A guest that could not be thawed keeps its journal."""
+        view = self._domain.view()
+        if self._frozen and view.active:
+            return False
+        busy = self._domain.has_job()
+        if is_left_paused(operation, view) and not busy:
+            self._domain.resume()
+        return take_back(operation, self._made, self._guest, cause, busy)
 
     # -- words
 
-    def _steps(self, plan: SnapshotPlan, view: DomainView, quiesce: bool) -> tuple[str, ...]:
-        steps = ["remove the stale overlay %s" % path for path in plan.stale_overlays if self._images.exists(path)]
-        memory = left_memory(plan.stale_memory, view, self._domain, self._images)
-        steps += [memory_words(memory)] if memory is not None else []
-        verb = "reuse" if self._wish.reuse else "create"
-        steps += ["%s the overlay %s on %s (%s)" % (verb, d.overlay, d.base.path, d.target) for d in plan.disks]
+    def _words(self, plan: SnapshotPlan, view: DomainView, quiesce: bool) -> list[str]:
+        steps = []
         if quiesce:
             steps.append("freeze the file systems of %s" % view.name)
         if self._wish.memory is not None:
@@ -402,14 +372,12 @@ class ExternalSnapshot:
             steps.append("turn %s off at that moment" % view.name)
         elif quiesce:
             steps.append("thaw the file systems of %s" % view.name)
-        return tuple(steps)
+        return steps
 
     def _halts(self, view: DomainView) -> bool:
         return self._wish.halt and view.active
 
-    def _outcome(
-        self, view: DomainView, plan: SnapshotPlan, taken: _Taken, steps: tuple[str, ...], operation: Operation | None
-    ) -> Outcome:
+    def _outcome(self, view: DomainView, plan: SnapshotPlan, taken: _Taken, run: Run) -> Outcome:
         before = chains(view)
         after = dict(before)
         if plan.found != CREATED:
@@ -421,7 +389,7 @@ class ExternalSnapshot:
                 "kind": "external",
                 "metadata": self._is_recorded(plan),
                 "memory": self._wish.memory,
-                "operation": operation.id if operation else None,
+                "operation": self._noted,
                 "xml": self._request(plan),
             },
             "overlays": [
@@ -436,11 +404,11 @@ class ExternalSnapshot:
         shown: dict[str, object] = {"disks": after}
         if self._wish.halt:
             started["state"] = shown["state"] = view.state
-        if steps and plan.found != CREATED:
+        if run.actions and plan.found != CREATED:
             shown["snapshot"] = values["snapshot"]["xml"]
             if self._halts(view):
                 shown["state"] = "shut off"
-        return Outcome(steps, started, shown, values, taken.warnings)
+        return run.outcome(started, shown, values)
 
 
 def noted_created(operation: Operation, images: ImagePort) -> Operation:

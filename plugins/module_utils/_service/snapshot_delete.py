@@ -10,11 +10,10 @@ in other branches -> the records that stay -> images -> records -> journal, last
 
 from __future__ import annotations
 
-import functools
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 from .._core import xml
 from .._core.convergence import Deadline
@@ -31,118 +30,96 @@ from .._core.deletion import (
     operation_of,
     plan_images,
     plan_of,
-    settled,
     stranded,
     way_of,
 )
 from .._core.errors import VirtopsError
 from .._core.images import Named, Place, Use
 from .._core.journal import JOURNAL_URI, Journal, Operation
-from .._core.merge import MergeGoal
 from .._core.model import DomainView, Layer, Outcome, SnapshotRecord, is_local
+from .._core.plan import Step
 from .._core.ports import DeletePort
 from .._core.refusals import refuse_jobs, refuse_open
 from .._core.snapshot import unknown_words
 from .._core.snapshot_tree import doomed_by
 from .._core.text import command
 from .away import require_here
+from .clean_up import CleanUp, Clearance
 from .forest import (
-    RecordWrite,
     current_of,
     forest_of,
-    keep_times,
     kept_operations,
     points_of,
     record_writes,
     records_in,
-    rewrite_records,
     texts_of,
     with_bases,
 )
 from .guest import Guest
-from .jobs import cancel_jobs
+from .jobs import cancel_jobs, told_disks
 from .merge import Merge
-from .merge_plan import MergeWish
-from .observe import chains, every_image, observe
-from .ours import Ours, kept_words, noted
-from .overlays import LATER, Kept, held_layers, remove_layer, unsure_words, with_kept
+from .merge_loop import MergeLoop
+from .merge_plan import Layers, MergePlanner, MergeWish
+from .observe import chains
+from .ours import Ours, noted
+from .run import Run
 from .sound import require_sound_chain
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """`goals` are the merges of the guest's own chains, `aside` those of other branches, `rebases` what stands on a
-    merged layer there. `gone` are the names that are no snapshots afterwards, `by_libvirt` the overlays
-    that it takes away. `not_ours` are files that are named here and stay, and why."""
+    """`layers` are the merges of the guest's own chains, `aside` those of other branches, `rebases` what stands on a
+    merged layer there. `by_libvirt` are the overlays that it takes away."""
 
     way: Way
     operation: Operation
     images: ImagePlan
-    goals: tuple[MergeGoal, ...]
+    layers: Layers
     aside: tuple[Merging, ...]
     rebases: tuple[tuple[str, Layer], ...]
-    writes: tuple[RecordWrite, ...]
-    removals: tuple[str, ...]
-    memory: tuple[str, ...]
-    records: tuple[str, ...]
-    gone: frozenset[str]
+    clearance: Clearance
     by_libvirt: frozenset[str]
-    not_ours: dict[str, str]
-    steps: tuple[str, ...]
-
-    @property
-    def moved(self) -> dict[str, Layer]:
-        return moved_by(self.images.merges)
 
 
 class SnapshotDeletion:
     """Delete one external snapshot, and its descendants as `children` says (keep, delete or only)."""
 
-    def __init__(
-        self,
-        name: str,
-        children: str,
-        deadline: Deadline,
-        guest: Guest[DeletePort],
-    ) -> None:
+    def __init__(self, name: str, children: str, deadline: Deadline, guest: Guest[DeletePort]) -> None:
         self._name = name
         self._children = children
-        self._deadline = deadline
+        self._wish = MergeWish(snapshot=name, deadline=deadline, delete_merged=True)
         self._guest = guest
         self._domain = guest.domain
         self._images = guest.images
-        self._clock = guest.clock
+        self._planner = MergePlanner(self._wish, guest)
 
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError; the journal then tells the next run to go on."""
-        view = observe(self._domain, self._images)
-        journal = view.journal
-        own = journal.of_snapshot(self._name)
-        if own is not None and own.open and self._children == "keep":
-            return self._finish_merge(check)
-        interrupted = begun(self._name, self._children, journal)
-        texts = texts_of(self._domain)
-        doomed = self._doomed(texts, journal)
-        if not doomed and interrupted is None:
-            unknown = self._name not in texts and own is None
-            warnings = unknown_words(self._name, view) if unknown else ()
-            return self._outcome((), view, chains(view), texts, frozenset(), (), warnings)
-        require_here(view, self._images)
-        refuse_open(view, journal, None if interrupted is None else interrupted.id)
-        if interrupted is None:
-            refuse_jobs(view)
-        plan = self._plan(view, journal, texts, doomed, interrupted)
-        if check:
-            foreseen = _after(view, plan)
-            return self._outcome(plan.steps, view, foreseen, texts, plan.gone, plan.images.merges, _kept(plan))
-        warnings = self._by_libvirt(plan, view, journal) if plan.way.by_libvirt else self._apply(plan, journal)
-        after = chains(observe(self._domain, self._images))
-        return self._outcome(plan.steps, view, after, texts, plan.gone, plan.images.merges, warnings + _kept(plan))
+        with self._guest.run(check) as run:
+            view = self._guest.observe()
+            journal = view.journal
+            own = journal.of_snapshot(self._name)
+            if own is not None and own.open and self._children == "keep":
+                return self._finish_merge(check)
+            interrupted = begun(self._name, self._children, journal)
+            texts = texts_of(self._domain)
+            doomed = self._doomed(texts, journal)
+            if not doomed and interrupted is None:
+                if self._name not in texts and own is None:
+                    run.warnings += unknown_words(self._name, view)
+                return self._outcome(run, view, texts, None)
+            require_here(view, self._images)
+            refuse_open(view, journal, None if interrupted is None else interrupted.id)
+            if interrupted is None:
+                refuse_jobs(view)
+            plan = self._plan(view, journal, texts, doomed, interrupted)
+            run.apply(*self._steps(plan, doomed, journal))
+            run.warnings += plan.clearance.warnings
+            return self._outcome(run, view, texts, plan)
 
     def _finish_merge(self, check: bool) -> Outcome:
         """A workflow's snapshot, or one whose merge another task began: the merge by its name ends both."""
-        wish = MergeWish(snapshot=self._name, deadline=self._deadline, delete_merged=True)
-        outcome = Merge(wish, self._guest).run(check)
+        outcome = Merge(self._wish, self._guest).run(check)
         return replace(outcome, values={"snapshot": self._told(), **outcome.values})
 
     # -- plan
@@ -177,8 +154,7 @@ class SnapshotDeletion:
     ) -> _Plan:
         names = frozenset(record.name for record in doomed)
         points = points_of(texts, journal)
-        others = every_image(self._domain.other_images(), self._images)
-        forest = forest_of(points, view, self._images, others)
+        forest = forest_of(points, view, self._images, self._guest.others())
         points = with_bases(points, forest.below)
         way = way_of(points, forest, names, self._children, self._domain.libvirt_version())
         if way.by_libvirt:
@@ -190,43 +166,56 @@ class SnapshotDeletion:
             images = self._plan_images(points, names, forest)
         ours = Ours(view, records_in(texts), self._images)
         if interrupted is None:
-            operation = operation_of(images, self._name, self._children, str(uuid.uuid4()), self._clock.utcnow())
-            operation = replace(noted(operation, self._images), boot=self._clock.boot())
+            clock = self._guest.clock
+            operation = operation_of(images, self._name, self._children, str(uuid.uuid4()), clock.utcnow())
+            operation = replace(noted(operation, self._images), boot=clock.boot())
         else:
             operation = interrupted
             _require_own(images, ours, view)
-        own = {layer.path for disk in view.disks for layer in disk.chain}
         goals = {merge: goal_of(merge, view) for merge in images.merges}
         aside = tuple(merge for merge, goal in goals.items() if goal is None and self._images.exists(merge.top))
-        paths = [path for merge in images.merges for path in merge.merged]
-        paths += [path for _target, path in images.unused]
-        not_ours = {path: why for path in paths for why in [ours.why_not(path, operation.disks)] if why is not None}
-        removals = tuple(path for path in paths if self._is_file(path) and path not in not_ours)
+        layers = self._planner.layers(tuple(goal for goal in goals.values() if goal is not None), operation, view)
+        clearance = self._clearance(images, operation, doomed, texts, ours)
         self._check_aside(aside, texts, view)
-        rebases = tuple(found for found in stranded(images.merges, forest, own) if found[0] not in removals)
-        kept = [record for record in records_in(texts) if record.name not in names]
-        memory = tuple(path for path in memory_files(doomed, kept) if self._images.exists(path))
-        not_ours |= {path: why for path in memory for why in [ours.why_not_memory(path)] if why is not None}
-        memory = tuple(path for path in memory if path not in not_ours)
-        plan = _Plan(
-            way=way,
-            operation=operation,
-            images=images,
-            goals=tuple(goal for goal in goals.values() if goal is not None),
-            aside=aside,
-            rebases=rebases,
-            writes=record_writes(texts, moved_by(images.merges), names, current_of(self._domain, texts)),
-            removals=removals,
-            memory=memory,
-            records=tuple(record.name for record in reversed(doomed) if record.metadata),
-            gone=names,
-            by_libvirt=frozenset(
+        own = {layer.path for disk in view.disks for layer in disk.chain}
+        return _Plan(
+            way,
+            operation,
+            images,
+            layers,
+            aside,
+            tuple(found for found in stranded(images.merges, forest, own) if found[0] not in clearance.layers),
+            Clearance(gone=names) if way.by_libvirt else clearance,
+            frozenset(
                 point.overlay for point in points if way.by_libvirt and point.overlay and point.snapshot in names
             ),
-            not_ours=not_ours,
-            steps=(),
         )
-        return replace(plan, steps=self._words(plan, interrupted is not None))
+
+    def _clearance(
+        self,
+        images: ImagePlan,
+        operation: Operation,
+        doomed: tuple[SnapshotRecord, ...],
+        texts: dict[str, str],
+        ours: Ours,
+    ) -> Clearance:
+        moved = moved_by(images.merges)
+        words = dict.fromkeys(moved, "delete %s, which was merged")
+        words.update((path, "delete %s, which nothing needs any more") for _target, path in images.unused)
+        names = frozenset(record.name for record in doomed)
+        kept = [record for record in records_in(texts) if record.name not in names]
+        memory = [path for path in memory_files(doomed, kept) if self._images.exists(path)]
+        not_ours = {path: why for path in words for why in [ours.why_not(path, operation.disks)] if why is not None}
+        not_ours |= {path: why for path in memory for why in [ours.why_not_memory(path)] if why is not None}
+        return Clearance(
+            layers={path: text % path for path, text in words.items() if self._is_file(path) and path not in not_ours},
+            memory=tuple(path for path in memory if path not in not_ours),
+            records=tuple(record.name for record in reversed(doomed) if record.metadata),
+            gone=names,
+            writes=record_writes(texts, moved, names, current_of(self._domain, texts)),
+            moved=moved,
+            not_ours=not_ours,
+        )
 
     def _plan_images(self, points: Sequence[Point], doomed: frozenset[str], forest: Forest) -> ImagePlan:
         """Planned twice where it finds a layer with an internal snapshot inside: only the images know of that."""
@@ -252,126 +241,63 @@ class SnapshotDeletion:
         """A device that held a layer is the user's."""
         return self._images.exists(path) and self._images.kind(path) != "block"
 
-    def _words(self, plan: _Plan, interrupted: bool) -> tuple[str, ...]:
-        steps = ["delete snapshot %s %s" % (name, plan.way.why) for name in reversed(plan.records)]
-        steps += ["delete snapshot %s %s" % (name, plan.way.why) for name in sorted(plan.gone - set(plan.records))]
-        if not steps:
-            steps = ["finish what %s began" % plan.operation.name]
-        if plan.way.by_libvirt:
-            if interrupted:
-                steps.insert(0, "end the block jobs of the deletion that was interrupted")
-            return tuple(steps)
-        if plan.goals:
-            steps += self._merge(plan).run(check=True).steps
-        steps += ["commit %s into %s, which no guest uses (%s)" % (m.top, m.into.path, m.target) for m in plan.aside]
-        steps += ["rebase %s onto %s" % (path, layer.path) for path, layer in plan.rebases]
-        steps += [write.words for write in plan.writes]
-        merged = plan.moved
-        steps += [
-            "delete %s, %s" % (path, "which was merged" if path in merged else "which nothing needs any more")
-            for path in plan.removals
-        ]
-        steps += ["delete the memory of a snapshot, %s" % path for path in plan.memory]
-        return (*steps, *("delete the record of snapshot %s" % name for name in plan.records))
-
-    def _merge(self, plan: _Plan) -> Merge:
-        wish = MergeWish(goals=plan.goals, within=plan.operation.id, deadline=self._deadline)
-        return Merge(wish, self._guest)
-
     # -- effects
 
-    def _apply(self, plan: _Plan, journal: Journal) -> tuple[str, ...]:
-        if plan.operation not in journal.operations:
-            self._domain.write_journal(journal.put(plan.operation))
-        unsure: frozenset[str] = frozenset()
-        warnings: tuple[str, ...] = ()
-        if plan.goals:
-            merge = self._merge(plan)
-            warnings = merge.run(check=False).warnings
-            unsure = merge.unsure
+    def _steps(self, plan: _Plan, doomed: tuple[SnapshotRecord, ...], journal: Journal) -> tuple[Step, ...]:
+        """The whole plan comes into the journal first, and the operation goes last."""
+        words = tuple("delete snapshot %s %s" % (record.name, plan.way.why) for record in reversed(doomed))
+        words = words or ("finish what the deletion of %s began" % plan.operation.name,)
+        is_noted = plan.operation in journal.operations
+        begin = Step(words, lambda: None if is_noted else self._guest.put(plan.operation))
+        clean_up = CleanUp(self._guest, plan.clearance)
+        if plan.way.by_libvirt:
+            recorded = any(record.metadata for record in doomed)
+            return (*self._by_libvirt(plan, begin, recorded, journal), *clean_up.steps(plan.operation, frozenset))
+        loop = MergeLoop(self._wish, self._planner, self._guest)
+        steps = [begin, *loop.steps(plan.layers, plan.operation)]
         for one in plan.aside:
-            self._images.commit(Layer(one.top, "qcow2"), one.into)
+            text = "commit %s into %s, which no guest uses (%s)" % (one.top, one.into.path, one.target)
+            steps.append(Step((text,), partial(self._images.commit, Layer(one.top, "qcow2"), one.into), final=True))
         for path, layer in plan.rebases:
-            self._images.rebase_unsafe(path, layer)
-        view = observe(self._domain, self._images)
-        keep_times(plan.moved.items(), view, self._images)
-        if plan.writes:
-            rewrite_records(self._domain, plan.moved, plan.gone)
-        kept = self._remove(plan, view, unsure)
-        for name in plan.records:
-            self._domain.delete_snapshot_record(name)
-        after = self._close(plan, kept)
-        warnings += tuple(
-            "%s %s" % (layer.why, LATER) if after.merged_as(layer.path) is not None else layer.why for layer in kept
-        )
-        return warnings + tuple(unsure_words(path) for path in (*plan.images.kept, *sorted(unsure)))
+            text = "rebase %s onto %s" % (path, layer.path)
+            steps.append(Step((text,), partial(self._images.rebase_unsafe, path, layer)))
+        kept = frozenset(plan.images.kept)
+        return (*steps, *clean_up.steps(plan.operation, lambda: loop.unsure(plan.layers) | kept))
 
-    def _remove(self, plan: _Plan, view: DomainView, unsure: frozenset[str]) -> tuple[Kept, ...]:
-        """Each was journalled, is in no chain here and open to nobody; else it stays, and a warning tells why."""
-        others = functools.cache(lambda: every_image(self._domain.other_images(), self._images))
-        paths = [path for path in (*plan.removals, *plan.memory) if path not in unsure]
-        kept = [remove_layer(path, view, others, self._images, self._clock) for path in paths]
-        return tuple(layer for layer in kept if layer is not None)
-
-    def _close(self, plan: _Plan, kept: Sequence[Kept] = ()) -> Journal:
-        """With what is held the operation stays open: the next run goes on by it. The journal as it is then."""
-        journal = self._domain.view().journal
-        bases = {layer.path for layer in plan.moved.values() if self._images.exists(layer.path)}
-        identities = {path: self._images.identity(path) for path in bases}
-        after = settled(journal, plan.operation, plan.gone, identities)
-        after = with_kept(after, plan.operation, kept, self._images)
-        after = after.put(plan.operation) if held_layers(kept) else after
-        self._write(after, journal)
-        return after
-
-    def _by_libvirt(self, plan: _Plan, view: DomainView, journal: Journal) -> tuple[str, ...]:
+    def _by_libvirt(self, plan: _Plan, begin: Step, recorded: bool, journal: Journal) -> tuple[Step, ...]:
         """libvirt keeps images and records in step.
 
         Where it was killed meanwhile, it ends its job when it starts again, 9.0 at once, 11.3 some seconds later, and
         until then takes no order to delete ("there is another active block job"): the journal tells whose job that is.
         """
-        if plan.operation in journal.operations:
-            ours = ("commit", "active-commit")
-            left = [disk for disk in view.disks if disk.job is not None and disk.job.kind in ours]
-            cancel_jobs(self._domain, [disk.target for disk in left], self._clock)
-        else:
-            self._domain.write_journal(journal.put(plan.operation))
-        if plan.records:
-            self._domain.delete_snapshot(self._name, "keep")
-        self._close(plan)
-        return ()
+        delete = Step((), lambda: self._domain.delete_snapshot(self._name, "keep"))
+        steps = (begin, delete) if recorded else (begin,)
+        if plan.operation not in journal.operations:
+            return steps
+        return (Step(("end the block jobs of the deletion that was interrupted",), self._end_jobs), *steps)
 
-    def _write(self, journal: Journal, before: Journal) -> None:
-        if journal != before:
-            self._domain.write_journal(journal)
+    def _end_jobs(self) -> None:
+        jobs = {disk.target: disk.job for disk in self._guest.observe().disks if disk.job is not None}
+        left = [target for target, job in jobs.items() if job.kind in ("commit", "active-commit")]
+        cancel_jobs(self._domain, left, self._guest.clock)
 
     # -- words
 
     def _told(self) -> dict[str, str]:
         return {"name": self._name, "kind": "external"}
 
-    def _outcome(
-        self,
-        steps: tuple[str, ...],
-        view: DomainView,
-        after: dict[str, list[str]],
-        texts: dict[str, str],
-        gone: frozenset[str],
-        merges: Sequence[Merging],
-        warnings: tuple[str, ...] = (),
-    ) -> Outcome:
+    def _outcome(self, run: Run, view: DomainView, texts: dict[str, str], plan: _Plan | None) -> Outcome:
         before = chains(view)
-        return Outcome(
-            steps=steps,
-            before={"disks": before, "snapshots": sorted(texts)},
-            after={"disks": after, "snapshots": sorted(set(texts) - gone)},
-            values={"snapshot": self._told(), "disks": _disks(before, after, merges)},
-            warnings=warnings,
+        after = before if plan is None else _after(view, plan) if run.check else chains(self._guest.observe())
+        gone = frozenset() if plan is None else plan.clearance.gone
+        merged: dict[str, list[str]] = {}
+        for merge in () if plan is None else plan.images.merges:
+            merged.setdefault(merge.target, []).extend(merge.merged)
+        return run.outcome(
+            {"disks": before, "snapshots": sorted(texts)},
+            {"disks": after, "snapshots": sorted(set(texts) - gone)},
+            {"snapshot": self._told(), "disks": told_disks((), before, after, merged)},
         )
-
-
-def _kept(plan: _Plan) -> tuple[str, ...]:
-    return tuple(kept_words(path, why) for path, why in plan.not_ours.items())
 
 
 def _require_own(images: ImagePlan, ours: Ours, view: DomainView) -> None:
@@ -401,26 +327,7 @@ def _require_record(name: str, texts: dict[str, str], interrupted: Operation | N
 def _after(view: DomainView, plan: _Plan) -> dict[str, list[str]]:
     """The chains as they will be; none is shown of a disk whose active layer is not on this host."""
     left = {
-        target: [path for path in chain if path not in plan.moved and path not in plan.by_libvirt]
+        target: [path for path in chain if path not in plan.clearance.moved and path not in plan.by_libvirt]
         for target, chain in chains(view).items()
     }
     return {target: chain for target, chain in left.items() if chain and is_local(chain[0])}
-
-
-def _disks(
-    before: dict[str, list[str]], after: dict[str, list[str]], merges: Iterable[Merging]
-) -> list[dict[str, Any]]:
-    """As block_commit tells it, of the disks that are merged; where none is, of all."""
-    merged: dict[str, list[str]] = {}
-    for merge in merges:
-        merged.setdefault(merge.target, []).extend(merge.merged)
-    return [
-        {
-            "disk": target,
-            "before": before.get(target, []),
-            "after": after.get(target, []),
-            "merged": merged.get(target, []),
-            "job": None,
-        }
-        for target in (merged or before)
-    ]

@@ -180,7 +180,7 @@ def test_the_journal_afterwards() -> None:
     plan = ImagePlan((Merging("vda", Layer("base", "raw"), ("os",)),))
     operation = operation_of(plan, "s", "keep", "1", "20261120T120000Z")
     before = Journal((kept("s", "base", "os"), kept("t", "os", "ot"), kept("u", "ot", "ou"), operation))
-    after = settled(before, operation, frozenset("s"), {"base": now})
+    after = settled(before, operation, frozenset("s"), {"base": now}.get)
     assert [op.name for op in after.operations] == ["t", "u"]
     assert after.operations[0].disks == (JournalDisk("vda", "base", "raw", "ot", now),)
     assert after.operations[1].disks == before.operations[2].disks

@@ -193,6 +193,7 @@ def test_a_job_is_told() -> None:
         "bandwidth": 7,
         "ready": True,
         "target": "/img/a.raw",
+        "progress": 100.0,
     }
 
 

@@ -33,9 +33,10 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.internal import InternalSnapshot  # noqa: E402
 
-from .fakes import FakeClock, FakeImages  # noqa: E402
+from .fakes import FakeClock, FakeImages, FakeWatchdog  # noqa: E402
 
 NODE = """<node><domain type='test'><name>test</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
 <memory>8192</memory><os><type arch='i686'>hvm</type></os><devices>
@@ -76,7 +77,7 @@ def images(domain: Domain) -> Images:
 
 
 def flow(domain: Domain, images: Images) -> InternalSnapshot:
-    return InternalSnapshot(domain, images, FakeClock())
+    return InternalSnapshot(Guest(domain, images, FakeClock(), FakeWatchdog()))
 
 
 def state_of(domain: Domain) -> tuple[list[str], str | None, str]:

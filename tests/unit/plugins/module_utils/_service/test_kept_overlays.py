@@ -54,6 +54,7 @@ def test_the_run_that_keeps_it_and_the_next_ones_are_green(lab: Lab, by: str, pe
     lab.domain.persistent = persistent
     done = getattr(lab, by)()
     assert [("domain nb" in text, "recover" in text) for text in done.warnings if VDA in text] == [(True, True)]
+    assert not [text for text in done.steps if text.startswith(f"delete the merged overlay {VDA}")]
     assert (lab.images.exists(VDA), lab.noted, lab.told()) == (True, True, [])
     assert parse_journal(lab.domain.journal).operations == ()
 

@@ -205,9 +205,26 @@ def test_one_disk_fails_the_other_is_merged_and_both_are_reported(lab: Lab) -> N
         ("vda", ["/img/vm.vda.s1.qcow2"]),
         ("vdb", []),
     ]
+    assert [item["error"] for item in caught.value.partial] == [None, "No. Look."]
+    assert caught.value.actions == (
+        "commit /img/vm.vda.s1.qcow2 into /img/a.raw (vda)",
+        "pivot vda to /img/a.raw",
+    )
     lab.domain.start_commit = real  # type: ignore[method-assign]
     lab.run(snapshot="s1", delete_merged=True)
     assert lab.whole()
+
+
+def test_each_disk_that_fails_is_told(lab: Lab) -> None:
+    def fails(disk: str, *_arguments: Any) -> None:
+        raise VirtopsError("libvirt_error", f"No {disk}.", "Look.")
+
+    lab.domain.start_commit = fails  # type: ignore[method-assign]
+    with pytest.raises(VirtopsError) as caught:
+        lab.run(snapshot="s1", delete_merged=True)
+    assert str(caught.value) == "No vda. No vdb. Look."
+    assert [item["error"] for item in caught.value.partial or ()] == ["No vda. Look.", "No vdb. Look."]
+    assert caught.value.actions == ()
 
 
 def test_timeout_ends_the_job_and_leaves_the_guest_on_its_overlay(lab: Lab) -> None:

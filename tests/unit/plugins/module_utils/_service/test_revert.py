@@ -43,9 +43,10 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.revert impor
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.errors import failure  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.revert import Revert  # noqa: E402
 
-from .fakes import FakeClock  # noqa: E402
+from .fakes import FakeClock, FakeWatchdog  # noqa: E402
 from .test_internal import NODE, Images, flow, state_of  # noqa: E402
 
 
@@ -68,7 +69,7 @@ def images(domain: Domain) -> Images:
 
 
 def revert(domain: Domain, images: Images, check: bool = False, **wish: Any) -> Outcome:
-    return Revert(RevertWish(**wish), domain, images, FakeClock()).run(check)
+    return Revert(RevertWish(**wish), Guest(domain, images, FakeClock(), FakeWatchdog())).run(check)
 
 
 def checked(domain: Domain, images: Images, **wish: Any) -> Outcome:

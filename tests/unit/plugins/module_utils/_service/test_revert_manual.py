@@ -114,7 +114,7 @@ def images() -> FakeImages:
 
 
 def revert(domain: Domain, images: FakeImages, check: bool = False, **wish: Any) -> Outcome:
-    return Revert(RevertWish(**{"name": "s", **wish}), domain, images, FakeClock()).run(check)
+    return Revert(RevertWish(**{"name": "s", **wish}), Guest(domain, images, FakeClock(), FakeWatchdog())).run(check)
 
 
 def journal_of(domain: Domain) -> Journal:
