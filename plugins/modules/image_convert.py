@@ -125,7 +125,7 @@ def _flow(context: DomainContext) -> Outcome:
     given = context.params
     disks = None if given["disks"] is None else tuple(given["disks"])
     wish = ConvertWish(disks, given["dest_dir"], given["delete_source"])
-    return Convert(wish, context.domain, context.images, context.clock).run(context.check)
+    return Convert(wish, context.guest, context.images).run(context.check)
 
 
 def main() -> None:

@@ -176,8 +176,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import CHILDREN
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.metadata import delete_record
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.records import Records, RecordWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.records import Records, RecordWish, delete_record
 
 SPEC: ArgumentSpec = {
     "name": {"type": "str"},
@@ -196,13 +195,13 @@ SPEC: ArgumentSpec = {
 def _flow(context: DomainContext) -> Outcome:
     given = context.params
     if given["state"] == "absent":
-        return delete_record(context.domain, context.images, given["name"], given["children"], context.check)
+        return delete_record(context.guest, given["name"], given["children"], context.check)
     wish = RecordWish(
         name=given["name"],
         text=given["xml"],
         **{name: given[name] for name in ("current", "description", "new_name", "clone", "validate")},
     )
-    return Records(wish, context.domain).run(context.check)
+    return Records(wish, context.guest).run(context.check)
 
 
 def main() -> None:

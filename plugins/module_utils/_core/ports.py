@@ -151,7 +151,7 @@ class SnapshotPort(UndoPort, Protocol):
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
 
 
-class RecordPort(SnapshotInfoPort, JournalPort, Protocol):
+class RecordPort(SnapshotInfoPort, OthersPort, Protocol):
     """What work on snapshot records needs, which touches no image."""
 
     def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:

@@ -16,73 +16,97 @@ import uuid
 from collections.abc import Container
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from .._core.convert import Conversion, ConvertWish, interrupted, plan_conversions, removal_of
 from .._core.errors import VirtopsError
 from .._core.images import why_not_alone
 from .._core.journal import JournalDisk, Operation
 from .._core.model import CRASHED, DomainView, FileIdentity, Layer, Outcome
-from .._core.ports import Clock, ConvertImagePort, ConvertPort, ImagePort
+from .._core.plan import Step
+from .._core.ports import ConvertImagePort, ConvertPort, ImagePort, OthersPort
 from .._core.refusals import guest_crashed, refuse_open
 from .._core.snapshot import is_in_chain
 from .away import require_here
-from .observe import FileSet, OtherFiles, chains, every_image, observe
-from .ours import Ours
+from .guest import Guest
+from .interrupted import ending
+from .observe import FileSet, OtherFiles, chains
 from .overlays import require_folder
+from .run import Run
 
 
 class Convert:
     """Put a domain that is off on qcow2 images instead of its raw ones."""
 
-    def __init__(self, wish: ConvertWish, domain: ConvertPort, images: ConvertImagePort, clock: Clock) -> None:
+    def __init__(self, wish: ConvertWish, guest: Guest[ConvertPort], images: ConvertImagePort) -> None:
         self._wish = wish
-        self._domain = domain
+        self._guest = guest
+        self._domain = guest.domain
         self._images = images
-        self._clock = clock
 
     def run(self, check: bool) -> Outcome:
         """Raises VirtopsError; the domain is then on the images that it had."""
-        view = observe(self._domain, self._images)
-        others = every_image(self._domain.other_images(), self._images)
+        with self._guest.run(check) as run:
+            return self._run(run)
+
+    def _run(self, run: Run) -> Outcome:
+        view = self._guest.observe()
+        others = self._guest.others()
         plan = plan_conversions(self._wish, view, others)
         left = interrupted(view.journal)
-        ours = Ours(view, self._domain.snapshots(), self._images)
-        gone, finish = ((), Outcome()) if left is None else finished(left, view, others, self._images, ours)
+        steps, kept = ((), ()) if left is None else finished(left, view, others, self._guest)
         if plan:
             self._refuse(view, left)
         known = {one.source.path: self._images.identity(one.source.path) for one in plan}
-        there = {one.target for one in plan if self._is_there(one, others)}
-        steps = list(finish.steps)
-        for one in plan:
-            if one.target in there:
-                steps.append("take %s, which holds the same as %s (%s)" % (one.path, one.source.path, one.target))
-                continue
-            self._refuse_space(one)
-            if self._images.exists(one.partial):
-                steps.append("remove %s, which an interrupted run left" % one.partial)
-            steps.append("convert %s into %s (%s)" % (one.source.path, one.path, one.target))
-        if plan:
-            steps.append("define %s on the new images" % view.name)
+        steps += tuple(step for one in plan for step in self._converting(one, others))
         sources = self._doomed(known) if self._wish.delete_source else {}
         claims = {path: others.claims(path) for path in sources}
         sources = {path: identity for path, identity in sources.items() if claims[path] is None}
-        kept = tuple("%s was kept: %s." % (path, claim) for path, claim in claims.items() if claim is not None)
-        steps += ["remove %s" % path for path in sources]
-        if not check:
-            if left is not None:
-                self._remove(gone, left)
-            if plan:
-                self._apply(plan, there, known, sources)
-        before = chains(view)
-        return Outcome(
-            steps=tuple(steps),
-            before={"disks": before},
-            after={"disks": {**before, **{one.target: [one.path] for one in plan}}},
-            values={
-                "disks": [{"disk": one.target, "source": one.source.path, "image": one.path} for one in plan],
-            },
-            warnings=finish.warnings + kept,
+        run.warnings += kept
+        run.warnings += ("%s was kept: %s." % (path, claim) for path, claim in claims.items() if claim is not None)
+        run.apply(*steps, *(self._switching(plan, known, sources, view) if plan else ()))
+        before: dict[str, object] = dict(chains(view))
+        return run.outcome(
+            {"disks": before},
+            {"disks": {**before, **{one.target: [one.path] for one in plan}}},
+            {"disks": [{"disk": one.target, "source": one.source.path, "image": one.path} for one in plan]},
         )
+
+    def _converting(self, one: Conversion, others: Container[str]) -> list[Step]:
+        if self._is_there(one, others):
+            words = "take %s, which holds the same as %s (%s)" % (one.path, one.source.path, one.target)
+            return [Step((words,), lambda: None)]
+        self._refuse_space(one)
+        steps = []
+        if self._images.exists(one.partial):
+            words = "remove %s, which an interrupted run left" % one.partial
+            steps.append(Step((words,), partial(self._images.remove, one.partial)))
+        words = "convert %s into %s (%s)" % (one.source.path, one.path, one.target)
+        return [*steps, Step((words,), partial(self._convert, one))]
+
+    def _switching(
+        self,
+        plan: tuple[Conversion, ...],
+        known: dict[str, FileIdentity],
+        sources: dict[str, FileIdentity],
+        view: DomainView,
+    ) -> list[Step]:
+        """Where the old images are to go, the journal knows them before the definition does not any more."""
+        layers = {one.target: one.image for one in plan}
+        define = Step(("define %s on the new images" % view.name,), partial(self._domain.set_config_disks, layers))
+        steps = [Step((), partial(self._refuse_newer, plan, known))]
+        if not sources:
+            return [*steps, define]
+        removal = removal_of(plan, sources, str(uuid.uuid4()), self._guest.clock.utcnow())
+        removal = replace(removal, boot=self._guest.clock.boot())
+
+        def drop(_cause: VirtopsError) -> bool:
+            self._guest.drop(removal)
+            return True
+
+        steps += [Step((), partial(self._guest.put, removal), drop), define]
+        steps += [Step(("remove %s" % path,), partial(self._images.remove, path), final=True) for path in sources]
+        return [*steps, Step((), partial(self._guest.drop, removal))]
 
     def _doomed(self, known: dict[str, FileIdentity]) -> dict[str, FileIdentity]:
         """A block device stays."""
@@ -127,38 +151,6 @@ class Convert:
                 "Make space there, or give a directory on another file system with dest_dir",
             )
 
-    def _apply(
-        self,
-        plan: tuple[Conversion, ...],
-        there: set[str],
-        known: dict[str, FileIdentity],
-        sources: dict[str, FileIdentity],
-    ) -> None:
-        for one in plan:
-            if one.target not in there:
-                self._convert(one)
-        self._refuse_newer(plan, known)
-        layers = {one.target: one.image for one in plan}
-        if not sources:
-            self._domain.set_config_disks(layers)
-            return
-        removal = removal_of(plan, sources, str(uuid.uuid4()), self._clock.utcnow())
-        removal = replace(removal, boot=self._clock.boot())
-        journal = self._domain.view().journal
-        self._domain.write_journal(journal.put(removal))
-        try:
-            self._domain.set_config_disks(layers)
-        except VirtopsError:
-            self._remove((), removal)
-            raise
-        self._remove(tuple(sources), removal)
-
-    def _remove(self, paths: tuple[str, ...], operation: Operation) -> None:
-        for path in paths:
-            self._images.remove(path)
-        journal = self._domain.view().journal
-        self._domain.write_journal(journal.drop(operation))
-
     def _refuse_newer(self, plan: tuple[Conversion, ...], known: dict[str, FileIdentity]) -> None:
         """The guest may have been started meanwhile, and have written to its raw images."""
         view = self._domain.view()
@@ -189,33 +181,33 @@ class Convert:
 
 
 def finished(
-    operation: Operation, view: DomainView, others: OtherFiles, images: ImagePort, ours: Ours
-) -> tuple[tuple[str, ...], Outcome]:
-    """The raw images that an interrupted run was going to remove, and in words what comes of them and of its journal.
+    operation: Operation, view: DomainView, others: OtherFiles, guest: Guest[OthersPort]
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """The steps that remove the raw images which an interrupted run was going to remove, and what is told of others.
 
     Only where the disk stands on the new image: else the domain still has the raw one. `others` are the images of the
     host's other domains.
     """
+    images, ours = guest.images, guest.ours(view)
     own = FileSet((layer.path for disk in view.disks + view.config_disks for layer in disk.chain), images)
     there = [disk for disk in operation.disks if is_in_chain(view, disk.target, disk.overlay)]
     there = [disk for disk in there if images.exists(disk.base)]
-    unused = [disk for disk in there if disk.base not in own and others.claims(disk.base) is None]
-    gone = tuple(
+    gone = [
         disk.base
-        for disk in unused
-        if images.identity(disk.base) == disk.identity
+        for disk in there
+        if disk.base not in own
+        and others.claims(disk.base) is None
+        and images.identity(disk.base) == disk.identity
         and not images.holders(disk.base)
         and ours.is_image(disk.base)
         and _has_size_of(disk, images)
-    )
-    steps = ["remove %s, which an interrupted conversion left" % path for path in gone]
-    steps.append("remove operation %s from the journal" % operation.name)
-    kept = [disk.base for disk in there if disk.base not in gone]
+    ]
     words = (
         "%s was kept: something uses it, has changed it since the conversion, or it is not the raw image that the new "
         "one was made from."
     )
-    return gone, Outcome(tuple(steps), warnings=tuple(words % path for path in kept))
+    kept = tuple(words % disk.base for disk in there if disk.base not in gone)
+    return ending(operation, gone, "remove %s, which an interrupted conversion left", guest), kept
 
 
 def _has_size_of(disk: JournalDisk, images: ImagePort) -> bool:

@@ -11,7 +11,7 @@ Where the watchdog dies with the module, the guest stays frozen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,7 +19,7 @@ from .._core.errors import VirtopsError
 from .._core.journal import JournalDisk, Operation
 from .._core.model import SAVING, DomainView
 from .._core.plan import Step
-from .._core.ports import UndoPort
+from .._core.ports import OthersPort, UndoPort
 from .._core.snapshot import THAW_SECONDS, is_in_chain
 from .._core.text import command
 from .guest import Guest
@@ -104,10 +104,16 @@ def undoing(
         why[memory] = ours.why_not_memory(memory)
         if why[memory] is None:
             words[memory] = "remove %s, the memory of a snapshot that was not taken" % memory
-    steps = [Step((text,), partial(images.remove, path)) for path, text in words.items()]
-    steps.append(Step(("remove operation %s from the journal" % operation.name,), partial(guest.drop, operation)))
+    steps = tuple(Step((text,), partial(images.remove, path)) for path, text in words.items())
     kept = tuple(kept_words(path, reason) for path, reason in why.items() if reason is not None)
-    return Undoing(tuple(steps), frozenset(words), kept)
+    return Undoing((*steps, *ending(operation, (), "", guest)), frozenset(words), kept)
+
+
+def ending(operation: Operation, paths: Iterable[str], words: str, guest: Guest[OthersPort]) -> tuple[Step, ...]:
+    """The steps that end an operation with the removal of these files; `words` say of each what is removed."""
+    steps = tuple(Step((words % path,), partial(guest.images.remove, path)) for path in paths)
+    end = "remove operation %s from the journal" % operation.name
+    return (*steps, Step((end,), partial(guest.drop, operation)))
 
 
 def take_back(

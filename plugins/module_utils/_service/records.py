@@ -12,15 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.model import Outcome, SnapshotRecord
+from .._core.journal import Journal, Operation
+from .._core.model import DomainView, Outcome, SnapshotRecord
 from .._core.names import check_record_name
+from .._core.plan import Step
 from .._core.ports import RecordPort
 from .._core.refusals import refuse_open
-from .._core.snapshot_tree import children_of
+from .._core.snapshot import is_in_chain, unknown_words
+from .._core.snapshot_tree import children_of, doomed_by
+from .guest import Guest
 from .snapshot_info import told_snapshot
 
 
@@ -54,18 +59,14 @@ class _Plan:
     writes: tuple[_Write, ...]
     doomed: str | None = None
 
-    @property
-    def steps(self) -> tuple[str, ...]:
-        last = () if self.doomed is None else ("delete the record of snapshot %s, not its data" % self.doomed,)
-        return tuple(write.words for write in self.writes) + last
-
 
 class Records:
     """Bring one snapshot record of a domain into the form that was asked for."""
 
-    def __init__(self, wish: RecordWish, domain: RecordPort) -> None:
+    def __init__(self, wish: RecordWish, guest: Guest[RecordPort]) -> None:
         self._wish = wish
-        self._domain = domain
+        self._guest = guest
+        self._domain = guest.domain
 
     def run(self, check: bool) -> Outcome:
         """Raises VirtopsError; images are never touched."""
@@ -77,21 +78,21 @@ class Records:
             after[xml.parse_snapshot(write.text).name] = write.text
         if plan.doomed is not None:
             del after[plan.doomed]
-        if plan.steps:
+        steps = self._steps(plan)
+        if steps:
             check_record_name(plan.name)
             view = self._domain.view()
             refuse_open(view, view.journal)  # its record would be in motion
-            if not check:
-                self._apply(plan)
         made_current = (xml.parse_snapshot(write.text).name for write in plan.writes if write.current)
-        current_after = next(made_current, current)
+        told = _told(after, plan.name, next(made_current, current))
         before_name = plan.doomed or plan.name
-        return Outcome(
-            steps=plan.steps,
-            before={"snapshots": sorted(texts), "snapshot": _told(texts, before_name, current)},
-            after={"snapshots": sorted(after), "snapshot": _told(after, plan.name, current_after)},
-            values={"snapshot": _told(after, plan.name, current_after)},
-        )
+        with self._guest.run(check) as run:
+            run.apply(*steps)
+            return run.outcome(
+                {"snapshots": sorted(texts), "snapshot": _told(texts, before_name, current)},
+                {"snapshots": sorted(after), "snapshot": told},
+                {"snapshot": told},
+            )
 
     # -- plan
 
@@ -186,19 +187,20 @@ class Records:
 
     # -- effects
 
-    def _apply(self, plan: _Plan) -> None:
-        for write in plan.writes:
-            self._domain.redefine_snapshot(write.text, write.current, self._wish.validate)
+    def _steps(self, plan: _Plan) -> list[Step]:
+        redefine, validate = self._domain.redefine_snapshot, self._wish.validate
+        steps = [Step((one.words,), partial(redefine, one.text, one.current, validate)) for one in plan.writes]
         if plan.doomed is not None:
-            self._rename_operation(plan.doomed, plan.name)
-            self._domain.delete_snapshot_record(plan.doomed)
+            words = "delete the record of snapshot %s, not its data" % plan.doomed
+            steps.append(Step((), partial(self._rename_operation, plan.doomed, plan.name)))
+            steps.append(Step((words,), partial(self._domain.delete_snapshot_record, plan.doomed)))
+        return steps
 
     def _rename_operation(self, old: str, new: str) -> None:
         """The journal finds a kept snapshot's overlays by its name."""
-        journal = self._domain.view().journal
-        operation = journal.of_snapshot(old)
+        operation = self._guest.journal.of_snapshot(old)
         if operation is not None:
-            self._domain.write_journal(journal.put(replace(operation, name=new)))
+            self._guest.put(replace(operation, name=new))
 
 
 def _writes(
@@ -254,3 +256,51 @@ def _told(texts: dict[str, str], name: str, current: str | None) -> dict[str, An
     records: Sequence[SnapshotRecord] = [xml.parse_snapshot(text) for text in texts.values()]
     found = next(record for record in records if record.name == name)
     return told_snapshot(found, children_of(records)[name], name == current)
+
+
+def delete_record(guest: Guest[RecordPort], name: str, children: str, check: bool) -> Outcome:
+    """Delete the snapshot's record (and its descendants', as `children` says); its layers and data stay.
+
+    Refused while an operation is open: the record and the layers are then in motion together.
+    """
+    domain = guest.domain
+    records = domain.snapshots()
+    doomed = doomed_by(name, children, records)
+    found = next((record for record in records if record.name == name), None)
+    told = (
+        None if found is None else told_snapshot(found, children_of(records)[name], domain.current_snapshot() == name)
+    )
+    before = tuple(record.name for record in records)
+    after = tuple(left for left in before if left not in {record.name for record in doomed})
+    with guest.run(check) as run:
+        left = _journal_without(guest, doomed) if doomed else None
+        if left is not None:
+            run.apply(Step((), partial(domain.write_journal, left)))
+        if doomed:
+            words = tuple("delete the record of snapshot %s, not its data" % record.name for record in doomed)
+            run.apply(Step(words, partial(domain.delete_snapshot_record, name, children)))
+        run.warnings += () if found is not None else unknown_words(name, domain.view())
+        return run.outcome({"snapshots": list(before)}, {"snapshots": list(after)}, {"snapshot": told})
+
+
+def _journal_without(guest: Guest[RecordPort], doomed: Sequence[SnapshotRecord]) -> Journal | None:
+    """The journal to write before the records go; None where it stays as it is.
+
+    Before them: a record without its operation is an ordinary snapshot's, an operation without its layers is a lie.
+    """
+    view = guest.observe()
+    journal = view.journal
+    refuse_open(view, journal)
+    ours = [found for found in (journal.of_snapshot(record.name) for record in doomed) if found is not None]
+    if not ours:
+        return None
+    left = journal
+    for operation in ours:
+        if not _has_layers(operation, view):
+            left = left.drop(operation)
+    return None if left == journal else left
+
+
+def _has_layers(operation: Operation, view: DomainView) -> bool:
+    """Is a layer of it still in use? Then it stays in the journal, as a snapshot without metadata does."""
+    return any(is_in_chain(view, disk.target, disk.overlay) for disk in operation.disks)

@@ -11,7 +11,7 @@ that the user keeps) is nothing to recover. Running this on a healthy domain cha
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -40,7 +40,7 @@ from .brake import held_words, let_go
 from .clean_up import sweep_steps
 from .convert import finished
 from .guest import Guest
-from .interrupted import awake, undoing, unswitched
+from .interrupted import awake, ending, undoing, unswitched
 from .merge import Merge
 from .merge_plan import MergeWish
 from .observe import chains
@@ -187,14 +187,16 @@ class Recovery:
     def _recover(self, operation: Operation, view: DomainView, run: Run) -> None:
         """In the order of the phases; each of them is safe to enter again."""
         if operation.kind == CONVERT:
-            gone, outcome = finished(operation, view, self._guest.others(), self._images, self._guest.ours(view))
-            self._end(operation, gone, outcome.steps, outcome.warnings, run)
+            steps, kept = finished(operation, view, self._guest.others(), self._guest)
+            run.apply(*steps)
+            run.warnings += kept
         elif operation.phase == PREPARED:
             self._recover_prepared(operation, run)
         elif operation.kind == REVERT:
-            paths, kept = removable(operation, view, self._domain.other_images(), self._images, self._guest.ours(view))
-            words = ["remove %s, which an interrupted revert left" % path for path in paths]
-            self._end(operation, paths, (*words, "remove operation %s from the journal" % operation.name), kept, run)
+            others, ours = self._domain.other_images(), self._guest.ours(view)
+            paths, kept = removable(operation, view, others, self._images, ours)
+            run.apply(*ending(operation, paths, "remove %s, which an interrupted revert left", self._guest))
+            run.warnings += kept
         elif operation.kind == DELETE:
             flow = SnapshotDeletion(operation.name, operation.children, self._wish.deadline, self._guest)
             self._after.update(_changed_chains(run.include(flow.run(run.check))))
@@ -203,15 +205,6 @@ class Recovery:
                 self._refuse_fork(operation, view)
             self._finish_backup(operation, run)
             self._merge(operation, run)
-
-    def _end(
-        self, operation: Operation, paths: Sequence[str], words: Sequence[str], kept: tuple[str, ...], run: Run
-    ) -> None:
-        """Of a revert or a conversion the definition was switched, and the old images may be left. The last of the
-        words is for the journal."""
-        run.apply(*(Step((text,), partial(self._images.remove, path)) for path, text in zip(paths, words)))
-        run.apply(Step((words[-1],), partial(self._guest.drop, operation)))
-        run.warnings += kept
 
     # -- prepared: the switch to the overlays may or may not have come
 

@@ -35,7 +35,7 @@ from .._core.ports import RevertPort
 from .._core.refusals import require_disk
 from .._core.snapshot import PlannedDisk
 from .guest import Guest
-from .interrupted import Undoing, take_back, undoing
+from .interrupted import Undoing, ending, take_back, undoing
 from .ours import noted
 from .overlays import removable, require_place
 from .sound import require_sound_chain
@@ -170,9 +170,8 @@ class ManualRevert:
         if stale.phase == PREPARED:
             return undoing(stale, view, self._guest)
         paths, kept = removable(stale, view, self._domain.other_images(), self._images, self._guest.ours(view))
-        words = "remove %s, which an interrupted revert left"
-        steps = tuple(Step((words % path,), partial(self._images.remove, path)) for path in paths)
-        return Undoing((*steps, Step((), partial(self._guest.drop, stale))), frozenset(paths), kept)
+        steps = ending(stale, paths, "remove %s, which an interrupted revert left", self._guest)
+        return Undoing(steps, frozenset(paths), kept)
 
     def warnings(self, view: DomainView, journal: Journal) -> tuple[str, ...]:
         """What an interrupted run's journal names, and what stays all the same."""

@@ -81,7 +81,7 @@ def domain(tmp_path: Path) -> Iterator[Domain]:
 
 
 def convert(domain: Domain, images: Images, check: bool = False, **wish: Any) -> Outcome:
-    return Convert(ConvertWish(**wish), domain, images, FakeClock()).run(check)
+    return Convert(ConvertWish(**wish), Guest(domain, images, FakeClock(), FakeWatchdog()), images).run(check)
 
 
 def paths(domain: Domain) -> dict[str, str]:

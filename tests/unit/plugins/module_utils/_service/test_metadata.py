@@ -14,7 +14,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors impor
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING, CREATED, PREPARED
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome, SnapshotDisk, SnapshotRecord
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.metadata import delete_record
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.records import delete_record
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 from .fakes import FakeDomain, guest_of, running_guest
@@ -56,7 +56,7 @@ class Lab:
         self.images.calls.clear()
 
     def delete(self, name: str, children: str = "keep", check: bool = False) -> Outcome:
-        return delete_record(self.domain, self.images, name, children, check)
+        return delete_record(guest_of(self), name, children, check)
 
     @property
     def operations(self) -> list[str]:

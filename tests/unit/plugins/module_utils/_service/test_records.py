@@ -24,8 +24,10 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal impo
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.records import Records, RecordWish  # noqa: E402
 
+from .fakes import FakeClock, FakeImages, FakeWatchdog  # noqa: E402
 from .test_snapshot_info import NODE, RECORDS, _xml  # noqa: E402
 
 ODD = "b <é> & 'c'"
@@ -58,17 +60,21 @@ def state_of(domain: Domain) -> tuple[list[str], str | None]:
     return sorted(domain.snapshot_xmls(secure=True)), domain.current_snapshot()
 
 
+def records(domain: Domain, **wish: Any) -> Records:
+    return Records(RecordWish(**wish), Guest(domain, FakeImages({}), FakeClock(), FakeWatchdog()))
+
+
 def cycle(domain: Domain, **wish: Any) -> Outcome:
     """Check, run, run, check: as the same task is run by a playbook."""
     before = state_of(domain)
-    foreseen = Records(RecordWish(**wish), domain).run(check=True)
+    foreseen = records(domain, **wish).run(check=True)
     assert state_of(domain) == before
-    done = Records(RecordWish(**wish), domain).run(check=False)
+    done = records(domain, **wish).run(check=False)
     assert (foreseen.steps, foreseen.before, foreseen.after) == (done.steps, done.before, done.after)
     assert set(foreseen.values) == set(done.values)
     after = state_of(domain)
     for check in (False, True):
-        assert not Records(RecordWish(**wish), domain).run(check).changed
+        assert not records(domain, **wish).run(check).changed
     assert state_of(domain) == after
     return done
 
@@ -81,8 +87,8 @@ def record(domain: Domain, name: str) -> Any:
 
 def test_a_record_that_is_as_asked_for(domain: Domain) -> None:
     for text in domain.snapshot_xmls(secure=True):
-        assert not Records(RecordWish(text=text), domain).run(check=False).changed
-    assert not Records(RecordWish(name="a"), domain).run(check=False).changed
+        assert not records(domain, text=text).run(check=False).changed
+    assert not records(domain, name="a").run(check=False).changed
 
 
 def test_a_whole_tree_on_a_domain_that_lost_it(domain: Domain) -> None:
@@ -101,7 +107,7 @@ def test_parents_come_first(domain: Domain) -> None:
     text = next(found for found in domain.snapshot_xmls(True) if xml.parse_snapshot(found).name == ODD)
     domain.delete_snapshot_record("a", "delete")
     with pytest.raises(VirtopsError) as caught:
-        Records(RecordWish(text=text), domain).run(check=True)
+        records(domain, text=text).run(check=True)
     assert caught.value.code == "no_such_parent"
 
 
@@ -166,7 +172,7 @@ def test_what_was_copied_or_renamed_is_changed_as_any_other(domain: Domain, clon
 def test_a_rename_that_died_does_not_lose_a_description(domain: Domain) -> None:
     cycle(domain, name="f", new_name="g", clone=True, description="one")
     with pytest.raises(VirtopsError) as caught:
-        Records(RecordWish(name="f", new_name="g"), domain).run(check=False)
+        records(domain, name="f", new_name="g").run(check=False)
     assert (caught.value.code, "description: one, not none" in caught.value.cause) == ("snapshot_differs", True)
     cycle(domain, name="f", new_name="g", description="two")
     assert (domain.snapshot("f"), record(domain, "g").description) == (None, "two")
@@ -182,7 +188,7 @@ def test_a_rename_leaves_a_child_current(domain: Domain) -> None:
 @pytest.mark.parametrize("name", ["f", ODD])
 def test_a_rename_to_its_own_name_is_none(domain: Domain, name: str) -> None:
     before = state_of(domain)
-    assert not Records(RecordWish(name=name, new_name=name), domain).run(check=False).changed
+    assert not records(domain, name=name, new_name=name).run(check=False).changed
     assert state_of(domain) == before
     cycle(domain, name=name, new_name=name, description="what for")
     assert record(domain, name).description == "what for"
@@ -191,7 +197,7 @@ def test_a_rename_to_its_own_name_is_none(domain: Domain, name: str) -> None:
 def test_what_is_no_copy_is_told(domain: Domain) -> None:
     for wish in ({"clone": True}, {}):
         with pytest.raises(VirtopsError) as caught:
-            Records(RecordWish(name="f", new_name="c", **wish), domain).run(check=True)
+            records(domain, name="f", new_name="c", **wish).run(check=True)
         assert "parent: %s, not none" % ODD in caught.value.cause
         assert "disks:" not in caught.value.cause
 
@@ -200,7 +206,7 @@ def test_what_is_no_copy_is_told(domain: Domain) -> None:
 def test_the_name_of_an_internal_one_stays(domain: Domain, clone: bool) -> None:
     before = state_of(domain)
     with pytest.raises(VirtopsError) as caught:
-        Records(RecordWish(name=ODD, new_name="x", clone=clone), domain).run(check=False)
+        records(domain, name=ODD, new_name="x", clone=clone).run(check=False)
     assert caught.value.code == "internal_name"
     assert state_of(domain) == before
 
@@ -221,7 +227,7 @@ def test_refusals(domain: Domain, wish: dict[str, Any], code: str) -> None:
     before = state_of(domain)
     for check in (True, False):
         with pytest.raises(VirtopsError) as caught:
-            Records(RecordWish(**wish), domain).run(check)
+            records(domain, **wish).run(check)
         assert caught.value.code == code
     assert state_of(domain) == before
 
@@ -229,7 +235,7 @@ def test_refusals(domain: Domain, wish: dict[str, Any], code: str) -> None:
 def test_an_open_operation_is_refused(domain: Domain) -> None:
     domain.write_journal(Journal((Operation("1", "live_backup", "n", "created", "now", ()),)))
     with pytest.raises(VirtopsError) as caught:
-        Records(RecordWish(name="a", current=True), domain).run(check=True)
+        records(domain, name="a", current=True).run(check=True)
     assert caught.value.code == "operation_open"
     domain.write_journal(Journal())
 
