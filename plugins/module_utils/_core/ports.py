@@ -103,16 +103,13 @@ class BlockInfoPort(ViewPort, Protocol):
         """virDomainGetBlockInfo: capacity, allocation and physical size in bytes; None where libvirt cannot tell."""
 
 
-class JournalPort(Protocol):
-    """virDomainSetMetadata(ELEMENT, JOURNAL_URI), LIVE where it runs and CONFIG where it is persistent."""
+class GuestPort(ViewPort, Protocol):
+    """What every flow needs that changes something."""
 
     def write_journal(self, journal: Journal, lasting: bool = True) -> None:
-        """Replace the journal's element; an empty one removes it. One that is not `lasting` ends with the running
-        domain (LIVE only), and the one before it counts again."""
-
-
-class OthersPort(ViewPort, JournalPort, Protocol):
-    """What every flow needs that changes something."""
+        """virDomainSetMetadata(ELEMENT, JOURNAL_URI), LIVE where it runs and CONFIG where it is persistent: replace the
+        journal's element; an empty one removes it. One that is not `lasting` ends with the running domain (LIVE only),
+        and the one before it counts again."""
 
     def other_images(self) -> OtherImages:
         """What the host's other domains stand on, by their live and persistent XML."""
@@ -128,7 +125,7 @@ class JobPort(ViewPort, Protocol):
         """virDomainResume; a domain that runs is fine."""
 
 
-class UndoPort(JobPort, OthersPort, Protocol):
+class UndoPort(JobPort, GuestPort, Protocol):
     """What undoing a snapshot needs that was never taken."""
 
     def thaw(self, seconds: int) -> int:
@@ -151,7 +148,7 @@ class SnapshotPort(UndoPort, Protocol):
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
 
 
-class RecordPort(SnapshotInfoPort, OthersPort, Protocol):
+class RecordPort(SnapshotInfoPort, GuestPort, Protocol):
     """What work on snapshot records needs, which touches no image."""
 
     def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:
@@ -161,7 +158,7 @@ class RecordPort(SnapshotInfoPort, OthersPort, Protocol):
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
 
 
-class InternalPort(SnapshotInfoPort, OthersPort, Protocol):
+class InternalPort(SnapshotInfoPort, GuestPort, Protocol):
     """What internal snapshots need."""
 
     def libvirt_version(self) -> int:
@@ -208,14 +205,14 @@ class RevertPort(SnapshotInfoPort, UndoPort, Protocol):
         """virDomainSnapshotCreateXML, REDEFINE, and CURRENT where asked for."""
 
 
-class ConvertPort(OthersPort, Protocol):
+class ConvertPort(GuestPort, Protocol):
     """What putting a domain on converted images needs."""
 
     def set_config_disks(self, layers: dict[str, Layer]) -> None:
         """Write path and format of these disks into the persistent XML (virDomainDefineXMLFlags)."""
 
 
-class BrakePort(OthersPort, Protocol):
+class BrakePort(GuestPort, Protocol):
     """What slowing or stopping a guest's writes needs."""
 
     def io_tune(self, disk: str) -> dict[str, int]:

@@ -141,7 +141,7 @@ class Domain:
             return None  # an empty drive, a missing image, a driver without the call
         return capacity, allocation, physical
 
-    # JournalPort
+    # GuestPort
 
     def write_journal(self, journal: Journal, lasting: bool = True) -> None:
         """libvirt has the definition (and a running domain's status) on disk when this returns."""

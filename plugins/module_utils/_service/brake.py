@@ -25,8 +25,10 @@ from .._core.convergence import (
     write_limit,
 )
 from .._core.errors import VirtopsError
+from .._core.journal import Operation
 from .._core.merge import MergeGoal
 from .._core.model import DomainView, Hold
+from .._core.plan import Step
 from .._core.ports import WATCHDOG_GRACE, BrakePort, ImagePort
 from .guest import Guest
 
@@ -172,11 +174,17 @@ def let_go(domain: BrakePort, hold: Hold) -> None:
         domain.resume()
 
 
-def held_words(view: DomainView, hold: Hold) -> str:
-    """The step that `let_go` is."""
+def letting_go(operation: Operation, hold: Hold, view: DomainView, guest: Guest[BrakePort]) -> Step:
+    """The step after a merge that held the guest's writes back died, and its watchdog with it."""
     what = ["lift the limit of writes of %s" % target for target in hold.tunes]
     what += ["resume it"] if hold.suspended else []
-    return "let go of %s, which an interrupted merge held back: %s" % (view.name, ", ".join(what))
+    words = "let go of %s, which an interrupted merge held back: %s" % (view.name, ", ".join(what))
+
+    def act() -> None:
+        let_go(guest.domain, hold)
+        guest.put(operation.held(None))
+
+    return Step((words,), act)
 
 
 def refuse_short(images: ImagePort, overlays: Sequence[str], reserve: int) -> None:

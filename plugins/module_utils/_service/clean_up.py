@@ -126,10 +126,12 @@ def sweep_steps(guest: Guest[MergePort], sweep: Sweep) -> tuple[Step, ...]:
 
     def remove(path: str) -> Done | None:
         view = guest.observe()
-        if kept_for_others(path, view.journal, guest.images):
-            kept = remove_layer(path, view, guest.others, guest.images, guest.clock)
-            if kept is not None:
-                return Done((), ("The merged overlay %s" % kept.why,))
+        if not kept_for_others(path, view.journal, guest.images):
+            gone.add(path)  # a layer like any other
+            return Done(())
+        kept = remove_layer(path, view, guest.others, guest.images, guest.clock)
+        if kept is not None:
+            return Done((), ("The merged overlay %s %s" % (kept.why, LATER),))
         gone.add(path)
         return None
 

@@ -24,7 +24,7 @@ from .._core.images import why_not_alone
 from .._core.journal import JournalDisk, Operation
 from .._core.model import CRASHED, DomainView, FileIdentity, Layer, Outcome
 from .._core.plan import Step
-from .._core.ports import ConvertImagePort, ConvertPort, ImagePort, OthersPort
+from .._core.ports import ConvertImagePort, ConvertPort, GuestPort, ImagePort
 from .._core.refusals import guest_crashed, refuse_open
 from .._core.snapshot import is_in_chain
 from .away import require_here
@@ -181,7 +181,7 @@ class Convert:
 
 
 def finished(
-    operation: Operation, view: DomainView, others: OtherFiles, guest: Guest[OthersPort]
+    operation: Operation, view: DomainView, others: OtherFiles, guest: Guest[GuestPort]
 ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     """The steps that remove the raw images which an interrupted run was going to remove, and what is told of others.
 

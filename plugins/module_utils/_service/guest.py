@@ -11,13 +11,13 @@ from typing import Generic, TypeVar
 
 from .._core.journal import Journal, Operation
 from .._core.model import DomainView
-from .._core.ports import Clock, ImagePort, OthersPort, Progress, Silent, Watchdog
+from .._core.ports import Clock, GuestPort, ImagePort, Progress, Silent, Watchdog
 from .observe import OtherFiles, every_image, observe
 from .ours import Ours
 from .run import Run
 
 #: What a flow needs of libvirt.
-Port = TypeVar("Port", bound=OthersPort, covariant=True)
+Port = TypeVar("Port", bound=GuestPort, covariant=True)
 
 
 @dataclass(frozen=True)

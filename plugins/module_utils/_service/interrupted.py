@@ -19,7 +19,7 @@ from .._core.errors import VirtopsError
 from .._core.journal import JournalDisk, Operation
 from .._core.model import SAVING, DomainView
 from .._core.plan import Step
-from .._core.ports import OthersPort, UndoPort
+from .._core.ports import GuestPort, UndoPort
 from .._core.snapshot import THAW_SECONDS, is_in_chain
 from .._core.text import command
 from .guest import Guest
@@ -109,7 +109,7 @@ def undoing(
     return Undoing((*steps, *ending(operation, (), "", guest)), frozenset(words), kept)
 
 
-def ending(operation: Operation, paths: Iterable[str], words: str, guest: Guest[OthersPort]) -> tuple[Step, ...]:
+def ending(operation: Operation, paths: Iterable[str], words: str, guest: Guest[GuestPort]) -> tuple[Step, ...]:
     """The steps that end an operation with the removal of these files; `words` say of each what is removed."""
     steps = tuple(Step((words % path,), partial(guest.images.remove, path)) for path in paths)
     end = "remove operation %s from the journal" % operation.name

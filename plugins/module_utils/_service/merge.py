@@ -14,12 +14,12 @@ import uuid
 
 from .._core.journal import COMMIT, COMMITTING, PREPARED, PULL, RESERVED, Journal, Operation
 from .._core.merge import MergeGoal
-from .._core.model import DomainView, Hold, Outcome
+from .._core.model import DomainView, Outcome
 from .._core.plan import Step
 from .._core.ports import MergePort
 from .._core.snapshot import unknown_words
 from .away import require_here
-from .brake import held_words, let_go
+from .brake import letting_go
 from .clean_up import CleanUp
 from .guest import Guest
 from .interrupted import awake, undoing, unswitched
@@ -86,7 +86,7 @@ class Merge:
         layers, operation = plan.layers, plan.layers.operation
         steps: tuple[Step, ...] = ()
         if operation is not None and operation.hold is not None:
-            steps = (self._letting_go(operation, operation.hold, view),)
+            steps = (letting_go(operation, operation.hold, view, self._guest),)
             operation = operation.held(None)
         if operation is None and layers.goals:
             operation = self._new_operation(layers.goals)
@@ -96,13 +96,6 @@ class Merge:
             unsure = lambda: self._loop.unsure(layers)  # noqa: E731
             steps += CleanUp(self._guest, plan.clearance).steps(committing, unsure)
         return steps if layers.goals or any(step.words for step in steps) else ()
-
-    def _letting_go(self, operation: Operation, hold: Hold, view: DomainView) -> Step:
-        def act() -> None:
-            let_go(self._guest.domain, hold)
-            self._guest.put(operation.held(None))
-
-        return Step((held_words(view, hold),), act)
 
     def _new_operation(self, goals: tuple[MergeGoal, ...]) -> Operation:
         operation = Operation(

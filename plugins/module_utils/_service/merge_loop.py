@@ -74,7 +74,8 @@ class MergeLoop:
         steps = []
         if layers.goals and operation is not None:
             if layers.operation is None or operation.phase != COMMITTING:
-                steps.append(self._intent(operation.at(COMMITTING)))
+                # From here on the bases are nobody's point in time any more; say so before it is true
+                steps.append(Step((), partial(self._guest.put, operation.at(COMMITTING))))
             words = tuple(text for goal in layers.goals for text in layers.words[goal.target, goal.top.path])
             steps.append(Step(words, lambda: self._run(layers, operation), final=True))
         for target, layer in layers.stale_config.items():
@@ -88,14 +89,6 @@ class MergeLoop:
     def unsure(self, layers: Layers) -> frozenset[str]:
         """Overlays that may hold data which nobody merged, as the plan or this run found."""
         return layers.unsure | {goal.top.path for goal in layers.goals if goal.target in self.pivoted}
-
-    def _intent(self, operation: Operation) -> Step:
-        """From here on the bases are nobody's point in time any more; say so before it is true."""
-
-        def act() -> None:
-            self._guest.put(operation)
-
-        return Step((), act)
 
     def _resume(self) -> None:
         if self._domain.view().paused_by == IO_ERROR:

@@ -91,11 +91,10 @@ class Layers:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """`whole`: after this run no layer of the snapshot or operation is in a chain; then `clearance` is what is left to
-    do."""
+    """`clearance` is what is left to do where no layer of the snapshot or operation is in a chain after this run.
+    `unknown`: neither libvirt nor the journal knows the snapshot."""
 
     layers: Layers
-    whole: bool
     clearance: Clearance | None
     unknown: bool
 
@@ -126,7 +125,7 @@ class MergePlanner:
         self._check_branches(goals, view, texts, journal)
         clearance = self._clearance(layers, operation, record, texts, view, journal) if whole else None
         unknown = wish.snapshot is not None and operation is None and record is None
-        return MergePlan(layers, whole, clearance, unknown)
+        return MergePlan(layers, clearance, unknown)
 
     def layers(
         self, goals: tuple[MergeGoal, ...], operation: Operation | None, view: DomainView, whole: bool = True

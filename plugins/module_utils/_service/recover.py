@@ -30,13 +30,13 @@ from .._core.journal import (
     JournalDisk,
     Operation,
 )
-from .._core.model import DomainView, Hold, Outcome, is_local
+from .._core.model import DomainView, Outcome, is_local
 from .._core.plan import Step
 from .._core.ports import DeletePort, ReaperPort
 from .._core.refusals import operation_open
 from .._core.snapshot import is_in_chain
 from .away import require_here
-from .brake import held_words, let_go
+from .brake import letting_go
 from .clean_up import sweep_steps
 from .convert import finished
 from .guest import Guest
@@ -103,8 +103,9 @@ class Recovery:
         run.apply(*self._reaping(view))
         run.warnings += [] if view.journal_of is None else [foreign_journal(view)]
         for operation in found:
+            # Before the merge is planned, which may refuse; in check mode the merge's plan has the same step
             if operation.hold is not None and not operation.frozen and not run.check:
-                run.apply(self._letting_go(operation, operation.hold, view))
+                run.apply(letting_go(operation, operation.hold, view, self._guest))
             self._recover(operation, view, run)
         for operation in lost:
             self._adopt(operation, run)
@@ -151,16 +152,6 @@ class Recovery:
         journal = view.journal
         for operation in lost_files(view, journal, self._images, self._guest.others):
             raise left_behind(operation, view)
-
-    def _letting_go(self, operation: Operation, hold: Hold, view: DomainView) -> Step:
-        """A merge that held the guest's writes back died, and its watchdog with it. Done before the merge is planned,
-        which may refuse; in check mode the merge's plan has the same step."""
-
-        def act() -> None:
-            let_go(self._domain, hold)
-            self._guest.put(operation.held(None))
-
-        return Step((held_words(view, hold),), act)
 
     def _refuse_lost(self, view: DomainView) -> None:
         """libvirt 9.0 that is killed while it ends a pivot leaves a status file (a <mirror> with an empty job) that it

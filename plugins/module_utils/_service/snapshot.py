@@ -208,7 +208,8 @@ class ExternalSnapshot:
         )
         undo = partial(self._undo, operation)
         steps = [Step((), partial(self._guest.put, operation), undo)]
-        words = ["%s the overlay %s on %s (%s)" % (self._verb, d.overlay, d.base.path, d.target) for d in plan.disks]
+        verb = "reuse" if self._wish.reuse else "create"
+        words = ["%s the overlay %s on %s (%s)" % (verb, d.overlay, d.base.path, d.target) for d in plan.disks]
         if self._creates(plan):
             for disk, text in zip(plan.disks, words):
                 steps.append(Step((text,), partial(self._create_overlay, disk, view), undo))
@@ -219,10 +220,6 @@ class ExternalSnapshot:
             Step(tuple(words), lambda: self._take(operation, plan, view, quiesce)),
             Step((), lambda: self._note_taken(operation, view), final=True),
         )
-
-    @property
-    def _verb(self) -> str:
-        return "reuse" if self._wish.reuse else "create"
 
     def _create_overlay(self, disk: PlannedDisk, view: DomainView) -> None:
         size = self._images.info(disk.base.path, disk.base.format).virtual_size

@@ -133,11 +133,12 @@ def test_a_job_has_nothing_of_the_connection(place: Place) -> None:
 
 def test_an_error_comes_with_all_it_tells(place: Place) -> None:
     def fail(_unused: Progress) -> dict[str, Any]:
-        raise VirtopsError("some_code", "It broke", "Mend it", [{"disk": "vda"}])
+        raise VirtopsError("some_code", "It broke", "Mend it", [{"disk": "vda"}], ["a step"])
 
     with pytest.raises(VirtopsError, match=r"It broke\. Mend it\.") as failed:
         place.call(fail)
     assert (failed.value.code, failed.value.partial) == ("some_code", [{"disk": "vda"}])
+    assert failed.value.actions == ("a step",)
 
 
 def test_a_bug_comes_as_a_traceback(place: Place) -> None:
