@@ -152,7 +152,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs impo
     deadline,
     merged,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.job import JobControl, JobWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.job_control import JobControl, JobWish
 
 OPTIONS: ArgumentSpec = {
     "disk": {"type": "str", "required": True},

@@ -43,3 +43,7 @@ class Step:
     act: Act
     undo: Undo | None = None
     final: bool = False
+
+
+def nothing() -> None:
+    """The act of a step that only says something."""

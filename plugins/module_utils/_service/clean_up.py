@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .._core.deletion import settled
-from .._core.journal import Operation
-from .._core.model import FileIdentity, Layer
+from .._core.journal import Journal, Operation
+from .._core.model import DomainView, FileIdentity, Layer
 from .._core.plan import Done, Step
-from .._core.ports import MergePort
+from .._core.ports import GuestPort, MergePort
 from .forest import RecordWrite, keep_times, rewrite_records
 from .guest import Guest
 from .ours import kept_words
-from .overlays import LATER, Kept, Sweep, kept_for_others, remove_layer, unsure_words, with_kept
+from .overlays import LATER, Kept, claim_words, kept_for_others, own_files, remove_layer, unsure_words, with_kept
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Clearance:
 
     `layers` are images that may go, each with the words for that. `memory`: files with the memory of snapshots.
     `records` go, and `gone` are the names that are no snapshots afterwards. `writes`: the records that stay and name an
-    image which goes; `moved` tells where its data are. `sweep`: what earlier runs merged and kept. `not_ours`: files
+    image which goes; `moved` tells where its data are. `sweep`: the end of what
+    earlier runs merged and kept, and `kept` what is told of the rest of that. `not_ours`: files
     that the journal names and that stay, and why. `ending` are the words of the operation's end.
     """
 
@@ -38,14 +39,15 @@ class Clearance:
     gone: frozenset[str] = frozenset()
     writes: tuple[RecordWrite, ...] = ()
     moved: Mapping[str, Layer] = field(default_factory=dict)
-    sweep: Sweep = field(default_factory=Sweep)
+    sweep: tuple[Step, ...] = ()
+    kept: tuple[str, ...] = ()
     not_ours: Mapping[str, str] = field(default_factory=dict)
     ending: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What can be told before."""
-        return (*(kept_words(path, why) for path, why in self.not_ours.items()), *self.sweep.warnings)
+        return (*(kept_words(path, why) for path, why in self.not_ours.items()), *self.kept)
 
 
 class CleanUp:
@@ -68,7 +70,7 @@ class CleanUp:
             steps.append(Step((words,), functools.partial(self._remove, path)))
         for path in plan.memory:
             steps.append(Step(("delete the memory of a snapshot, %s" % path,), functools.partial(remove, path)))
-        steps += sweep_steps(self._guest, plan.sweep)
+        steps += plan.sweep
         for name in plan.records:
             steps.append(Step(("delete the record of snapshot %s" % name,), functools.partial(self._unrecord, name)))
         return (*steps, Step(plan.ending, lambda: self._close(operation)))
@@ -82,7 +84,7 @@ class CleanUp:
     def _remove(self, path: str) -> Done | None:
         if path in self._unsure:
             return Done(())
-        kept = remove_layer(path, self._view(), self._others, self._guest.images, self._guest.clock)
+        kept = remove_layer(path, self._view(), self._others, self._guest)
         if kept is None:
             return None
         self._kept.append(kept)
@@ -120,24 +122,49 @@ class CleanUp:
         return self._guest.images.identity(path) if self._guest.images.exists(path) else None
 
 
-def sweep_steps(guest: Guest[MergePort], sweep: Sweep) -> tuple[Step, ...]:
-    """Delete what earlier runs merged and kept. What is in use again meanwhile stays."""
-    gone = set(sweep.forgotten)
+def sweeping(view: DomainView, journal: Journal, guest: Guest[GuestPort]) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """The steps that delete what earlier runs merged and kept for another domain, and what is told of the rest.
 
-    def remove(path: str) -> Done | None:
-        view = guest.observe()
-        if not kept_for_others(path, view.journal, guest.images):
-            gone.add(path)  # a layer like any other
-            return Done(())
-        kept = remove_layer(path, view, guest.others, guest.images, guest.clock)
-        if kept is not None:
-            return Done((), ("The merged overlay %s %s" % (kept.why, LATER),))
-        gone.add(path)
-        return None
+    An overlay that was written to since, or that is in use again, is a layer like any other: then only its note goes.
+    """
+    gone, forgotten, warnings = [], [], []
+    own, ours, others = own_files(view, guest.images), guest.ours(view), functools.cache(guest.others)
+    for disk in (disk for op in journal.merged for disk in op.disks):
+        path = disk.overlay
+        if path in own or path in journal.overlays() or not kept_for_others(path, journal, guest.images):
+            forgotten.append(path)
+            continue
+        reason = ours.why_not(path, (disk,))
+        if reason is not None:
+            forgotten.append(path)
+            warnings.append(kept_words(path, reason))
+            continue
+        claim = others().claims(path, journal.made_at(path))
+        held = guest.images.holders(path)
+        if claim is not None:
+            warnings.append("The merged overlay %s %s" % (claim_words(path, claim), LATER))
+        elif held:
+            told = ", ".join(str(pid) for pid in held)
+            warnings.append("The merged overlay %s was kept: a process has it open (PID %s). %s" % (path, told, LATER))
+        else:
+            gone.append(path)
+    words = "delete the merged overlay %s, which was kept for another domain"
+    steps = [Step((words % path,), functools.partial(_sweep, path, guest)) for path in gone]
+    words = "remove the note of the merged overlay %s from the journal"
+    steps += [Step((words % path,), functools.partial(_forget, path, guest)) for path in forgotten]
+    return tuple(steps), tuple(warnings)
 
-    def forget() -> None:
-        guest.domain.write_journal(guest.journal.without_merged(gone))
 
-    steps = tuple(Step((words,), functools.partial(remove, path)) for path, words in zip(sweep.gone, sweep.steps))
-    words = sweep.steps[len(sweep.gone) :]
-    return (*steps, Step(words, forget)) if sweep.steps else ()
+def _sweep(path: str, guest: Guest[GuestPort]) -> Done | None:
+    """The merge may have taken long: what is in use again meanwhile stays."""
+    view = guest.observe()
+    is_kept = kept_for_others(path, view.journal, guest.images)
+    kept = remove_layer(path, view, guest.others, guest) if is_kept else None
+    if kept is not None:
+        return Done((), ("The merged overlay %s %s" % (kept.why, LATER),))
+    _forget(path, guest)
+    return None if is_kept else Done(())
+
+
+def _forget(path: str, guest: Guest[GuestPort]) -> None:
+    guest.domain.write_journal(guest.journal.without_merged([path]))

@@ -23,7 +23,7 @@ from .._core.errors import VirtopsError
 from .._core.images import why_not_alone
 from .._core.journal import JournalDisk, Operation
 from .._core.model import CRASHED, DomainView, FileIdentity, Layer, Outcome
-from .._core.plan import Step
+from .._core.plan import Step, nothing
 from .._core.ports import ConvertImagePort, ConvertPort, GuestPort, ImagePort
 from .._core.refusals import guest_crashed, refuse_open
 from .._core.snapshot import is_in_chain
@@ -75,7 +75,7 @@ class Convert:
     def _converting(self, one: Conversion, others: Container[str]) -> list[Step]:
         if self._is_there(one, others):
             words = "take %s, which holds the same as %s (%s)" % (one.path, one.source.path, one.target)
-            return [Step((words,), lambda: None)]
+            return [Step((words,), nothing)]
         self._refuse_space(one)
         steps = []
         if self._images.exists(one.partial):

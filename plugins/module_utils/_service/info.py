@@ -15,7 +15,7 @@ from .._core.journal import Journal, Operation
 from .._core.model import Disk, DomainView, Layer, Outcome
 from .._core.ports import BlockInfoPort, ImagePort
 from .._core.refusals import require_read
-from .jobs import told_job
+from .block_jobs import told_job
 from .observe import FileSet, observe
 from .strays import GuestRecords, lost_files, lost_operations, with_bases
 

@@ -16,9 +16,9 @@ from .._core.journal import CREATED, KEPT, RESERVED, JournalDisk, Operation
 from .._core.model import DomainView, Outcome
 from .._core.ports import DeletePort, ImagePort
 from .._core.snapshot import is_in_chain
+from .block_jobs import told_job
 from .guest import Guest
 from .info import told_operation
-from .jobs import told_job
 from .recover import RecoverWish, Recovery
 from .strays import lost_operations
 

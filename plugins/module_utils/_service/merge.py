@@ -19,11 +19,11 @@ from .._core.plan import Step
 from .._core.ports import MergePort
 from .._core.snapshot import unknown_words
 from .away import require_here
+from .block_jobs import told_disks
 from .brake import letting_go
 from .clean_up import CleanUp
 from .guest import Guest
 from .interrupted import awake, undoing, unswitched
-from .jobs import told_disks
 from .merge_loop import MergeLoop
 from .merge_plan import MergePlan, MergePlanner, MergeWish, journalled, merged_by
 from .observe import chains

@@ -23,9 +23,9 @@ from .._core.model import IO_ERROR, DomainView
 from .._core.plan import Done, Step
 from .._core.ports import MergePort
 from .._core.refusals import refuse_away
+from .block_jobs import cancel_jobs, told_disks
 from .brake import GuestBrake
 from .guest import Guest
-from .jobs import cancel_jobs, told_disks
 from .merge_plan import Layers, MergePlanner, MergeWish, config_words, merged_by
 from .observe import chains
 

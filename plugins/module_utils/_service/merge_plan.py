@@ -31,10 +31,9 @@ from .._core.refusals import image_shared, refuse_open, require_disk
 from .._core.snapshot import is_in_chain
 from .._core.text import command
 from .away import require_here
-from .clean_up import Clearance
+from .clean_up import Clearance, sweeping
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of, with_bases
 from .guest import Guest
-from .overlays import Sweep, plan_sweep
 from .sound import require_sound
 
 #: Nanoseconds that a base has to be newer than its overlay to be the guest's image for certain, besides those for each
@@ -167,6 +166,7 @@ class MergePlanner:
         memory = self._memory(record, operation) if deletes else ()
         not_ours |= {path: why for path in memory for why in [ours.why_not_memory(path)] if why is not None}
         ends = deletes and bool(layers.goals or operation)
+        sweep, kept = sweeping(view, journal, self._guest) if ends else ((), ())
         moved = {} if wish.snapshot is None else moved_layers(layers.goals, operation, view)
         return Clearance(
             layers={path: "delete the merged overlay %s" % path for path in paths if path not in not_ours},
@@ -175,7 +175,8 @@ class MergePlanner:
             gone=frozenset(() if wish.snapshot is None else (wish.snapshot,)),
             writes=self._writes(moved, texts),
             moved=moved,
-            sweep=plan_sweep(view, journal, self._guest.others, self._images, ours) if ends else Sweep(),
+            sweep=sweep,
+            kept=kept,
             not_ours=not_ours,
             ending=() if operation is None else ("remove operation %s from the journal" % operation.name,),
         )

@@ -14,11 +14,12 @@ from .._core.errors import VirtopsError
 from .._core.images import needs_rewrite
 from .._core.journal import Journal, Operation
 from .._core.model import DomainView, ImageInfo, OtherImages
-from .._core.ports import Clock, ImagePort
+from .._core.ports import GuestPort, ImagePort
 from .._core.snapshot import PlannedDisk
 from .._core.text import command
+from .guest import Guest
 from .observe import FileSet, OtherFiles, every_image
-from .ours import Ours, kept_words
+from .ours import kept_words
 
 #: Seconds that a process is given to close a layer. libvirt shows the new chain a moment before QEMU is told to drop
 #: the layers that were merged.
@@ -116,7 +117,7 @@ def _info(disk: PlannedDisk, images: ImagePort) -> ImageInfo:
 
 def _require_free(disk: PlannedDisk, view: DomainView, others: OtherImages, images: ImagePort) -> None:
     path = disk.overlay
-    taken = path in _own(view, images) or path in every_image(others, images)
+    taken = path in own_files(view, images) or path in every_image(others, images)
     holders = images.holders(path)
     if not taken and not holders:
         return
@@ -176,7 +177,7 @@ def is_unused(path: str, view: DomainView, images: ImagePort) -> bool:
     """
     if not images.exists(path) or images.holders(path):
         return False
-    return path not in _own(view, images) and not images.holds_data(path)
+    return path not in own_files(view, images) and not images.holds_data(path)
 
 
 @dataclass(frozen=True)
@@ -190,19 +191,18 @@ class Kept:
     claimed: bool = False
 
 
-def remove_layer(
-    path: str, view: DomainView, others: Callable[[], OtherFiles], images: ImagePort, clock: Clock
-) -> Kept | None:
+def remove_layer(path: str, view: DomainView, others: Callable[[], OtherFiles], guest: Guest[GuestPort]) -> Kept | None:
     """Delete a journalled layer where no chain of any domain has it and nobody holds it open; else say what keeps it.
 
     `others` are the images of the host's other domains.
     """
-    if path in _own(view, images):
+    images = guest.images
+    if path in own_files(view, images):
         return Kept(path, "%s was kept: it is still in a chain of this domain." % path)
-    claim = others().claims(path, made_at(path, view))
-    held = _lasting_holders(path, images, clock)
+    claim = others().claims(path, view.journal.made_at(path))
+    held = _lasting_holders(path, guest)
     if claim is not None and (not held or path in others()):
-        return Kept(path, _claim_words(path, claim), claimed=not held)
+        return Kept(path, claim_words(path, claim), claimed=not held)
     if held:
         words = (
             "%s was kept: a process has it open (PID %s). Once that has ended, run the task again, which deletes it."
@@ -212,7 +212,7 @@ def remove_layer(
     return None
 
 
-def _claim_words(path: str, claim: str) -> str:
+def claim_words(path: str, claim: str) -> str:
     return "%s was kept: %s." % (path, claim.rstrip("."))
 
 
@@ -236,57 +236,11 @@ def kept_for_others(path: str, journal: Journal, images: ImagePort) -> bool:
     return then is not None and images.kind(path) == "file" and images.identity(path) == then
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What comes of the overlays that earlier runs merged and kept: some go, of some only the note."""
-
-    gone: tuple[str, ...] = ()
-    forgotten: tuple[str, ...] = ()
-    steps: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-def plan_sweep(
-    view: DomainView, journal: Journal, others: Callable[[], OtherFiles], images: ImagePort, ours: Ours
-) -> Sweep:
-    """An overlay that was written to since, or that is in use again, is a layer like any other: then only its note
-    goes."""
-    gone, forgotten, warnings = [], [], []
-    own = _own(view, images)
-    for disk in (disk for op in journal.merged for disk in op.disks):
-        path = disk.overlay
-        if path in own or path in journal.overlays() or not kept_for_others(path, journal, images):
-            forgotten.append(path)
-            continue
-        reason = ours.why_not(path, (disk,))
-        if reason is not None:
-            forgotten.append(path)
-            warnings.append(kept_words(path, reason))
-            continue
-        claim = others().claims(path, journal.made_at(path))
-        held = images.holders(path)
-        if claim is not None:
-            warnings.append("The merged overlay %s %s" % (_claim_words(path, claim), LATER))
-        elif held:
-            told = ", ".join(str(pid) for pid in held)
-            warnings.append("The merged overlay %s was kept: a process has it open (PID %s). %s" % (path, told, LATER))
-        else:
-            gone.append(path)
-    steps = ["delete the merged overlay %s, which was kept for another domain" % path for path in gone]
-    steps += ["remove the note of the merged overlay %s from the journal" % path for path in forgotten]
-    return Sweep(tuple(gone), tuple(forgotten), tuple(steps), tuple(warnings))
-
-
 #: What follows where an overlay was merged and is kept.
 LATER = "All its data are merged; virtops.libvirt.recover, or the next live backup, deletes it once that is over."
 
 
-def made_at(path: str, view: DomainView) -> int | None:
-    """When an overlay was made, in seconds since 1970, where a snapshot in the journal made it."""
-    return view.journal.made_at(path)
-
-
-def _own(view: DomainView, images: ImagePort) -> FileSet:
+def own_files(view: DomainView, images: ImagePort) -> FileSet:
     """What is in a chain of this domain, or would be after a start."""
     return FileSet([layer.path for disk in view.disks + view.config_disks for layer in disk.chain], images)
 
@@ -299,24 +253,24 @@ def unsure_words(path: str) -> str:
     )
 
 
-def _lasting_holders(path: str, images: ImagePort, clock: Clock) -> tuple[int, ...]:
+def _lasting_holders(path: str, guest: Guest[GuestPort]) -> tuple[int, ...]:
     """The processes that have it open, and do not close it within CLOSE_SECONDS."""
-    deadline = clock.monotonic() + CLOSE_SECONDS
+    deadline = guest.clock.monotonic() + CLOSE_SECONDS
     while True:
-        held = images.holders(path)
-        if not held or clock.monotonic() >= deadline:
+        held = guest.images.holders(path)
+        if not held or guest.clock.monotonic() >= deadline:
             return held
-        clock.sleep(0.1)
+        guest.clock.sleep(0.1)
 
 
-def removable(
-    operation: Operation, view: DomainView, others: OtherImages, images: ImagePort, ours: Ours
-) -> tuple[list[str], tuple[str, ...]]:
+def removable(operation: Operation, view: DomainView, guest: Guest[GuestPort]) -> tuple[list[str], tuple[str, ...]]:
     """The layers that a revert was going to remove: those that are still there, and that nobody took into use since.
     And the warnings of those that are no layers of ours."""
-    used, own = every_image(others, images), _own(view, images)
+    used, own, images, ours = guest.others(), own_files(view, guest.images), guest.images, guest.ours(view)
     there = [disk.overlay for disk in operation.disks if disk.overlay not in own and images.exists(disk.overlay)]
-    paths = [path for path in there if used.claims(path, made_at(path, view)) is None and not images.holders(path)]
+    paths = [
+        path for path in there if used.claims(path, view.journal.made_at(path)) is None and not images.holders(path)
+    ]
     why = {path: ours.why_not(path, operation.disks) for path in paths}
     kept = tuple(kept_words(path, reason) for path, reason in why.items() if reason is not None)
     return [path for path in paths if why[path] is None], kept

@@ -10,7 +10,6 @@ that the user keeps) is nothing to recover. Running this on a healthy domain cha
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,13 +30,13 @@ from .._core.journal import (
     Operation,
 )
 from .._core.model import DomainView, Outcome, is_local
-from .._core.plan import Step
+from .._core.plan import Step, nothing
 from .._core.ports import DeletePort, ReaperPort
 from .._core.refusals import operation_open
 from .._core.snapshot import is_in_chain
 from .away import require_here
 from .brake import letting_go
-from .clean_up import sweep_steps
+from .clean_up import sweeping
 from .convert import finished
 from .guest import Guest
 from .interrupted import awake, ending, undoing, unswitched
@@ -45,7 +44,7 @@ from .merge import Merge
 from .merge_plan import MergeWish
 from .observe import chains
 from .ours import foreign_journal
-from .overlays import is_unused, plan_sweep, refuse_data, removable
+from .overlays import is_unused, refuse_data, removable
 from .run import Run
 from .snapshot import noted_created
 from .snapshot_delete import SnapshotDeletion
@@ -124,7 +123,7 @@ class Recovery:
         them is backed up."""
         self._refuse_fork(operation, self._guest.observe())
         words = "take up %s: its layers or its record are there, and its journal is gone" % operation.name
-        run.apply(Step((words,), lambda: None))
+        run.apply(Step((words,), nothing))
         run.warnings.append("The backup of %s cannot be finished: its journal is gone." % operation.name)
         self._merge(operation, run, operation)
 
@@ -142,10 +141,9 @@ class Recovery:
             if error.code not in ("guest_moved", "memory_saved"):
                 raise
             return
-        others = functools.cache(self._guest.others)
-        sweep = plan_sweep(view, view.journal.without_merged(new), others, self._images, self._guest.ours(view))
-        run.apply(*sweep_steps(self._guest, sweep))
-        run.warnings += sweep.warnings
+        steps, kept = sweeping(view, view.journal.without_merged(new), self._guest)
+        run.apply(*steps)
+        run.warnings += kept
 
     def _refuse_left(self, view: DomainView) -> None:
         """The guest may have been started from an older definition, and its newest data be in this file."""
@@ -184,8 +182,7 @@ class Recovery:
         elif operation.phase == PREPARED:
             self._recover_prepared(operation, run)
         elif operation.kind == REVERT:
-            others, ours = self._domain.other_images(), self._guest.ours(view)
-            paths, kept = removable(operation, view, others, self._images, ours)
+            paths, kept = removable(operation, view, self._guest)
             run.apply(*ending(operation, paths, "remove %s, which an interrupted revert left", self._guest))
             run.warnings += kept
         elif operation.kind == DELETE:

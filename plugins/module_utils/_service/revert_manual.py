@@ -169,7 +169,7 @@ class ManualRevert:
             return Undoing()
         if stale.phase == PREPARED:
             return undoing(stale, view, self._guest)
-        paths, kept = removable(stale, view, self._domain.other_images(), self._images, self._guest.ours(view))
+        paths, kept = removable(stale, view, self._guest)
         steps = ending(stale, paths, "remove %s, which an interrupted revert left", self._guest)
         return Undoing(steps, frozenset(paths), kept)
 

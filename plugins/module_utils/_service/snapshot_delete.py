@@ -37,13 +37,14 @@ from .._core.errors import VirtopsError
 from .._core.images import Named, Place, Use
 from .._core.journal import JOURNAL_URI, Journal, Operation
 from .._core.model import DomainView, Layer, Outcome, SnapshotRecord, is_local
-from .._core.plan import Step
+from .._core.plan import Step, nothing
 from .._core.ports import DeletePort
 from .._core.refusals import refuse_jobs, refuse_open
 from .._core.snapshot import unknown_words
 from .._core.snapshot_tree import doomed_by
 from .._core.text import command
 from .away import require_here
+from .block_jobs import cancel_jobs, told_disks
 from .clean_up import CleanUp, Clearance
 from .forest import (
     current_of,
@@ -56,7 +57,6 @@ from .forest import (
     with_bases,
 )
 from .guest import Guest
-from .jobs import cancel_jobs, told_disks
 from .merge import Merge
 from .merge_loop import MergeLoop
 from .merge_plan import Layers, MergePlanner, MergeWish
@@ -245,16 +245,20 @@ class SnapshotDeletion:
 
     def _steps(self, plan: _Plan, doomed: tuple[SnapshotRecord, ...], journal: Journal) -> tuple[Step, ...]:
         """The whole plan comes into the journal first, and the operation goes last."""
-        words = tuple("delete snapshot %s %s" % (record.name, plan.way.why) for record in reversed(doomed))
+        verb = "delete" if plan.way.by_libvirt else "begin to delete"
+        words = tuple("%s snapshot %s %s" % (verb, record.name, plan.way.why) for record in reversed(doomed))
         words = words or ("finish what the deletion of %s began" % plan.operation.name,)
-        is_noted = plan.operation in journal.operations
-        begin = Step(words, lambda: None if is_noted else self._guest.put(plan.operation))
+        begun = plan.operation in journal.operations
+        begin = () if begun else (Step((), partial(self._guest.put, plan.operation)),)
         clean_up = CleanUp(self._guest, plan.clearance)
         if plan.way.by_libvirt:
-            recorded = any(record.metadata for record in doomed)
-            return (*self._by_libvirt(plan, begin, recorded, journal), *clean_up.steps(plan.operation, frozenset))
+            act = self._delete if any(record.metadata for record in doomed) else nothing
+            if begun:
+                begin = (Step(("end the block jobs of the deletion that was interrupted",), self._end_jobs),)
+            return (*begin, Step(words, act), *clean_up.steps(plan.operation, frozenset))
         loop = MergeLoop(self._wish, self._planner, self._guest)
-        steps = [begin, *loop.steps(plan.layers, plan.operation)]
+        steps = [*begin, Step(words, nothing)]
+        steps += loop.steps(plan.layers, plan.operation)
         for one in plan.aside:
             text = "commit %s into %s, which no guest uses (%s)" % (one.top, one.into.path, one.target)
             steps.append(Step((text,), partial(self._images.commit, Layer(one.top, "qcow2"), one.into), final=True))
@@ -264,19 +268,14 @@ class SnapshotDeletion:
         kept = frozenset(plan.images.kept)
         return (*steps, *clean_up.steps(plan.operation, lambda: loop.unsure(plan.layers) | kept))
 
-    def _by_libvirt(self, plan: _Plan, begin: Step, recorded: bool, journal: Journal) -> tuple[Step, ...]:
-        """libvirt keeps images and records in step.
-
-        Where it was killed meanwhile, it ends its job when it starts again, 9.0 at once, 11.3 some seconds later, and
-        until then takes no order to delete ("there is another active block job"): the journal tells whose job that is.
-        """
-        delete = Step((), lambda: self._domain.delete_snapshot(self._name, "keep"))
-        steps = (begin, delete) if recorded else (begin,)
-        if plan.operation not in journal.operations:
-            return steps
-        return (Step(("end the block jobs of the deletion that was interrupted",), self._end_jobs), *steps)
+    def _delete(self) -> None:
+        """libvirt keeps images and records in step."""
+        self._domain.delete_snapshot(self._name, "keep")
 
     def _end_jobs(self) -> None:
+        """Where libvirt was killed meanwhile, it ends its job when it starts again, 9.0 at once, 11.3 some seconds
+        later, and until then takes no order to delete ("there is another active block job"): the journal tells whose
+        job that is."""
         jobs = {disk.target: disk.job for disk in self._guest.observe().disks if disk.job is not None}
         left = [target for target, job in jobs.items() if job.kind in ("commit", "active-commit")]
         cancel_jobs(self._domain, left, self._guest.clock)

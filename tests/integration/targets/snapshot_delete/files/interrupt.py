@@ -48,14 +48,12 @@ class Mortal:
 
 
 with utils("_libvirt.connection").Connection("qemu:///system", readonly=False) as connection:
-    flow = utils("_service.snapshot_delete").SnapshotDeletion(
-        snapshot,
-        children,
-        utils("_core.convergence").Deadline(timeout=120),
+    guest = utils("_service.guest").Guest(
         Mortal(utils("_libvirt.domain").Domain(connection, name)),
         Mortal(utils("_host.images").Images()),
         utils("_host.clock").SystemClock(),
         None,
     )
-    flow.run(check=False)
+    limit = utils("_core.convergence").Deadline(timeout=120)
+    utils("_service.snapshot_delete").SnapshotDeletion(snapshot, children, limit, guest).run(check=False)
 sys.exit(3)

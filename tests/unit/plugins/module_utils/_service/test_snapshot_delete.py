@@ -138,7 +138,7 @@ def test_in_the_middle() -> None:
     assert [name for name, _phase, _disks in found["journal"]] == ["a", "c"]
     assert found["journal"][1][2] == [(overlay("a"), overlay("c")), (overlay("a", "vdb"), overlay("c", "vdb"))]
     assert "/img/golden.raw" not in lab.images.written
-    assert outcome.steps[0].startswith("delete snapshot b by merges of this collection")
+    assert outcome.steps[0].startswith("begin to delete snapshot b by merges of this collection")
     assert outcome.values["disks"][0]["merged"] == [overlay("b")]  # type: ignore[index]
     assert not lab.delete("b").changed
 

@@ -18,8 +18,8 @@ from .._core.plan import Step
 from .._core.ports import MergePort
 from .._core.refusals import require_disk
 from .._core.snapshot import is_in_chain
+from .block_jobs import cancel_jobs, told_job
 from .guest import Guest
-from .jobs import cancel_jobs, told_job
 from .merge import Merge
 from .merge_plan import MergeWish
 from .run import Run

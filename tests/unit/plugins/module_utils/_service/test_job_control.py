@@ -14,7 +14,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors impor
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.job import JobControl, JobWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.job_control import JobControl, JobWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_delete import SnapshotDeletion
 
 from .fakes import Died, guest_of
