@@ -29,7 +29,6 @@ PREPARED = "prepared"
 CREATED = "created"
 #: A commit into the bases may have begun: they are no longer anybody's point in time.
 COMMITTING = "committing"
-PHASES = (PREPARED, CREATED, COMMITTING)
 
 #: The operation is a snapshot that the user keeps: at rest once it is CREATED.
 KEPT = "snapshot"

@@ -158,23 +158,24 @@ class RecordPort(SnapshotInfoPort, GuestPort, Protocol):
         """virDomainSnapshotDelete, METADATA_ONLY; `children` is keep, delete or only."""
 
 
-class InternalPort(SnapshotInfoPort, GuestPort, Protocol):
-    """What internal snapshots need."""
+class DataPort(Protocol):
+    """What deleting the data of snapshots needs."""
 
     def libvirt_version(self) -> int:
         """virConnectGetLibVersion: 1,000,000 * major + 1,000 * minor + release."""
-
-    def create_internal_snapshot(self, xml: str, halt: bool) -> None:
-        """virDomainSnapshotCreateXML, ATOMIC, and HALT where asked for."""
-
-    def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:
-        """virDomainSnapshotCreateXML, REDEFINE."""
 
     def delete_snapshot(self, name: str, children: str) -> None:
         """virDomainSnapshotDelete, data and record; `children` is keep, delete or only."""
 
 
-class RevertPort(SnapshotInfoPort, UndoPort, Protocol):
+class InternalPort(RecordPort, DataPort, Protocol):
+    """What internal snapshots need."""
+
+    def create_internal_snapshot(self, xml: str, halt: bool) -> None:
+        """virDomainSnapshotCreateXML, ATOMIC, and HALT where asked for."""
+
+
+class RevertPort(RecordPort, UndoPort, Protocol):
     """What going back to a snapshot needs."""
 
     def libvirt_version(self) -> int:
@@ -200,9 +201,6 @@ class RevertPort(SnapshotInfoPort, UndoPort, Protocol):
 
     def define_on(self, layers: dict[str, Layer], journal: Journal) -> None:
         """virDomainDefineXMLFlags: path and format of these disks, and the journal, in one write."""
-
-    def redefine_snapshot(self, xml: str, current: bool, validate: bool) -> None:
-        """virDomainSnapshotCreateXML, REDEFINE, and CURRENT where asked for."""
 
 
 class ConvertPort(GuestPort, Protocol):
@@ -253,14 +251,8 @@ class MergePort(BrakePort, UndoPort, RecordPort, Protocol):
         """Write path and format of these disks into the persistent XML (virDomainDefineXMLFlags)."""
 
 
-class DeletePort(MergePort, Protocol):
+class DeletePort(MergePort, DataPort, Protocol):
     """What the end of external snapshots needs."""
-
-    def libvirt_version(self) -> int:
-        """virConnectGetLibVersion."""
-
-    def delete_snapshot(self, name: str, children: str) -> None:
-        """virDomainSnapshotDelete, data and record."""
 
 
 class LiveBackupPort(DeletePort, SnapshotPort, Protocol):

@@ -8,17 +8,18 @@ last. What is left half-way tells the next run to go on here."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from .._core.deletion import settled
-from .._core.journal import Journal, Operation
+from .._core.journal import Journal, JournalDisk, Operation
 from .._core.model import DomainView, FileIdentity, Layer
 from .._core.plan import Done, Step
 from .._core.ports import GuestPort, MergePort
 from .forest import RecordWrite, keep_times, rewrite_records
 from .guest import Guest
-from .ours import kept_words
+from .ours import Ours, kept_words
 from .overlays import LATER, Kept, claim_words, kept_for_others, own_files, remove_layer, unsure_words, with_kept
 
 
@@ -48,6 +49,22 @@ class Clearance:
     def warnings(self) -> tuple[str, ...]:
         """What can be told before."""
         return (*(kept_words(path, why) for path, why in self.not_ours.items()), *self.kept)
+
+
+def clearance(
+    layers: Mapping[str, str], memory: Collection[str], noted: Sequence[JournalDisk], ours: Ours, **others: Any
+) -> Clearance:
+    """The clearance of those of these files that are ours; `noted` are the disks of the operation that names them."""
+    why = {
+        **{path: ours.why_not(path, noted) for path in layers},
+        **{path: ours.why_not_memory(path) for path in memory},
+    }
+    return Clearance(
+        {path: words for path, words in layers.items() if why[path] is None},
+        tuple(path for path in memory if why[path] is None),
+        not_ours={path: reason for path, reason in why.items() if reason is not None},
+        **others,
+    )
 
 
 class CleanUp:

@@ -31,7 +31,7 @@ from .._core.refusals import image_shared, refuse_open, require_disk
 from .._core.snapshot import is_in_chain
 from .._core.text import command
 from .away import require_here
-from .clean_up import Clearance, sweeping
+from .clean_up import Clearance, clearance, sweeping
 from .forest import RecordWrite, current_of, forest_of, points_of, record_writes, texts_of, with_bases
 from .guest import Guest
 from .sound import require_sound
@@ -122,9 +122,9 @@ class MergePlanner:
         layers = self.layers(goals, operation, view, whole)
         texts = texts_of(self._domain)
         self._check_branches(goals, view, texts, journal)
-        clearance = self._clearance(layers, operation, record, texts, view, journal) if whole else None
+        rest = self._clearance(layers, operation, record, texts, view, journal) if whole else None
         unknown = wish.snapshot is not None and operation is None and record is None
-        return MergePlan(layers, clearance, unknown)
+        return MergePlan(layers, rest, unknown)
 
     def layers(
         self, goals: tuple[MergeGoal, ...], operation: Operation | None, view: DomainView, whole: bool = True
@@ -157,27 +157,23 @@ class MergePlanner:
         journal: Journal,
     ) -> Clearance:
         wish = self._wish
-        ours = self._guest.ours(view)
         deletes = wish.delete_merged
         paths = self._deletions(layers.goals, operation, view, journal) if deletes else ()
         paths = tuple(path for path in paths if path not in layers.unsure)
-        noted = () if operation is None else operation.disks
-        not_ours = {path: why for path in paths for why in [ours.why_not(path, noted)] if why is not None}
-        memory = self._memory(record, operation) if deletes else ()
-        not_ours |= {path: why for path in memory for why in [ours.why_not_memory(path)] if why is not None}
         ends = deletes and bool(layers.goals or operation)
         sweep, kept = sweeping(view, journal, self._guest) if ends else ((), ())
         moved = {} if wish.snapshot is None else moved_layers(layers.goals, operation, view)
-        return Clearance(
-            layers={path: "delete the merged overlay %s" % path for path in paths if path not in not_ours},
-            memory=tuple(path for path in memory if path not in not_ours),
+        return clearance(
+            {path: "delete the merged overlay %s" % path for path in paths},
+            self._memory(record, operation) if deletes else (),
+            () if operation is None else operation.disks,
+            self._guest.ours(view),
             records=() if record is None else (record.name,),
             gone=frozenset(() if wish.snapshot is None else (wish.snapshot,)),
             writes=self._writes(moved, texts),
             moved=moved,
             sweep=sweep,
             kept=kept,
-            not_ours=not_ours,
             ending=() if operation is None else ("remove operation %s from the journal" % operation.name,),
         )
 

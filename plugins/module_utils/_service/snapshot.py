@@ -349,9 +349,7 @@ class ExternalSnapshot:
     def _undo(self, operation: Operation, cause: VirtopsError) -> bool:
         """A guest that could not be thawed keeps its journal."""
         view = self._domain.view()
-        if self._frozen and view.active:
-            return False
-        busy = self._domain.has_job()
+        busy = self._domain.has_job() or (self._frozen and view.active)
         if is_left_paused(operation, view) and not busy:
             self._domain.resume()
         return take_back(operation, self._made, self._guest, cause, busy)

@@ -45,7 +45,7 @@ from .._core.snapshot_tree import doomed_by
 from .._core.text import command
 from .away import require_here
 from .block_jobs import cancel_jobs, told_disks
-from .clean_up import CleanUp, Clearance
+from .clean_up import CleanUp, Clearance, clearance
 from .forest import (
     current_of,
     forest_of,
@@ -175,7 +175,7 @@ class SnapshotDeletion:
         goals = {merge: goal_of(merge, view) for merge in images.merges}
         aside = tuple(merge for merge, goal in goals.items() if goal is None and self._images.exists(merge.top))
         layers = self._planner.layers(tuple(goal for goal in goals.values() if goal is not None), operation, view)
-        clearance = self._clearance(images, operation, doomed, texts, ours)
+        rest = self._clearance(images, operation, doomed, texts, ours)
         self._check_aside(aside, texts, view)
         own = {layer.path for disk in view.disks for layer in disk.chain}
         return _Plan(
@@ -184,8 +184,8 @@ class SnapshotDeletion:
             images,
             layers,
             aside,
-            tuple(found for found in stranded(images.merges, forest, own) if found[0] not in clearance.layers),
-            Clearance(gone=names) if way.by_libvirt else clearance,
+            tuple(found for found in stranded(images.merges, forest, own) if found[0] not in rest.layers),
+            Clearance(gone=names) if way.by_libvirt else rest,
             frozenset(
                 point.overlay for point in points if way.by_libvirt and point.overlay and point.snapshot in names
             ),
@@ -204,17 +204,15 @@ class SnapshotDeletion:
         words.update((path, "delete %s, which nothing needs any more") for _target, path in images.unused)
         names = frozenset(record.name for record in doomed)
         kept = [record for record in records_in(texts) if record.name not in names]
-        memory = [path for path in memory_files(doomed, kept) if self._images.exists(path)]
-        not_ours = {path: why for path in words for why in [ours.why_not(path, operation.disks)] if why is not None}
-        not_ours |= {path: why for path in memory for why in [ours.why_not_memory(path)] if why is not None}
-        return Clearance(
-            layers={path: text % path for path, text in words.items() if self._is_file(path) and path not in not_ours},
-            memory=tuple(path for path in memory if path not in not_ours),
+        return clearance(
+            {path: text % path for path, text in words.items() if self._is_file(path)},
+            [path for path in memory_files(doomed, kept) if self._images.exists(path)],
+            operation.disks,
+            ours,
             records=tuple(record.name for record in reversed(doomed) if record.metadata),
             gone=names,
             writes=record_writes(texts, moved, names, current_of(self._domain, texts)),
             moved=moved,
-            not_ours=not_ours,
         )
 
     def _plan_images(self, points: Sequence[Point], doomed: frozenset[str], forest: Forest) -> ImagePlan:
