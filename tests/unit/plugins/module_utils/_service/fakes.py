@@ -27,6 +27,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     SnapshotDisk,
     SnapshotRecord,
 )
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import (
     build_journal,
     build_snapshot,
@@ -35,6 +36,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import (
     snapshot_images,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 UNREADABLE = VirtopsError("journal_unreadable", "The journal cannot be read: its schema is 99", "Remove it")
 
@@ -574,6 +576,25 @@ def running_guest() -> tuple[FakeDomain, FakeImages, FakeClock, FakeWatchdog]:
     return domain, images, clock, FakeWatchdog()
 
 
-def guest_of(lab: Any) -> Guest[Any]:
-    """What a test's flows work on."""
-    return Guest(lab.domain, lab.images, lab.clock, lab.watchdog)
+class FakeLab:
+    """A running guest on its own images, and what works on it."""
+
+    def __init__(self) -> None:
+        self.domain, self.images, self.clock, self.watchdog = running_guest()
+
+    @property
+    def guest(self) -> Guest[Any]:
+        return Guest(self.domain, self.images, self.clock, self.watchdog)
+
+    @property
+    def journal(self) -> Journal:
+        return parse_journal(self.domain.journal)
+
+    @property
+    def tops(self) -> dict[str, str]:
+        return {name: disk.chain[0].path for name, disk in self.domain.live.items() if disk.chain}
+
+    def snapshot(self, name: str, kind: str = "snapshot", **wish: Any) -> None:
+        ExternalSnapshot(SnapshotWish(name, kind=kind, **wish), self.guest).run(False)
+        self.domain.calls.clear()
+        self.images.calls.clear()

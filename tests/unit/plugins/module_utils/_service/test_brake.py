@@ -12,10 +12,9 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Hold, Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import WATCHDOG_GRACE
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 
-from .fakes import Died, guest_of
+from .fakes import Died
 from .test_merge import Lab
 
 OWN_LIMIT = {"total_bytes_sec": 0, "read_bytes_sec": 0, "write_bytes_sec": 50 << 20}
@@ -73,7 +72,7 @@ def test_throttled_for_a_bounded_time_then_given_up(lab: Lab) -> None:
     limits = [int(call.split()[-1]) for call in lab.domain.calls if call.startswith("set_io_tune vdb")]
     assert limits[:-1] == sorted(limits[:-1], reverse=True)
     assert len(set(limits)) > 2
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert operation.hold is None
 
 
@@ -114,7 +113,7 @@ def test_what_is_put_back_is_journalled_before_it_is_changed(lab: Lab) -> None:
     lab.domain.die_before = "set_io_tune"
     with pytest.raises(Died):
         lab.run(**WISH, on_timeout="throttle")
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert operation.hold == Hold(tunes={"vda": OWN_LIMIT, "vdb": dict.fromkeys(OWN_LIMIT, 0)})
     assert lab.watchdog.hold == operation.hold
     assert lab.watchdog.seconds == 60 + WATCHDOG_GRACE
@@ -142,7 +141,7 @@ def test_killed_while_it_holds_the_guest_back(lab: Lab, call: str, by: str) -> N
 def _again(lab: Lab, by: str, check: bool) -> Outcome:
     if by == "merge":
         return lab.run(check, **WISH)
-    return Recovery(RecoverWish(), guest_of(lab)).run(check)
+    return Recovery(RecoverWish(), lab.guest).run(check)
 
 
 def test_a_merge_that_is_refused_lets_go_all_the_same(lab: Lab) -> None:

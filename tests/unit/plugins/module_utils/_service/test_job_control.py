@@ -13,11 +13,10 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.convergence 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.job_control import JobControl, JobWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_delete import SnapshotDeletion
 
-from .fakes import Died, guest_of
+from .fakes import Died
 from .test_merge import Lab
 
 
@@ -32,7 +31,7 @@ def lab() -> Lab:
 
 def control(lab: Lab, disk: str, state: str, check: bool = False, bandwidth: int | None = None) -> Outcome:
     wish = JobWish(disk, state, bandwidth)
-    return JobControl(wish, guest_of(lab)).run(check)
+    return JobControl(wish, lab.guest).run(check)
 
 
 def test_pivot_waits_for_ready_and_the_last_disk_closes_the_snapshot(lab: Lab) -> None:
@@ -51,7 +50,7 @@ def test_cancel_leaves_the_guest_on_its_overlay_and_the_journal_open(lab: Lab) -
     assert control(lab, "vda", "cancelled", check=True).steps == control(lab, "vda", "cancelled").steps
     assert lab.domain.live["vda"].job is None
     assert lab.chains["vda"][0] == "/img/vm.vda.s1.qcow2"
-    assert parse_journal(lab.domain.journal).operations[0].phase == COMMITTING
+    assert lab.journal.operations[0].phase == COMMITTING
     assert not control(lab, "vda", "cancelled").changed
 
 
@@ -122,19 +121,19 @@ def test_refusals(lab: Lab, disk: str, code: str) -> None:
 def test_a_pivot_leaves_an_interrupted_deletion_to_its_own_task(check: bool) -> None:
     """Else its overlay would stay for ever: nothing would know of it any more."""
     lab = Lab()
-    deletion = SnapshotDeletion("s1", "keep", Deadline(), guest_of(lab))
+    deletion = SnapshotDeletion("s1", "keep", Deadline(), lab.guest)
     lab.domain.die_after = "start_commit"
     with pytest.raises(Died):
         deletion.run(False)
     lab.domain.revive()
-    journal = parse_journal(lab.domain.journal)
+    journal = lab.journal
     outcome = control(lab, "vda", "pivoted", check)
     assert outcome.steps[-1] == "pivot vda to /img/a.raw"
     assert "interrupted" in outcome.warnings[0]
     if check:
         return
     assert lab.chains["vda"] == ["/img/a.raw"]
-    left = parse_journal(lab.domain.journal)
+    left = lab.journal
     assert [(op.kind, op.name) for op in left.operations] == [(op.kind, op.name) for op in journal.operations]
     assert "/img/vm.vda.s1.qcow2" in lab.images.backing
     deletion.run(False)

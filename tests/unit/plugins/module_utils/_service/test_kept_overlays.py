@@ -40,7 +40,7 @@ class Lab(test_strays.Lab, test_merge.Lab):
 
     @property
     def noted(self) -> bool:
-        return parse_journal(self.domain.journal).merged_as(VDA) is not None
+        return self.journal.merged_as(VDA) is not None
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_the_run_that_keeps_it_and_the_next_ones_are_green(lab: Lab, by: str, pe
     assert [("domain nb" in text, "recover" in text) for text in done.warnings if VDA in text] == [(True, True)]
     assert not [text for text in done.steps if text.startswith(f"delete the merged overlay {VDA}")]
     assert (lab.images.exists(VDA), lab.noted, lab.told()) == (True, True, [])
-    assert parse_journal(lab.domain.journal).operations == ()
+    assert lab.journal.operations == ()
 
     again = lab.recover()
     assert (again.steps, again.values["operations"]) == ((), [])

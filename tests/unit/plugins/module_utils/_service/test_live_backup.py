@@ -26,7 +26,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_back
 )
 
 from . import test_merge
-from .fakes import Died, guest_of, running_guest
+from .fakes import Died, FakeLab
 from .fakes_backup import FakeHost as FakeStore
 from .fakes_backup import no_space
 from .test_preflight import Host
@@ -66,7 +66,7 @@ class Lab(test_merge.Lab):
     """A running guest on its own images, on a host of its own."""
 
     def __init__(self) -> None:
-        self.domain, self.images, self.clock, self.watchdog = running_guest()
+        FakeLab.__init__(self)
         self.images.folders |= {"/srv/backup"}
         self.store, self.progress = FakeStore(), Progress()
         self.host = Host(self.images)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ class Lab(test_merge.Lab):
             SnapshotWish("", quiesce="preferred", kind=KIND), BackupWish("/srv/backup"), LIMITS, **options
         )
         tools = Tools(self.host, self.store, self.store, NoProcesses(), lambda _uuid: "")
-        return LiveBackup(wish, replace(guest_of(self), progress=self.progress), tools).run(check)
+        return LiveBackup(wish, replace(self.guest, progress=self.progress), tools).run(check)
 
     def fails(self, **options: Any) -> VirtopsError:
         with pytest.raises(VirtopsError) as caught:

@@ -19,32 +19,23 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     OtherImages,
     Outcome,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
-from .fakes import Died, guest_of, running_guest
+from .fakes import Died, FakeLab
 
 
-class Lab:
+class Lab(FakeLab):
     """A running guest on the overlays of snapshot s1."""
 
     def __init__(self) -> None:
-        self.domain, self.images, self.clock, self.watchdog = running_guest()
+        super().__init__()
         self.snapshot("s1")
-
-    def snapshot(self, name: str, kind: str = "snapshot") -> None:
-        wish = SnapshotWish(name, kind=kind)
-        ExternalSnapshot(wish, guest_of(self)).run(False)
-        self.domain.calls.clear()
-        self.images.calls.clear()
 
     def run(self, check: bool = False, **wish: object) -> Outcome:
         limits = {item.name: wish.pop(item.name) for item in fields(Deadline) if item.name in wish}
         asked = MergeWish(**wish, deadline=Deadline(**limits))  # type: ignore[arg-type]
-        return Merge(asked, guest_of(self)).run(check)
+        return Merge(asked, self.guest).run(check)
 
     @property
     def chains(self) -> dict[str, list[str]]:
@@ -113,7 +104,7 @@ def test_intent_is_written_before_the_first_commit(lab: Lab) -> None:
     lab.domain.die_before = "start_commit"
     with pytest.raises(Died):
         lab.run(snapshot="s1")
-    assert parse_journal(lab.domain.journal).operations[0].phase == COMMITTING
+    assert lab.journal.operations[0].phase == COMMITTING
 
 
 @pytest.mark.parametrize(
@@ -316,7 +307,7 @@ def test_what_is_wrong_with_another_domain_stops_nothing(lab: Lab, why: str, cha
     lab.domain.others = OtherImages(frozenset({tip}), (Layer(tip, "qcow2"),), owners={tip: "other"})
     outcome = lab.run(snapshot="s1", delete_merged=True)
     assert lab.chains["vda"] == ["/img/a.raw"]
-    journal = parse_journal(lab.domain.journal)
+    journal = lab.journal
     assert (journal.operations, journal.merged_as(overlay) is not None) == ((), kept)
     assert lab.images.exists(overlay) is kept
     told = [text for text in outcome.warnings if overlay in text]
@@ -362,7 +353,7 @@ def test_by_path_several_layers(lab: Lab) -> None:
     assert not lab.images.exists("/img/vm.vda.s1.qcow2")
     assert not lab.images.exists("/img/vm.vda.s2.qcow2")
     assert len(outcome.warnings) == 2  # both records name layers that are gone
-    assert [[d.target for d in op.disks] for op in parse_journal(lab.domain.journal).operations] == [["vdb"], ["vdb"]]
+    assert [[d.target for d in op.disks] for op in lab.journal.operations] == [["vdb"], ["vdb"]]
     assert not lab.run(disks=("vda",), base="/img/a.raw", delete_merged=True).changed
 
 
@@ -385,7 +376,7 @@ def test_an_inner_snapshot_leaves_the_ones_above(lab: Lab) -> None:
     lab.run(snapshot="s1", delete_merged=True)
     assert lab.chains["vda"] == ["/img/vm.vda.s2.qcow2", "/img/a.raw"]
     assert list(lab.domain.records) == ["s2"]
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert operation.name == "s2"
     assert operation.disks[0].base == "/img/a.raw"
     lab.run(snapshot="s2", delete_merged=True)
@@ -429,7 +420,7 @@ def test_some_disks_of_a_snapshot_keep_it_on_record(lab: Lab) -> None:
     lab.run(snapshot="s1", disks=("vda",), delete_merged=True)
     assert lab.chains["vda"] == ["/img/a.raw"]
     assert list(lab.domain.records) == ["s1"]
-    assert parse_journal(lab.domain.journal).operations[0].phase == COMMITTING
+    assert lab.journal.operations[0].phase == COMMITTING
     lab.run(snapshot="s1", delete_merged=True)
     assert lab.whole()
 
@@ -586,7 +577,7 @@ def test_pull_killed_and_run_again(lab: Lab) -> None:
     assert caught.value.code == "operation_open"
     lab.run(pull=True, disks=("vda",))
     assert lab.chains["vda"] == ["/img/vm.vda.s1.qcow2"]
-    assert [op.name for op in parse_journal(lab.domain.journal).operations] == ["s1"]
+    assert [op.name for op in lab.journal.operations] == ["s1"]
 
 
 def test_a_pull_that_ended_unseen_is_closed_by_the_next_run(lab: Lab) -> None:
@@ -600,7 +591,7 @@ def test_a_pull_that_ended_unseen_is_closed_by_the_next_run(lab: Lab) -> None:
     lab.domain.wait_event(10)
     assert lab.run(**wish).changed
     assert not lab.run(**wish).changed
-    s1, s2 = sorted(parse_journal(lab.domain.journal).operations, key=lambda op: op.name)
+    s1, s2 = sorted(lab.journal.operations, key=lambda op: op.name)
     assert [disk.target for disk in s1.disks] == ["vdb"]
     assert s2.disk("vda").base == "/img/a.raw"  # type: ignore[union-attr]
     lab.run(snapshot="s1", delete_merged=True)
@@ -653,7 +644,7 @@ def ends_at_the_pivot(lab: Lab, done_by_qemu: bool) -> None:
     with pytest.raises(Died):
         lab.run(snapshot="s1", disks=("vda",), delete_merged=True)
     lab.domain.revive()
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert [disk.pivoting for disk in operation.disks] == [True, False]
     lab.domain.state = "shut off"
     for name, disk in lab.domain.live.items():

@@ -13,12 +13,11 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Layer
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import PIVOT_DOUBT_NS
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 from . import test_merge
-from .fakes import Died, guest_of, running_guest
+from .fakes import Died, FakeLab
 
 OVERLAY = "/img/vm.vda.s1.qcow2"
 WISH = {"snapshot": "s1", "delete_merged": True}
@@ -28,14 +27,14 @@ class Lab(test_merge.Lab):
     """A running guest on its own images."""
 
     def __init__(self) -> None:
-        self.domain, self.images, self.clock, self.watchdog = running_guest()
+        FakeLab.__init__(self)
 
     def die_at(self, call: str, **options: object) -> None:
         """The module that takes snapshot s1 is killed before this call."""
         self.domain.die_before = call
         wish = SnapshotWish("s1", **options)  # type: ignore[arg-type]
         with pytest.raises(Died):
-            ExternalSnapshot(wish, guest_of(self)).run(False)
+            ExternalSnapshot(wish, self.guest).run(False)
         self.domain.revive()
         self.images.calls.clear()
 
@@ -120,7 +119,7 @@ def test_half_a_memory_file_goes(lab: Lab) -> None:
 
 def test_the_memory_goes_with_the_snapshot(lab: Lab) -> None:
     wish = SnapshotWish("s1", memory="/img/s1.mem")
-    ExternalSnapshot(wish, guest_of(lab)).run(False)
+    ExternalSnapshot(wish, lab.guest).run(False)
     lab.images.backing["/img/s1.mem"] = ("memory", None)
     foreseen = lab.run(True, **WISH)
     assert foreseen.steps == lab.run(**WISH).steps
@@ -160,7 +159,7 @@ def test_what_a_new_commit_copied_is_no_pivot(lab: Lab) -> None:
     with pytest.raises(Died):
         lab.run(disks=("vda",), **WISH)
     lab.domain.revive()
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert not any(disk.pivoting for disk in operation.disks)
     lab.domain.state = "shut off"
     for name, found in lab.domain.live.items():

@@ -13,11 +13,9 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING, CREATED, PREPARED
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome, SnapshotDisk, SnapshotRecord
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.records import delete_record
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
-from .fakes import FakeDomain, guest_of, running_guest
+from .fakes import FakeDomain, FakeLab, running_guest
 
 
 class RecordedDomain(FakeDomain):
@@ -38,7 +36,7 @@ class RecordedDomain(FakeDomain):
         }
 
 
-class Lab:
+class Lab(FakeLab):
     """Internal snapshots root > child > leaf and root > other, on a running guest."""
 
     def __init__(self) -> None:
@@ -49,18 +47,12 @@ class Lab:
             disks = (SnapshotDisk("vda", "internal"),)
             self.domain.records[name] = SnapshotRecord(name, "running", 1, disks, parent=parent)
 
-    def snapshot(self, name: str, kind: str = "snapshot") -> None:
-        wish = SnapshotWish(name, kind=kind)
-        ExternalSnapshot(wish, guest_of(self)).run(False)
-        self.domain.calls.clear()
-        self.images.calls.clear()
-
     def delete(self, name: str, children: str = "keep", check: bool = False) -> Outcome:
-        return delete_record(guest_of(self), name, children, check)
+        return delete_record(self.guest, name, children, check)
 
     @property
     def operations(self) -> list[str]:
-        return [operation.name for operation in xml.parse_journal(self.domain.journal).operations]
+        return [operation.name for operation in self.journal.operations]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +104,7 @@ def test_what_the_record_said_is_returned() -> None:
 def test_nothing_goes_while_an_operation_is_open(phase: str, name: str) -> None:
     lab = Lab()
     lab.snapshot("nightly", kind="live_backup")
-    journal = xml.parse_journal(lab.domain.journal)
+    journal = lab.journal
     lab.domain.journal = xml.build_journal(journal.put(journal.operations[0].at(phase)))
     records, written = dict(lab.domain.records), lab.domain.journal
     for check in (True, False):

@@ -14,14 +14,13 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors impor
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import ReaperPort
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 from . import test_merge
-from .fakes import Died, guest_of, running_guest
+from .fakes import Died, FakeLab
 
 SNAPSHOT_DEATHS = [
     ("after", "write_journal"),
@@ -43,7 +42,7 @@ class Lab(test_merge.Lab):
     """A running guest on its own images."""
 
     def __init__(self) -> None:
-        self.domain, self.images, self.clock, self.watchdog = running_guest()
+        FakeLab.__init__(self)
         self.backups: list[str] = []
         self.backup_fails: VirtopsError | None = None
 
@@ -53,8 +52,8 @@ class Lab(test_merge.Lab):
             self.snapshot("s1", kind)
         setattr(self.domain, "die_" + when, call)
         wish = SnapshotWish("s1", kind=kind, quiesce="required")
-        snapshot = ExternalSnapshot(wish, guest_of(self))
-        merge = Merge(MergeWish(snapshot="s1", delete_merged=True), guest_of(self))
+        snapshot = ExternalSnapshot(wish, self.guest)
+        merge = Merge(MergeWish(snapshot="s1", delete_merged=True), self.guest)
         with pytest.raises(Died):
             (merge if step == "merge" else snapshot).run(False)
         self.domain.revive()
@@ -69,7 +68,7 @@ class Lab(test_merge.Lab):
     ) -> Outcome:
         flow = Recovery(
             RecoverWish(operations),
-            guest_of(self),
+            self.guest,
             self._back_up if backup else None,
             reaper,
         )
@@ -131,7 +130,7 @@ def test_a_killed_snapshot_that_the_user_keeps_is_kept_or_undone(lab: Lab, when:
     lab.recover()
     taken = (when, call) == ("after", "create_snapshot")
     assert lab.whole() != taken
-    assert [op.open for op in parse_journal(lab.domain.journal).operations] == ([False] if taken else [])
+    assert [op.open for op in lab.journal.operations] == ([False] if taken else [])
     assert not lab.domain.frozen
     assert not lab.recover().changed
 
@@ -153,13 +152,13 @@ def test_a_killed_merge_by_path_is_finished(lab: Lab, pull: bool) -> None:
     lab.snapshot("s2")
     lab.domain.die_after = "start_pull" if pull else "start_commit"
     wish = MergeWish(disks=("vda",), base="/img/a.raw", pull=pull)
-    merge = Merge(wish, guest_of(lab))
+    merge = Merge(wish, lab.guest)
     with pytest.raises(Died):
         merge.run(False)
     lab.domain.revive()
     lab.recover()
     assert lab.chains["vda"] == (["/img/vm.vda.s2.qcow2", "/img/a.raw"] if pull else ["/img/a.raw"])
-    assert not any(op.open for op in parse_journal(lab.domain.journal).operations)
+    assert not any(op.open for op in lab.journal.operations)
     assert not lab.recover().changed
 
 
@@ -271,7 +270,7 @@ def test_an_orphaned_copy_is_ended_before_anything_else(lab: Lab) -> None:
     reaper = FakeReaper({uuid: 4711, "another": 4712})
 
     def recover(check: bool) -> Outcome:
-        return Recovery(RecoverWish(), guest_of(lab), reaper=reaper).run(check)
+        return Recovery(RecoverWish(), lab.guest, reaper=reaper).run(check)
 
     foreseen = recover(True)
     assert reaper.orphans(uuid) == (4711,)

@@ -23,29 +23,22 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot imp
     SnapshotPlan,
     SnapshotWish,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import build_journal, parse_journal
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import build_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
-from .fakes import Died, FakeDomain, guest_of, running_guest
+from .fakes import Died, FakeDomain, FakeLab
 
 OVERLAY_A = "/img/vm.vda.s1.qcow2"
 OVERLAY_B = "/img/vm.vdb.s1.qcow2"
 
 
-class Lab:
-    def __init__(self) -> None:
-        self.domain, self.images, self.clock, self.watchdog = running_guest()
-
+class Lab(FakeLab):
     def run(self, check: bool = False, **wish: object) -> Outcome:
         flow = ExternalSnapshot(
             SnapshotWish(**{"name": "s1", **wish}),  # type: ignore[arg-type]
-            guest_of(self),
+            self.guest,
         )
         return flow.run(check)
-
-    @property
-    def tops(self) -> dict[str, str]:
-        return {name: disk.chain[0].path for name, disk in self.domain.live.items() if disk.chain}
 
     def untouched(self) -> bool:
         return (
@@ -81,7 +74,7 @@ def test_the_order_of_effects(lab: Lab) -> None:
 
 def test_the_journal_ends_with_the_identity_of_each_base(lab: Lab) -> None:
     lab.run()
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert operation.phase == CREATED
     assert not operation.open
     assert [disk.identity for disk in operation.disks] == [
@@ -231,7 +224,7 @@ def test_what_the_caller_refuses_is_refused_before_the_first_effect(lab: Lab, ch
         seen.append((view.name, [disk.base.path for disk in plan.disks]))
         raise VirtopsError("dest_missing", "No.", "Mount it.")
 
-    flow = ExternalSnapshot(SnapshotWish("s1"), guest_of(lab), refuse)
+    flow = ExternalSnapshot(SnapshotWish("s1"), lab.guest, refuse)
     with pytest.raises(VirtopsError, match="Mount it"):
         flow.run(check)
     assert seen == [("vm", ["/img/a.raw", "/img/b.qcow2"])]
@@ -255,7 +248,7 @@ def test_a_running_job_is_refused(lab: Lab) -> None:
 
 def test_another_operation_under_way_is_refused(lab: Lab) -> None:
     lab.run(kind="live_backup")
-    journal = parse_journal(lab.domain.journal)
+    journal = lab.journal
     (operation,) = journal.operations
     lab.domain.journal = build_journal(journal.put(replace(operation, name="other")))
     with pytest.raises(VirtopsError) as caught:
@@ -266,7 +259,7 @@ def test_another_operation_under_way_is_refused(lab: Lab) -> None:
 
 def test_a_snapshot_whose_merge_began_is_no_snapshot_any_more(lab: Lab) -> None:
     lab.run()
-    journal = parse_journal(lab.domain.journal)
+    journal = lab.journal
     lab.domain.journal = build_journal(journal.put(journal.operations[0].at(COMMITTING)))
     with pytest.raises(VirtopsError, match="block_commit"):
         lab.run()
@@ -395,11 +388,11 @@ def test_a_guest_that_cannot_be_thawed_is_not_forgotten(lab: Lab) -> None:
     with pytest.raises(VirtopsError, match="Thawing the guest failed too: No answer") as caught:
         lab.run(quiesce="required")
     assert (caught.value.code, lab.watchdog.armed) == ("libvirt_error", True)
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert operation.frozen
     lab.domain.fail.clear()
     lab.run(quiesce="required")
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert (operation.phase, operation.hold, lab.domain.frozen) == (CREATED, None, False)
 
 
@@ -434,7 +427,7 @@ def test_the_next_run_thaws_what_the_watchdog_did_not(lab: Lab, when: str, call:
     assert foreseen.steps == outcome.steps
     assert outcome.steps[0].startswith("thaw ")
     assert not lab.domain.frozen
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert (operation.phase, operation.hold) == (CREATED, None)
     assert lab.domain.lasting_journal == lab.domain.journal
     assert not lab.run(quiesce=quiesce).changed
@@ -480,7 +473,7 @@ def test_killed_anywhere_the_next_run_ends_the_same(lab: Lab, when: str, call: s
     lab.domain.frozen = False  # the watchdog's work
     lab.run(quiesce="preferred", kind="live_backup")
     assert lab.tops == {"vda": OVERLAY_A, "vdb": OVERLAY_B}
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert operation.phase == CREATED
     assert not lab.run(quiesce="preferred", kind="live_backup").changed
 

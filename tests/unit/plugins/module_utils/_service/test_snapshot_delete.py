@@ -20,10 +20,8 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     OtherImages,
     Outcome,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import (
     build_journal,
-    parse_journal,
     snapshot_images,
     with_snapshot_files,
 )
@@ -32,10 +30,9 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge imp
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.observe import observe
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_delete import SnapshotDeletion
 
-from .fakes import Died, guest_of, running_guest
+from .fakes import Died, FakeLab
 
 #: What changes something, in the order of no run in particular.
 EFFECTS = {
@@ -68,19 +65,13 @@ class Mortal:
         return call
 
 
-class Lab:
+class Lab(FakeLab):
     """A guest with snapshots a, b and c, one on the other."""
 
     def __init__(self, names: str = "abc") -> None:
-        self.domain, self.images, self.clock, self.watchdog = running_guest()
+        super().__init__()
         for name in names:
-            self.take(name)
-
-    def take(self, name: str, metadata: bool = True) -> None:
-        wish = SnapshotWish(name, metadata=metadata)
-        ExternalSnapshot(wish, guest_of(self)).run(False)
-        self.domain.calls.clear()
-        self.images.calls.clear()
+            self.snapshot(name)
 
     def delete(self, name: str, children: str = "keep", check: bool = False, due: Any = None) -> Outcome:
         due = due if due is not None else {"count": 0, "at": 0, "before": False}
@@ -95,7 +86,7 @@ class Lab:
 
     def recover(self) -> Outcome:
         self.domain.ticks_until_ready = 2
-        return Recovery(RecoverWish(), guest_of(self)).run(False)
+        return Recovery(RecoverWish(), self.guest).run(False)
 
     def turn_off(self) -> None:
         self.domain.state = "shut off"
@@ -116,8 +107,7 @@ class Lab:
                 for name, text in self.domain.texts.items()
             },
             "journal": [
-                (op.name, op.phase, [(disk.base, disk.overlay) for disk in op.disks])
-                for op in parse_journal(self.domain.journal).operations
+                (op.name, op.phase, [(disk.base, disk.overlay) for disk in op.disks]) for op in self.journal.operations
             ],
         }
 
@@ -149,7 +139,7 @@ def test_the_base_of_a_snapshot_above_is_known_for_untouched() -> None:
     lab.images.times[overlay("b")] = 7
     lab.delete("b")
     assert lab.images.times[overlay("a")] == 7
-    operation = parse_journal(lab.domain.journal).of_snapshot("c")
+    operation = lab.journal.of_snapshot("c")
     assert operation is not None
     assert operation.disks[0].identity == lab.images.identity(overlay("a"))
 
@@ -186,7 +176,7 @@ def test_all_of_them() -> None:
 
 def test_without_a_record() -> None:
     lab = Lab("")
-    lab.take("a", metadata=False)
+    lab.snapshot("a", metadata=False)
     lab.delete("a")
     assert lab.state()["chains"]["vda"] == ["/img/a.raw"]
     assert lab.domain.journal is None
@@ -194,8 +184,8 @@ def test_without_a_record() -> None:
 
 def test_memory_without_a_record() -> None:
     lab = Lab("")
-    lab.take("a", metadata=False)
-    journal = parse_journal(lab.domain.journal)
+    lab.snapshot("a", metadata=False)
+    journal = lab.journal
     lab.domain.journal = build_journal(journal.put(replace(journal.operations[0], memory="/img/a.mem")))
     lab.images.backing["/img/a.mem"] = ("memory", None)
     lab.delete("a")
@@ -204,8 +194,8 @@ def test_memory_without_a_record() -> None:
 
 def test_an_image_that_is_not_on_this_host_without_a_record() -> None:
     lab = Lab("")
-    lab.take("a", metadata=False)
-    journal = parse_journal(lab.domain.journal)
+    lab.snapshot("a", metadata=False)
+    journal = lab.journal
     operation = journal.operations[0]
     disks = (replace(operation.disks[0], base="nbd://host/a"),)
     lab.domain.journal = build_journal(journal.put(replace(operation, disks=disks)))
@@ -232,7 +222,7 @@ def branched() -> Lab:
         lab.domain.config[target] = lab.domain.live[target].chain
     overlays = {target: overlay("a.revert", target) for target in ("vda", "vdb")}
     lab.domain.redefine_snapshot(with_snapshot_files(lab.domain.texts["a"], overlays), True, False)
-    journal = parse_journal(lab.domain.journal)
+    journal = lab.journal
     operation = journal.operations[0]
     disks = tuple(replace(disk, overlay=overlays[disk.target]) for disk in operation.disks)
     lab.domain.journal = build_journal(Journal((replace(operation, disks=disks),)))
@@ -250,7 +240,7 @@ def test_what_only_looks_needs_no_secrets() -> None:
     wish = MergeWish(snapshot="a")
     whole = Lab()
     whole.domain.readonly = True
-    assert Merge(wish, guest_of(whole)).run(True).steps
+    assert Merge(wish, whole.guest).run(True).steps
 
 
 def test_in_another_branch() -> None:
@@ -289,7 +279,7 @@ def test_no_other_merge_changes_what_a_branch_stands_on(wish: dict[str, str]) ->
     lab = branched()
     before = lab.state()
     with pytest.raises(VirtopsError) as error:
-        Merge(MergeWish(**wish), guest_of(lab)).run(False)  # type: ignore[arg-type]
+        Merge(MergeWish(**wish), lab.guest).run(False)  # type: ignore[arg-type]
     assert error.value.code == "branches_above"
     assert lab.state() == before
 
@@ -298,8 +288,8 @@ def test_a_merge_by_name_keeps_the_records_in_step_too() -> None:
     lab = Lab()
     lab.images.times[overlay("b")] = 7
     wish = MergeWish(snapshot="b", delete_merged=True)
-    foreseen = Merge(wish, guest_of(lab)).run(True)
-    outcome = Merge(wish, guest_of(lab)).run(False)
+    foreseen = Merge(wish, lab.guest).run(True)
+    outcome = Merge(wish, lab.guest).run(False)
     assert foreseen.steps == outcome.steps
     merged = lab.state()
     assert lab.images.times[overlay("a")] == 7
@@ -389,7 +379,7 @@ def test_data_that_nobody_merged_are_kept() -> None:
 def test_memory_goes_with_its_snapshot() -> None:
     lab = Lab("")
     lab.images.backing["/img/a.mem"] = ("memory", None)
-    lab.take("a")
+    lab.snapshot("a")
     images = snapshot_images(lab.domain.texts["a"])
     lab.domain._keep(replace(lab.domain.records["a"], memory="external", memory_file="/img/a.mem"), images)
     lab.delete("a")
@@ -459,7 +449,7 @@ def test_killed_at_every_step(scene: str, before: bool, recovers: bool) -> None:
         with pytest.raises(Died):
             lab.delete(name, children, due={"count": 0, "at": at, "before": before})
         if recovers:
-            begun = any(op.open for op in parse_journal(lab.domain.journal).operations)
+            begun = any(op.open for op in lab.journal.operations)
             assert lab.recover().changed == begun
             if not begun:
                 lab.delete(name, children)

@@ -23,33 +23,32 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     SnapshotRecord,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
-from .fakes import Died, guest_of, running_guest
+from .fakes import Died, FakeLab
 
 OVERLAYS = {"vda": "/img/vm.vda.s1.qcow2", "vdb": "/img/vm.vdb.s1.qcow2"}
 BASES = {"vda": "/img/a.raw", "vdb": "/img/b.qcow2"}
 MEMORY = "/img/vm.s1.memory"
 
 
-class Lab:
+class Lab(FakeLab):
     def __init__(self) -> None:
-        self.domain, self.images, self.clock, self.watchdog = running_guest()
+        super().__init__()
         self.before = set(self.images.backing)
 
     def run(self, check: bool = False, **wish: object) -> Outcome:
         flow = ExternalSnapshot(
             SnapshotWish("s1", **wish),  # type: ignore[arg-type]
-            guest_of(self),
+            self.guest,
         )
         return flow.run(check)
 
     def recover(self, check: bool = False) -> Outcome:
-        return Recovery(RecoverWish(), guest_of(self)).run(check)
+        return Recovery(RecoverWish(), self.guest).run(check)
 
     def refused(self, **wish: object) -> VirtopsError:
         """The refusal, which check mode gives too, and which comes before any effect."""
@@ -87,10 +86,6 @@ class Lab:
         for target in targets:
             self.images.backing[OVERLAYS[target]] = ("qcow2", BASES[target])
 
-    @property
-    def tops(self) -> dict[str, str]:
-        return {name: disk.chain[0].path for name, disk in self.domain.live.items() if disk.chain}
-
 
 @pytest.fixture
 def lab() -> Lab:
@@ -109,7 +104,7 @@ def test_memory(lab: Lab, metadata: bool, live: bool) -> None:
     assert "save the memory of vm to " + MEMORY in done.steps
     assert '<memory snapshot="external" file="%s"/>' % MEMORY in str(done.after["snapshot"])
     assert done.values["snapshot"]["memory"] == MEMORY  # type: ignore[index]
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert (operation.phase, operation.memory) == (CREATED, MEMORY)
 
 
@@ -347,7 +342,7 @@ def test_reuse(lab: Lab) -> None:
     assert lab.tops == OVERLAYS
     assert not [call for call in lab.images.calls if call.startswith("create_overlay")]
     assert "reuse the overlay %s on /img/a.raw (vda)" % OVERLAYS["vda"] in done.steps
-    (operation,) = parse_journal(lab.domain.journal).operations
+    (operation,) = lab.journal.operations
     assert [disk.reused for disk in operation.disks] == [True, True]
 
 
@@ -497,7 +492,7 @@ def test_a_disk_on_the_network_takes_a_local_overlay(far: Lab) -> None:
     assert far.tops["vdc"] == "/img/c.qcow2"
     overlays = {overlay["disk"]: overlay for overlay in done.values["overlays"]}  # type: ignore[attr-defined]
     assert overlays["vdc"]["base"] == NBD.path
-    (operation,) = parse_journal(far.domain.journal).operations
+    (operation,) = far.journal.operations
     assert [disk.identity is None for disk in operation.disks] == [False, False, True]
 
 
@@ -549,13 +544,13 @@ def test_a_base_on_the_network_is_neither_merged_into_nor_copied(far: Lab) -> No
     calls = list(far.domain.calls)
     for check in (True, False):
         with pytest.raises(VirtopsError) as caught:
-            Merge(MergeWish(snapshot="s1"), guest_of(far)).run(check)
+            Merge(MergeWish(snapshot="s1"), far.guest).run(check)
         assert caught.value.code == "base_remote"
         assert "virsh blockcommit vm vdc" in caught.value.remedy
     assert far.domain.calls == calls
     for wish in (BackupWish("/backup", snapshot="s1"), BackupWish("/backup", overlays=("/img/c.qcow2",))):
         with pytest.raises(VirtopsError) as caught:
-            select(wish, far.domain.view(), parse_journal(far.domain.journal), far.images)
+            select(wish, far.domain.view(), far.journal, far.images)
         assert caught.value.code == "base_remote"
 
 
@@ -564,7 +559,7 @@ def test_what_is_left_of_one_that_was_merged_by_hand_goes(far: Lab) -> None:
     far.domain.live["vdc"] = Disk("vdc", source_type="network", remote=NBD)
     far.domain.config["vdc"] = ()
     wish = MergeWish(snapshot="s1", delete_merged=True)
-    assert Merge(wish, guest_of(far)).run(False).changed
+    assert Merge(wish, far.guest).run(False).changed
     assert far.domain.journal is None
     assert not far.domain.records
     assert set(far.images.backing) == far.before

@@ -13,14 +13,12 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.convergence import Deadline
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_delete import SnapshotDeletion
 
-from .fakes import guest_of
 from .test_merge import Lab
 
 
@@ -35,19 +33,19 @@ def save(lab: Lab) -> None:
 
 
 def merge(lab: Lab, **wish: Any) -> Callable[[bool], object]:
-    return Merge(MergeWish(**wish), guest_of(lab)).run
+    return Merge(MergeWish(**wish), lab.guest).run
 
 
 def snapshot(lab: Lab, name: str) -> Callable[[bool], object]:
-    return ExternalSnapshot(SnapshotWish(name), guest_of(lab)).run
+    return ExternalSnapshot(SnapshotWish(name), lab.guest).run
 
 
 def deletion(lab: Lab, children: str) -> Callable[[bool], object]:
-    return SnapshotDeletion("s1", children, Deadline(), guest_of(lab)).run
+    return SnapshotDeletion("s1", children, Deadline(), lab.guest).run
 
 
 def recovery(lab: Lab) -> Callable[[bool], object]:
-    return Recovery(RecoverWish(), guest_of(lab)).run
+    return Recovery(RecoverWish(), lab.guest).run
 
 
 FLOWS: dict[str, Callable[[Lab], Callable[[bool], object]]] = {
@@ -98,7 +96,7 @@ def test_a_guest_that_is_not_really_off_is_left_as_it_is(
 def test_an_operation_stays_open_until_the_guest_was_started(phase: str) -> None:
     lab = Lab()
     lab.snapshot("w", kind="live_backup")
-    journal = parse_journal(lab.domain.journal)
+    journal = lab.journal
     (operation,) = [found for found in journal.operations if found.name == "w"]
     lab.domain.write_journal(journal.put(operation.at(phase)))
     lab.domain.calls.clear()
@@ -147,7 +145,7 @@ def test_a_crashed_guest_cannot_be_frozen(lab: Lab) -> None:
     lab.domain.state = "crashed"
     wish = SnapshotWish("s2", quiesce="required")
     with pytest.raises(VirtopsError) as caught:
-        ExternalSnapshot(wish, guest_of(lab)).run(False)
+        ExternalSnapshot(wish, lab.guest).run(False)
     assert caught.value.code == "guest_crashed"
     assert "virsh destroy vm" in caught.value.remedy
     assert lab.domain.calls == []

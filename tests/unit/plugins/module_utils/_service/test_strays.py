@@ -14,27 +14,23 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal impo
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome, SnapshotRecord
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.strays import snapshot_of, strays
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import parse_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service import info, journal_info
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.strays import lost_operations
 
-from .fakes import Died, guest_of, running_guest
+from .fakes import Died, FakeLab
 
 FIRST, SECOND = "live-backup-20261120T120000Z", "live-backup-20261120T130000Z"
 VDA = "/img/vm.vda.%s.qcow2"
 
 
-class Lab:
+class Lab(FakeLab):
     """A running guest on its own images."""
-
-    def __init__(self) -> None:
-        self.domain, self.images, self.clock, self.watchdog = running_guest()
 
     def snapshot(self, name: str, kind: str = "live_backup", metadata: bool = True) -> None:
         wish = SnapshotWish(name, kind=kind, metadata=metadata)
-        ExternalSnapshot(wish, guest_of(self)).run(check=False)
+        ExternalSnapshot(wish, self.guest).run(check=False)
 
     def forget(self) -> None:
         """Somebody removes the domain's metadata."""
@@ -42,7 +38,7 @@ class Lab:
 
     def recover(self, check: bool = False, backup: bool = False) -> Outcome:
         back_up = self.back_up if backup else None
-        return Recovery(RecoverWish(), guest_of(self), back_up).run(check)
+        return Recovery(RecoverWish(), self.guest, back_up).run(check)
 
     def back_up(self, snapshot: str) -> Outcome:
         raise AssertionError("nothing tells what the base was")
@@ -80,7 +76,7 @@ def test_one_in_the_chain_is_told_refused_and_merged(lab: Lab, record: bool) -> 
     assert lab.told() == [(FIRST, True, True)]
     lab.forget()
     assert lab.told() == [(FIRST, True, False)]
-    (operation,) = journal_info.journal(guest_of(lab)).values["operations"]  # type: ignore[misc,attr-defined]
+    (operation,) = journal_info.journal(lab.guest).values["operations"]  # type: ignore[misc,attr-defined]
     assert (operation["noted"], operation["open"]) == (False, True)
     assert "take up" in operation["recovery"]
     for kind in ("live_backup", "snapshot"):
@@ -180,7 +176,7 @@ def test_records_are_not_asked_for_while_libvirt_may_work_at_a_snapshot(lab: Lab
     with pytest.raises(Died):
         lab.snapshot(FIRST)
     lab.domain.revive()
-    journal = parse_journal(lab.domain.journal)
+    journal = lab.journal
 
     def records() -> tuple[SnapshotRecord, ...]:
         raise AssertionError("name in virGetDomainSnapshot must not be NULL")
