@@ -326,8 +326,9 @@ class Scene:
         finally:
             subprocess.run(["fsfreeze", "--unfreeze", folder], check=True)
 
-    def arguments(self) -> str:
-        return self.hypervisor.exec(["ps", "-eo", "args="]).stdout
+    def arguments(self, fields: str = "args=") -> str:
+        """Return what ps tells of each process."""
+        return self.hypervisor.exec(["ps", "-eo", fields]).stdout
 
     @contextmanager
     def full(self, folder: str, spare_mib: int = 0) -> Iterator[None]:

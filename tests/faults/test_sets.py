@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from fleet import Set, until
 from virtlab import BACKUP
 
-from .scene import SLOW_COPY, Scene
+from .scene import SLOW_COPY, SLOW_MERGE, Scene
 
 SNAPSHOT = "live-backup-sets"
 #: Another hypervisor, as far as a module can see: its machine-id, and locks of its own.
@@ -161,3 +162,31 @@ def test_another_user_in_the_target(scene: Scene) -> None:
     merge(scene)
     hypervisor.exec(["rm", "-rf", dest, PRIVATE])
     scene.before.assert_normal_end()
+
+
+@pytest.mark.once
+def test_a_death_between_the_merge_and_the_verification(scene: Scene) -> None:
+    """What was copied is verified by the next run, without another copy."""
+    run = scene.start_module("live_backup", dest=BACKUP, rate_limit=SLOW_COPY, bandwidth=SLOW_MERGE)
+    scene.until_copied(4)
+    scene.dirty(4)
+    until("a set that is copied", lambda: "digests.json" in partial_files(scene), 60)
+    (helper,) = {line.split()[0] for line in scene.arguments("pid=,args=").splitlines() if "_host.helper" in line}
+    scene.kill(int(helper), "STOP")
+    until("the end of the merge", lambda: not scene.overlays() and not scene.member.phase(), 60)
+    folder = scene.member.partial()
+    assert folder is not None
+    copied = (folder / "vda.raw").stat().st_ino
+    scene.kill(scene.module_pid())
+    run.end()
+    again = scene.module("live_backup", dest=BACKUP)
+    (found,) = scene.member.sets()
+    assert found.path("vda.raw").stat().st_ino == copied, again
+    assert again["backup"]["path"] == found.folder
+    scene.before.assert_normal_end()
+
+
+def partial_files(scene: Scene) -> list[str]:
+    """Return what is in the set under way."""
+    folder = scene.member.partial()
+    return [] if folder is None else os.listdir(folder)
