@@ -36,8 +36,10 @@ _NO_CLONE = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY
 #: Bytes for one system call. Big enough that Python's own time does not count, small enough to stay in the processor's
 #: cache: with 4 MiB a copy takes twice the processor's time.
 _CHUNK = 1024 * 1024
-#: Chunks that one thread may be ahead of the other.
-_AHEAD = 7
+#: The same for the disk itself, which has nothing to do between two of them.
+_READ = 4 * 1024 * 1024
+#: Bytes that one thread may be ahead of the other.
+_AHEAD = 8 * 1024 * 1024
 #: What a page and a block of any disk are multiples of, or divide: O_DIRECT needs offsets and lengths of it.
 _BLOCK = 4096
 _ZEROS = bytes(256 * 1024)
@@ -166,7 +168,7 @@ def read_back(
             is_disk = source != fd or not is_cached(fd)
             stack.callback(os.posix_fadvise, fd, 0, 0, os.POSIX_FADV_DONTNEED)
         at = 0
-        with _Beside(whole.add) as beside:
+        with _Beside(whole.add, _READ) as beside:
             for begin, end in _data(fd, size):
                 at = max(at, begin)
                 while at < end:
@@ -213,14 +215,14 @@ def file_size(fd: int) -> int:
 class _Beside:
     """A second thread, which gets what the first one has read, in the same order; its error comes up in the first."""
 
-    def __init__(self, work: Callable[[int, memoryview], None] | None) -> None:
+    def __init__(self, work: Callable[[int, memoryview], None] | None, size: int = _CHUNK) -> None:
         self._work = work
         self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[tuple[int, mmap.mmap, int, int] | None] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(1)
-        for _unused in range(_AHEAD + 1):
+        for _unused in range(_AHEAD // size + 1):
             # Of whole pages, as O_DIRECT needs them
-            self._free.put(mmap.mmap(-1, _CHUNK))
+            self._free.put(mmap.mmap(-1, size))
 
     def __enter__(self) -> _Beside:
         self._ended = self._pool.submit(self._run)
@@ -325,7 +327,7 @@ class _Whole:
         start, stop, digest = runs[0] if runs else (self._size, self._size, "")
         if self._at < start:
             part = part[: start - self._at]
-            if bytes(part).strip(b"\0"):
+            if bytes(part) != bytes(len(part)):
                 raise _differs(self._path, self._at, self._at + len(part))
             return len(part)
         part = part[: stop - self._at]
