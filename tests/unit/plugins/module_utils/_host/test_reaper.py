@@ -34,12 +34,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
     assert sleep is not None
     started: list[subprocess.Popen[bytes]] = []
 
-    def begin(uuid: str | None, name: str = "qemu-img") -> subprocess.Popen[bytes]:
+    def begin(uuid: str | None, name: str = "qemu-img", word: str = "qemu-img") -> subprocess.Popen[bytes]:
         program = tmp_path / name
         if not program.exists():
             shutil.copy(sleep, program)
         marks = {} if uuid is None else {MARK: uuid}
-        process = subprocess.Popen([str(program), "600"], env={**os.environ, **marks})
+        process = subprocess.Popen([word, "600"], executable=str(program), env={**os.environ, **marks})
         started.append(process)
         # Popen returns after execve(2), but its name and environment are seen a moment later on some kernels
         deadline = time.monotonic() + 5
@@ -97,6 +97,15 @@ def test_one_that_does_not_end(start: Start, monkeypatch: pytest.MonkeyPatch) ->
         Reaper().reap(UUID, stays.pid)
     assert caught.value.code == "orphan_stays"
     assert str(stays.pid) in caught.value.cause
+
+
+def test_a_reader_that_cannot_end_is_in_nobodys_way(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With -U it holds no lock; whatever else does not end may hold one."""
+    reader = start(UUID, word="-U")
+    assert Reaper().orphans(UUID) == (reader.pid,)
+    monkeypatch.setattr(reaper, "stuck_thread", lambda pid: pid)
+    other = start(UUID)
+    assert Reaper().orphans(UUID) == (other.pid,)
 
 
 @pytest.mark.parametrize("tied", [False, True])
