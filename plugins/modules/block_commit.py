@@ -171,7 +171,6 @@ partial:
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
-from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import merge
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
     DEADLINE,
@@ -180,6 +179,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs impo
     deadline,
     merged,
 )
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 
 OPTIONS: ArgumentSpec = merged(
@@ -197,7 +197,8 @@ SPEC: ArgumentSpec = merged(OPTIONS, DEADLINE)
 def _flow(context: DomainContext) -> Outcome:
     given = {name: context.params[name] for name in OPTIONS if name != "timeout"}
     wish = MergeWish(**{**given, "disks": tuple(given["disks"])}, deadline=deadline(context.params))
-    return merge(context, wish)
+    context.progress.phase("merge")
+    return Merge(wish, context.guest).run(context.check)
 
 
 def main() -> None:

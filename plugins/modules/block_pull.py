@@ -119,9 +119,9 @@ partial:
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.convergence import Deadline
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
-from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import merge
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import MERGE, ArgumentSpec, merged
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
 
 SPEC: ArgumentSpec = merged(MERGE, {"base": {"type": "path"}})
@@ -130,7 +130,9 @@ SPEC: ArgumentSpec = merged(MERGE, {"base": {"type": "path"}})
 def _flow(context: DomainContext) -> Outcome:
     given = {name: context.params[name] for name in SPEC if name != "timeout"}
     limit = Deadline(timeout=context.params["timeout"])
-    return merge(context, MergeWish(**{**given, "disks": tuple(given["disks"])}, deadline=limit, pull=True))
+    wish = MergeWish(**{**given, "disks": tuple(given["disks"])}, deadline=limit, pull=True)
+    context.progress.phase("merge")
+    return Merge(wish, context.guest).run(context.check)
 
 
 def main() -> None:
