@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
@@ -95,6 +95,8 @@ class ActionModule(ActionBase):
         while True:
             try:
                 return call()
+            except AnsibleAuthenticationFailure:
+                raise  # again and again, it would lock the account
             except AnsibleConnectionFailure as problem:
                 now = time.monotonic()
                 until = until or now + seconds

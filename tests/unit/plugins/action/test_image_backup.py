@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure
 
 from ansible_collections.virtops.libvirt.plugins.action import image_backup
 
@@ -140,6 +140,13 @@ def test_a_host_that_stays_away_is_unreachable(monkeypatch, answers):
     with pytest.raises(AnsibleConnectionFailure):
         run.result()
     assert run.resets < 120
+
+
+def test_a_wrong_password_is_tried_once(monkeypatch):
+    run = Run(monkeypatch, AnsibleAuthenticationFailure("Invalid/incorrect password"))
+    with pytest.raises(AnsibleAuthenticationFailure):
+        run.result()
+    assert len(run.calls) == 1
 
 
 def test_the_wait_for_the_lock_is_bounded_over_all_calls(monkeypatch):
