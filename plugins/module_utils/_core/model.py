@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .errors import VirtopsError
 from .journal import Journal
@@ -342,8 +343,8 @@ class Outcome:
     """What a flow hands back to `_module`: everything of the result but `domain`."""
 
     steps: tuple[str, ...] = ()
-    before: dict[str, object] = field(default_factory=dict)
-    after: dict[str, object] = field(default_factory=dict)
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
     values: dict[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 

@@ -19,15 +19,11 @@ from .._core.ports import ImagePort, RecordPort
 
 @dataclass(frozen=True)
 class RecordWrite:
-    """A record that names an image which goes, as it is to be."""
+    """A record as it is to be, whether it is to be the current one, and why."""
 
-    name: str
     text: str
     current: bool
-
-    @property
-    def words(self) -> str:
-        return "write into the record of snapshot %s where its data are now" % self.name
+    words: str
 
 
 def points_of(texts: Mapping[str, str], journal: Journal) -> tuple[Point, ...]:
@@ -108,7 +104,8 @@ def record_writes(
     for name, text in texts.items():
         wanted = text if name in gone else xml.with_moved_images(text, moved)
         if wanted != text:
-            found.append(RecordWrite(name, wanted, name == current))
+            words = "write into the record of snapshot %s where its data are now" % name
+            found.append(RecordWrite(wanted, name == current, words))
     return tuple(found)
 
 

@@ -17,15 +17,14 @@ from .._core.merge import MergeGoal
 from .._core.model import DomainView, Outcome
 from .._core.plan import Step
 from .._core.ports import MergePort
-from .._core.snapshot import unknown_words
 from .away import require_here
 from .block_jobs import told_disks
 from .brake import letting_go
-from .clean_up import CleanUp
+from .clean_up import CleanUp, Clearance
 from .guest import Guest
 from .interrupted import awake, undoing, unswitched
 from .merge_loop import MergeLoop
-from .merge_plan import MergePlan, MergePlanner, MergeWish, journalled, merged_by
+from .merge_plan import Layers, MergePlanner, MergeWish, journalled, merged_by
 from .observe import chains
 from .ours import noted
 from .run import Run
@@ -57,15 +56,12 @@ class Merge:
                     run.apply(*undone.steps)
                     run.warnings += undone.warnings
                     return self._outcome(run, view)
-            plan = self._planner.plan(view, journal)
-            steps = self._steps(plan, view)
+            layers, clearance = self._planner.plan(view, journal)
+            steps = self._steps(layers, clearance, view)
             run.apply(*steps)
-            run.warnings += self._stale_records(plan)
-            if plan.clearance is not None:
-                run.warnings += plan.clearance.warnings
-            if plan.unknown:
-                run.warnings += unknown_words(self._wish.snapshot or "", view)
-            return self._outcome(run, view, plan.layers.goals, applied=bool(steps))
+            run.warnings += self._stale_records(layers)
+            run.warnings += () if clearance is None else clearance.warnings
+            return self._outcome(run, view, layers.goals, applied=bool(steps))
 
     def run_goals(self, goals: tuple[MergeGoal, ...], operation: Operation, check: bool) -> Outcome:
         """Reach these goals of another flow's operation, which that flow ends."""
@@ -82,8 +78,8 @@ class Merge:
         found = journal.of_snapshot(self._wish.snapshot) if self._wish.snapshot is not None else None
         return found if found is not None and found.phase == PREPARED and found.kind not in RESERVED else None
 
-    def _steps(self, plan: MergePlan, view: DomainView) -> tuple[Step, ...]:
-        layers, operation = plan.layers, plan.layers.operation
+    def _steps(self, layers: Layers, clearance: Clearance | None, view: DomainView) -> tuple[Step, ...]:
+        operation = layers.operation
         steps: tuple[Step, ...] = ()
         if operation is not None and operation.hold is not None:
             steps = (letting_go(operation, operation.hold, view, self._guest),)
@@ -91,10 +87,10 @@ class Merge:
         if operation is None and layers.goals:
             operation = self._new_operation(layers.goals)
         steps += self._loop.steps(layers, operation)
-        if plan.clearance is not None:
+        if clearance is not None:
             committing = None if operation is None else operation.at(COMMITTING)
             unsure = lambda: self._loop.unsure(layers)  # noqa: E731
-            steps += CleanUp(self._guest, plan.clearance).steps(committing, unsure)
+            steps += CleanUp(self._guest, clearance).steps(committing, unsure)
         return steps if layers.goals or any(step.words for step in steps) else ()
 
     def _new_operation(self, goals: tuple[MergeGoal, ...]) -> Operation:
@@ -109,11 +105,11 @@ class Merge:
         )
         return noted(operation, self._guest.images)
 
-    def _stale_records(self, plan: MergePlan) -> tuple[str, ...]:
+    def _stale_records(self, layers: Layers) -> tuple[str, ...]:
         """A merge by path leaves libvirt's records as they are, as virsh does; they no longer say what is."""
         if self._wish.snapshot is not None:
             return ()
-        merged = {layer.path for goal in plan.layers.goals for layer in goal.merged}
+        merged = {layer.path for goal in layers.goals for layer in goal.merged}
         return tuple(
             "The record of snapshot %s names a layer that was merged: remove it with "
             "virtops.libvirt.snapshot_metadata and state: absent." % record.name

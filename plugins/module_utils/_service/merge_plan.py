@@ -28,7 +28,7 @@ from .._core.merge import (
 from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord, is_local
 from .._core.ports import MergePort
 from .._core.refusals import image_shared, refuse_open, require_disk
-from .._core.snapshot import is_in_chain
+from .._core.snapshot import is_in_chain, unknown_words
 from .._core.text import command
 from .away import require_here
 from .clean_up import Clearance, clearance, sweeping
@@ -88,16 +88,6 @@ class Layers:
     words: dict[tuple[str, str], tuple[str, ...]]
 
 
-@dataclass(frozen=True)
-class MergePlan:
-    """`clearance` is what is left to do where no layer of the snapshot or operation is in a chain after this run.
-    `unknown`: neither libvirt nor the journal knows the snapshot."""
-
-    layers: Layers
-    clearance: Clearance | None
-    unknown: bool
-
-
 class MergePlanner:
     """Plans the merge of one domain, or refuses it."""
 
@@ -107,8 +97,9 @@ class MergePlanner:
         self._domain = guest.domain
         self._images = guest.images
 
-    def plan(self, view: DomainView, journal: Journal) -> MergePlan:
-        """Raises VirtopsError for what must not be merged."""
+    def plan(self, view: DomainView, journal: Journal) -> tuple[Layers, Clearance | None]:
+        """What is to be merged, and what is left to do where then no layer of the snapshot or operation is in a chain.
+        Raises VirtopsError for what must not be merged."""
         wish = self._wish
         record = self._domain.snapshot(wish.snapshot) if wish.snapshot else None
         operation = journal.of_snapshot(wish.snapshot) if wish.snapshot else None
@@ -122,9 +113,7 @@ class MergePlanner:
         layers = self.layers(goals, operation, view, whole)
         texts = texts_of(self._domain)
         self._check_branches(goals, view, texts, journal)
-        rest = self._clearance(layers, operation, record, texts, view, journal) if whole else None
-        unknown = wish.snapshot is not None and operation is None and record is None
-        return MergePlan(layers, rest, unknown)
+        return layers, self._clearance(layers, operation, record, texts, view, journal) if whole else None
 
     def layers(
         self, goals: tuple[MergeGoal, ...], operation: Operation | None, view: DomainView, whole: bool = True
@@ -162,6 +151,8 @@ class MergePlanner:
         paths = tuple(path for path in paths if path not in layers.unsure)
         ends = deletes and bool(layers.goals or operation)
         sweep, kept = sweeping(view, journal, self._guest) if ends else ((), ())
+        if wish.snapshot is not None and operation is None and record is None:
+            kept = unknown_words(wish.snapshot, view)
         moved = {} if wish.snapshot is None else moved_layers(layers.goals, operation, view)
         return clearance(
             {path: "delete the merged overlay %s" % path for path in paths},

@@ -25,6 +25,7 @@ from .._core.ports import RecordPort
 from .._core.refusals import refuse_open
 from .._core.snapshot import is_in_chain, unknown_words
 from .._core.snapshot_tree import children_of, doomed_by
+from .forest import RecordWrite
 from .guest import Guest
 from .snapshot_info import told_snapshot
 
@@ -43,20 +44,11 @@ class RecordWish:
 
 
 @dataclass(frozen=True)
-class _Write:
-    """One record to write, and why."""
-
-    text: str
-    current: bool
-    words: str
-
-
-@dataclass(frozen=True)
 class _Plan:
     """`doomed` is the record whose place another one has taken."""
 
     name: str
-    writes: tuple[_Write, ...]
+    writes: tuple[RecordWrite, ...]
     doomed: str | None = None
 
 
@@ -158,16 +150,18 @@ class Records:
         else:
             wanted = xml.edited_snapshot(texts[name], name=new_name, description=self._wish.description)
             verb = "clone" if self._wish.clone else "copy"
-            writes = [_Write(wanted, kept, "%s the record of snapshot %s as %s" % (verb, name, new_name))]
+            writes = [RecordWrite(wanted, kept, "%s the record of snapshot %s as %s" % (verb, name, new_name))]
         if self._wish.clone:
             return _Plan(new_name, tuple(writes))
         records = [xml.parse_snapshot(text) for text in texts.values()]
         for child in children_of(records)[name]:
             moved = xml.edited_snapshot(texts[child], parent=new_name)
-            writes.append(_Write(moved, current == child, "move snapshot %s below %s" % (child, new_name)))
+            writes.append(RecordWrite(moved, current == child, "move snapshot %s below %s" % (child, new_name)))
         return _Plan(new_name, tuple(writes), name)
 
-    def _writes_found(self, name: str, texts: dict[str, str], current: str | None, kept: bool) -> tuple[_Write, ...]:
+    def _writes_found(
+        self, name: str, texts: dict[str, str], current: str | None, kept: bool
+    ) -> tuple[RecordWrite, ...]:
         """The copy is there, as an earlier run made it: what of it is to be otherwise now."""
         wanted = xml.edited_snapshot(texts[name], description=self._wish.description)
         return _writes(name, wanted, texts, current, kept)
@@ -205,13 +199,13 @@ class Records:
 
 def _writes(
     name: str, wanted: str, texts: dict[str, str], current: str | None, wants_current: bool
-) -> tuple[_Write, ...]:
+) -> tuple[RecordWrite, ...]:
     """What brings the record of that name to the one that is wanted; nothing where it is so."""
     makes_current = wants_current and current != name
     if name in texts and xml.covers(texts[name], wanted) and _same_words(texts[name], wanted):
-        return (_Write(texts[name], True, "make snapshot %s the current one" % name),) if makes_current else ()
+        return (RecordWrite(texts[name], True, "make snapshot %s the current one" % name),) if makes_current else ()
     verb = "write the record of snapshot %s%s" % (name, " and make it the current one" if makes_current else "")
-    return (_Write(wanted, wants_current or current == name, verb),)
+    return (RecordWrite(wanted, wants_current or current == name, verb),)
 
 
 def _facts(record: SnapshotRecord) -> dict[str, str]:

@@ -19,7 +19,7 @@ from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.external_revert import interrupted, memory_file, view_after, why_not_by_libvirt
 from .._core.journal import Journal, Reverted
-from .._core.model import DomainView, FileIdentity, Layer, Outcome, SnapshotRecord
+from .._core.model import DomainView, Layer, Outcome, SnapshotRecord
 from .._core.plan import Step
 from .._core.ports import RevertPort
 from .._core.refusals import refuse_open
@@ -165,11 +165,9 @@ class Revert:
         return last == self._reverted(record.name, view) and not any(found.device for _path, found in last.images)
 
     def _reverted(self, name: str, view: DomainView) -> Reverted:
-        return Reverted(name, xml.definition_digest(self._domain.domain_xml()), self._identities(view))
-
-    def _identities(self, view: DomainView) -> tuple[tuple[str, FileIdentity], ...]:
         active = [disk.active.path for disk in view.disks if disk.active is not None and not disk.readonly]
-        return tuple((path, self._images.identity(path)) for path in active if self._images.exists(path))
+        images = tuple((path, self._images.identity(path)) for path in active if self._images.exists(path))
+        return Reverted(name, xml.definition_digest(self._domain.domain_xml()), images)
 
     # -- what needs a look at the host
 

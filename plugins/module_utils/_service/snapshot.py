@@ -60,19 +60,10 @@ class _Taken:
 Refusal = Callable[[DomainView, SnapshotPlan], None]
 
 
-def _refuse_nothing(_view: DomainView, _plan: SnapshotPlan) -> None:
-    """A snapshot that nothing follows."""
-
-
 class ExternalSnapshot:
     """Create one external snapshot, or find that it is there."""
 
-    def __init__(
-        self,
-        wish: SnapshotWish,
-        guest: Guest[SnapshotPort],
-        refuse: Refusal = _refuse_nothing,
-    ) -> None:
+    def __init__(self, wish: SnapshotWish, guest: Guest[SnapshotPort], refuse: Refusal | None = None) -> None:
         self._wish = wish
         self._refuse = refuse
         self._guest = guest
@@ -103,7 +94,8 @@ class ExternalSnapshot:
                 left = undoing(interrupted, view, self._guest, keep)
             require_here(view, self._images)
             self._check_host(plan, view, left.files)
-            self._refuse(view, plan)
+            if self._refuse is not None:
+                self._refuse(view, plan)
             quiesce, warnings = self._quiesce_mode(view, thaws=check and bool(run.actions))
             run.warnings += warnings + left.warnings
             run.apply(*left.steps, *self._steps(plan, view, quiesce))
