@@ -129,10 +129,10 @@ options:
     default: 4
   stall_timeout:
     description:
-      - The number of seconds after which the module gives a copy up that does not go on, for example because the
-        storage of O(dest) does not answer. A slow copy goes on, and is not given up.
-      - The unfinished set is left to the next run. Merge the overlays with M(virtops.libvirt.block_commit), which needs
-        nothing of O(dest).
+      - The number of seconds after which a copy without progress is given up, for example because the storage of
+        O(dest) does not answer. A slow copy is not given up.
+      - The unfinished set is left to the next run. Merge the overlays with M(virtops.libvirt.block_commit), which does
+        not need O(dest).
     type: int
     default: 300
   keep_free:

@@ -13,10 +13,10 @@ author: virtops.libvirt contributors (@virtops)
 description:
   - The modules that may take long (M(virtops.libvirt.image_backup), M(virtops.libvirt.block_commit),
     M(virtops.libvirt.block_pull), M(virtops.libvirt.image_convert), M(virtops.libvirt.snapshot_external) and
-    M(virtops.libvirt.snapshot_internal)) do their work in a job on the hypervisor. A job goes on to its end when the
+    M(virtops.libvirt.snapshot_internal)) do their work in a job on the hypervisor. A job goes on to its end if the
     connection is cut or the controller dies.
-  - This module lists the jobs that run, and those that ended in the last day. With O(id) it shows the log and the
-    result of one job, and with O(wait) it waits for its end first.
+  - This module lists the running jobs, and those that ended in the last day. With O(id) it shows the log and the result
+    of one job, and with O(wait) it waits for its end first.
   - The jobs of other users of the hypervisor are not shown.
 extends_documentation_fragment:
   - virtops.libvirt.connection
@@ -32,9 +32,9 @@ options:
     type: str
   wait:
     description:
-      - With O(id), for how many seconds to wait for the job's end.
-      - The module returns as soon as the job ends. It also returns when the time is over; then the job's
-        RV(jobs[].state) is V(running) still.
+      - With O(id), how many seconds to wait until the job ends.
+      - The module returns when the job ends, or when this time is over. In the second case the job's RV(jobs[].state)
+        is still V(running).
     type: int
     default: 0
 seealso:
@@ -43,11 +43,11 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: See what runs on a hypervisor
+- name: List the jobs of a hypervisor
   virtops.libvirt.job_info:
   register: found
 
-- name: Say how far each job is
+- name: Show the progress of each job
   ansible.builtin.debug:
     msg: "{{ item.domain.name }}: {{ item.module }}, {{ item.phase }} {{ item.disks }}"
   loop: "{{ found.jobs | selectattr('state', 'eq', 'running') }}"
@@ -72,13 +72,13 @@ jobs:
       type: str
     state:
       description:
-        - V(running), V(ended) with a result, V(failed) with an error, or V(killed) without a word.
+        - V(running), V(ended) with a result, V(failed) with an error, or V(killed) without either.
       type: str
     module:
       description: The module whose work it does.
       type: str
     domain:
-      description: The domain that it works on, with its RV(ignore:name) and RV(ignore:uuid).
+      description: The domain that it works on, with RV(ignore:name) and RV(ignore:uuid).
       type: dict
     started:
       description: When it began, in UTC.
@@ -87,14 +87,14 @@ jobs:
       description: What it does now. Empty before the first phase and after the last.
       type: str
     phases:
-      description: The seconds that each phase took that is over.
+      description: The seconds that each finished phase took.
       type: dict
     disks:
-      description: How far the phase is on each RV(ignore:disk), in bytes, RV(ignore:done) of RV(ignore:total).
+      description: The progress of the phase on each RV(ignore:disk), in bytes, RV(ignore:done) of RV(ignore:total).
       type: list
       elements: dict
     speed:
-      description: The bytes/s of the phase, over the last 20 seconds.
+      description: The speed of the phase in bytes/s, over the last 20 seconds.
       type: int
     result:
       description: What its module returned, or would have returned if its connection had not been cut.
@@ -119,7 +119,7 @@ jobs:
           total: 2147483648
       speed: 209715200
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: no_such_job

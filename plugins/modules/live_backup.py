@@ -12,16 +12,16 @@ version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
   - Takes an atomic external snapshot, copies the images below it while the guest writes to the overlays, and merges the
-    overlays back. All of it is one task, which holds the domain's lock from its first look to its end.
-  - First of all it finishes or undoes what an earlier, interrupted run left. A backup that can still be completed is
+    overlays back. This is one task. It holds the domain's lock from its start to its end.
+  - First it finishes or undoes what an interrupted run left. If that run's backup can still be completed, it is
     completed.
-  - Then it looks for what would make the backup fail (see O(preflight)), and fails before it touches anything.
+  - Then it checks what would make the backup fail (see O(preflight)). If there is anything, it fails before it changes
+    anything.
   - If the copy or the merge fails, the module merges the overlays back and thaws the guest before it fails. The message
     says what happened first, then what is left.
-  - If the module, QEMU, libvirtd or the host dies, the domain's journal tells the next run what to finish or undo.
-  - The role P(virtops.libvirt.live_backup#role) and the playbook of the same name run this module. For single steps
-    there are M(virtops.libvirt.snapshot_external), M(virtops.libvirt.image_backup) and
-    M(virtops.libvirt.block_commit).
+  - If the module, QEMU, libvirtd or the host dies, the next run reads in the domain's journal what to finish or undo.
+  - The role P(virtops.libvirt.live_backup#role) and the playbook of the same name run this module. For single steps use
+    M(virtops.libvirt.snapshot_external), M(virtops.libvirt.image_backup) and M(virtops.libvirt.block_commit).
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -43,13 +43,13 @@ options:
     type: path
     required: true
   name:
-    description: The snapshot's name. Unset, it is C(live-backup-) and the UTC time.
+    description: The snapshot's name. If unset, it is C(live-backup-) and the UTC time.
     type: str
     aliases: [snapshot]
   disks:
     description:
-      - What to do otherwise than usual with single disks. Each disk that can be snapshotted takes part unless its
-        definition says C(snapshot='no'), C('internal') or C('manual').
+      - Exceptions for single disks. Each other disk that can have a snapshot takes part, unless its definition says
+        C(snapshot='no'), C('internal') or C('manual').
     type: list
     elements: dict
     default: []
@@ -64,7 +64,7 @@ options:
         choices: [external, 'no']
         default: external
       file:
-        description: The absolute path of the overlay, which must not exist.
+        description: The absolute path of the overlay. It must not exist.
         type: path
       format:
         description: The overlay's format.
@@ -73,14 +73,14 @@ options:
         default: qcow2
   overlay_dir:
     description:
-      - An existing directory for the overlays. Unset, each overlay lies beside its disk's image.
-      - It must be set for a disk on a block device.
+      - An existing directory for the overlays. If unset, each overlay is beside its disk's image.
+      - Required for a disk on a block device.
     type: path
   quiesce:
     description:
       - Whether the guest's file systems are frozen for the moment of the snapshot.
-      - With V(required) the backup fails if they cannot be. With V(preferred) it goes on with a warning, and
-        RV(consistency) is V(crash). With V(never) nobody asks the guest.
+      - With V(required) the backup fails if this is not possible. With V(preferred) it then goes on with a warning, and
+        RV(consistency) is V(crash). With V(never) there is no freeze.
     type: str
     choices: [required, preferred, never]
     default: preferred
@@ -89,7 +89,7 @@ options:
     type: int
     default: 60
   format:
-    description: The format of the copies. V(same) keeps each image's own.
+    description: The format of the copies. V(same) keeps the format of each image.
     type: str
     choices: [same, qcow2, raw]
     default: same
@@ -98,14 +98,14 @@ options:
     type: bool
     default: false
   method:
-    description: How to copy the images, as O(virtops.libvirt.image_backup#module:method).
+    description: How to copy the images, as in O(virtops.libvirt.image_backup#module:method).
     type: str
     choices: [auto, reflink, copy, convert]
     default: auto
   keep_backing:
     description:
-      - Whether an image that stands on others keeps its reference to them. V(false) puts their content into the copy,
-        so that it stands alone.
+      - Whether the copy of an image with backing files keeps its reference to them. With V(false) the copy holds their
+        content too, and stands alone.
     type: bool
     default: false
   verify:
@@ -124,8 +124,8 @@ options:
     default: 4
   stall_timeout:
     description:
-      - The number of seconds after which a copy that does not go on is given up, as where the storage of O(dest) does
-        not answer. The overlays are then merged, and the next run removes what is left at the target.
+      - The number of seconds after which a copy without progress is given up, for example because the storage of
+        O(dest) does not answer. Then the overlays are merged. The next run removes what is left at the target.
     type: int
     default: 300
   bandwidth:
@@ -133,20 +133,21 @@ options:
     type: int
     default: 0
   timeout:
-    description: The number of seconds that the merge may take. What happens then, O(on_timeout) says.
+    description: The number of seconds that the merge may take. O(on_timeout) says what happens then.
     type: int
     default: 3600
   resume_within:
     description:
-      - The backup of an interrupted run counts as this run's own if its snapshot is at most this many seconds old. If
-        it is older, the module completes it all the same, and then makes a new one.
+      - The backup of an interrupted run counts as this run's backup if its snapshot is at most this many seconds old.
+        If it is older, the module completes it too, and then makes a new one.
     type: int
     default: 3600
   preflight:
     description:
-      - Whether to look first for what would make the backup fail, as M(virtops.libvirt.preflight_info) does. If
-        something would, the module fails with the same words, and touches nothing.
-      - The module itself also refuses much of it without this, but not a lack of space that would show only later.
+      - Whether to check first what would make the backup fail, as M(virtops.libvirt.preflight_info) does. If there is
+        anything, the module fails with the same message, and changes nothing.
+      - Without this the module still refuses most of it, but it does not check for space that would be missing only
+        later.
     type: bool
     default: true
   max_chain:
@@ -155,8 +156,8 @@ options:
     default: 25
   overlay_reserve:
     description:
-      - The free space that the preflight wants for the overlay of each disk, in percent of the disk as V(5%), or in
-        MiB.
+      - The free space that the preflight requires for the overlay of each disk, in percent of the disk, for example
+        V(5%), or in MiB.
     type: str
     default: 5%
 seealso:
@@ -172,11 +173,11 @@ EXAMPLES = r"""
     quiesce: required
   register: nightly
 
-- name: Tell where the backup is
+- name: Show where the backup is
   ansible.builtin.debug:
     msg: "{{ nightly.backup.path }} is {{ nightly.consistency }}-consistent"
 
-- name: Compressed, at 100 MiB/s, and without the disk for temporary files
+- name: Make a compressed backup at 100 MiB/s, without the disk for temporary files
   virtops.libvirt.live_backup:
     domain: db1
     dest: /srv/backup
@@ -190,7 +191,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 actions:
-  description: The steps that were taken, or in check mode those that would be.
+  description: The steps that were taken. In check mode, the steps that would be taken.
   returned: success
   type: list
   elements: str
@@ -206,31 +207,32 @@ domain:
 backup:
   description:
     - The manifest of the set, with its path, as RV(virtops.libvirt.image_backup#module:backup).
-    - In check mode, null where an interrupted run left nothing that could be completed.
+    - In check mode, null unless the backup of an interrupted run can be completed.
   returned: success
   type: dict
   sample: {path: /srv/backup/web1/20261120T120000Z}
 consistency:
   description:
-    - What was really obtained, V(filesystem) (frozen throughout), V(crash) (as after a power loss) or V(offline).
+    - What the backup really holds, V(filesystem) (frozen the whole time), V(crash) (as after a power loss) or
+      V(offline).
   returned: success
   type: str
   sample: filesystem
 freeze_ms:
   description:
-    - For how many milliseconds the guest was frozen, 0 if it was not. Null for the backup of an interrupted run.
+    - How many milliseconds the guest was frozen. V(0) if it was not frozen. Null for the backup of an interrupted run.
   returned: success
   type: int
   sample: 34
 window_ms:
   description:
-    - For how many milliseconds the guest wrote to its overlays, from the snapshot to the end of the merge. Null for the
+    - How many milliseconds the guest wrote to its overlays, from the snapshot to the end of the merge. Null for the
       backup of an interrupted run, and in check mode.
   returned: success
   type: int
   sample: 5120
 phases:
-  description: The seconds that each phase took. In check mode, those that were needed to plan.
+  description: The seconds that each phase took. In check mode, the seconds that planning took.
   returned: success
   type: dict
   sample: {recovery: 0.02, preflight: 0.11, snapshot: 0.31, copy: 4.2, merge: 0.61}
@@ -243,8 +245,8 @@ recovered:
   sample: []
 overlays:
   description:
-    - The overlays that the guest wrote to meanwhile, as RV(virtops.libvirt.snapshot_external#module:overlays). None of
-      them is left.
+    - The overlays that the guest wrote to during the backup, as in
+      RV(virtops.libvirt.snapshot_external#module:overlays). None of them is left.
   returned: success
   type: list
   elements: dict
@@ -262,13 +264,13 @@ skipped_disks:
     - disk: sda
       reason: it is a cdrom drive
 error_code:
-  description: A short word for the cause of a failure, which stays the same across releases.
+  description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
   type: str
   sample: job_running
 partial:
-  description: What had been done before the failure, per disk.
-  returned: failure, if something had been done
+  description: What was done before the failure, per disk.
+  returned: failure, if something was done
   type: list
   elements: dict
   sample: []

@@ -11,23 +11,23 @@ short_description: Take an external snapshot of a libvirt domain
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Puts a new qcow2 overlay on each disk of a domain, all of them at one moment. From then on the guest writes to the
-    overlays, and the images below them stay as they were at that moment, so that they can be copied.
-  - Every disk of the domain is named in the request to libvirt. Disks that have no state to keep (CD-ROM and floppy
-    drives, empty, read-only, shareable and transient disks, LUNs, vhost-user) are left alone, and RV(skipped_disks)
-    says why. So are disks whose definition says C(snapshot='no'), C('internal') or C('manual'), unless O(disks) names
-    them.
-  - The snapshot is atomic, over all disks or not at all. If it fails, no disk was switched, and no overlay and no
-    memory file is left but those that were there before.
-  - With O(memory) the guest's memory is saved too, so that M(virtops.libvirt.snapshot_revert) can let it run on from
-    that very moment.
-  - With O(quiesce) the guest's file systems are frozen for the moment of the switch (RV(freeze_ms) tells for how
-    long). A watchdog process on the hypervisor thaws them if the module is killed meanwhile.
-  - What the module is about to do is first written into the domain's own metadata (the journal). If the module, the
-    controller or libvirtd dies, run the same task again, which finishes or undoes what was begun.
-  - While the guest runs on an overlay, all that it writes grows the overlay. Merge it back with
-    M(virtops.libvirt.block_commit). Never delete an overlay by hand, and never start the guest from an older XML
-    whose disks are the bases.
+  - Puts a new qcow2 overlay on each disk of a domain, on all disks at the same moment. From then on the guest writes to
+    the overlays. The images below them stay as they were at that moment, so that they can be copied.
+  - The request to libvirt names every disk of the domain. Disks that have no state to keep (CD-ROM and floppy drives,
+    empty, read-only, shareable and transient disks, LUNs, vhost-user) are left alone. So are disks whose definition
+    says C(snapshot='no'), C('internal') or C('manual'), unless O(disks) names them. RV(skipped_disks) gives the
+    reasons.
+  - The snapshot is atomic, that is, of all disks or of none. If it fails, no disk is switched, and no new overlay or
+    memory file is left.
+  - With O(memory) the guest's memory is saved too. Then M(virtops.libvirt.snapshot_revert) can let the guest continue
+    from exactly that moment.
+  - With O(quiesce) the guest's file systems are frozen for the moment of the switch. RV(freeze_ms) says for how long.
+    If the module is killed during the freeze, a watchdog process on the hypervisor thaws them.
+  - Before each step, the module notes it in the domain's own metadata (the journal). If the module, the controller or
+    libvirtd dies, run the same task again. It finishes or undoes what was begun.
+  - While the guest uses an overlay, the overlay grows with each write. Merge it back with
+    M(virtops.libvirt.block_commit). Never delete an overlay by hand, and never start the guest from an older XML that
+    names the bases.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -41,32 +41,31 @@ options:
     description:
       - The snapshot's name.
       - If a snapshot of this name exists with the same kind and disks, nothing is changed. If it differs, the module
-        fails and says how.
+        fails and names the difference.
     type: str
     required: true
   state:
     description:
-      - With V(present) the snapshot is taken unless it is there.
-      - With V(absent) the layers that the snapshot added are merged into the images below them, and then the images
-        that nothing needs any more are deleted, the file with the snapshot's memory, and the snapshot's record. The
-        guest keeps all its data, only the point in time is given up. It does not matter whether the snapshot is the
-        last one or whether others descend from it, and whether the guest runs.
-      - A snapshot that the guest left by a revert is deleted without a change to the images that the guest uses. Where
-        several branches stand on the image of a snapshot, none of them can go into it, and the module fails before it
-        has changed anything.
-      - The merges are this module's own, on every release of libvirt, as those can be finished after an interruption.
-        The one exception is a disk whose image is not on this host. Its snapshot is deleted by libvirt, where that
-        can.
+      - V(present) takes the snapshot if it does not exist.
+      - V(absent) merges the layers that the snapshot added into the images below them. Then it deletes the images that
+        nothing needs, the file with the snapshot's memory, and the snapshot's record. The guest keeps all its data.
+        Only the point in time is lost. This works for any snapshot, also if others descend from it, and whether the
+        guest runs or not.
+      - If the guest left a snapshot by a revert, the snapshot is deleted without a change to the images that the guest
+        uses. If several branches stand on the image of a snapshot, none of them can be merged into it. The module then
+        fails before it changes anything.
+      - On every release of libvirt the module does the merges itself, because it can finish them after an interruption.
+        There is one exception. If the image of a disk is not on this host, libvirt deletes the snapshot, if it can.
     type: str
     choices: [present, absent]
     default: present
   description:
-    description: A text that libvirt keeps with the snapshot.
+    description: A text that libvirt stores with the snapshot.
     type: str
   disks:
     description:
-      - What to do otherwise than usual with single disks. Disks that are not named here are treated as usual, that is,
-        each disk that can be snapshotted is, unless its definition says C(snapshot='no'), C('internal') or C('manual').
+      - Exceptions for single disks. A disk that is not named here is treated as usual. That is, it gets a snapshot if
+        that is possible, unless its definition says C(snapshot='no'), C('internal') or C('manual').
     type: list
     elements: dict
     default: []
@@ -82,96 +81,97 @@ options:
         default: external
       file:
         description:
-          - The absolute path of the overlay, which must not exist. With O(reuse_external) it must exist, and may be a
+          - The absolute path of the overlay. It must not exist. With O(reuse_external) it must exist, and may be a
             block device.
-          - Unset, it is C(<domain>.<disk>.<snapshot>.qcow2) in O(overlay_dir).
-          - A disk on the network (NBD, RBD, iSCSI and the like) takes part only if its file is given, on this host, and
-            while the domain is on. Its image is then neither backed up nor merged into by this collection, which says
-            so. Merge it with C(virsh blockcommit --active --pivot).
+          - If unset, it is C(<domain>.<disk>.<snapshot>.qcow2) in O(overlay_dir).
+          - A disk on the network (NBD, RBD, iSCSI and the like) takes part only if this file is given, on this host,
+            and while the domain runs. This collection then neither backs up its image nor merges into it, and says so.
+            Merge it with C(virsh blockcommit --active --pivot).
         type: path
       format:
-        description: The overlay's format. Of those that libvirt takes, qcow2 alone is fit for disks of today.
+        description: The overlay's format. Only qcow2 is supported.
         type: str
         choices: [qcow2]
         default: qcow2
   overlay_dir:
     description:
       - An existing directory for the overlays.
-      - Unset, each overlay lies beside its disk's image. For a disk on a block device it must be set, or the disk's
+      - If unset, each overlay is beside its disk's image. For a disk on a block device set this, or the disk's
         O(disks[].file).
-      - An overlay gets the owner, the group, the permissions and the SELinux label of its base. In a folder that others
-        than root may write to, it gets them only where the base belongs to the user that QEMU runs as.
+      - An overlay gets the owner, the group, the permissions and the SELinux label of its base. If users other than
+        root may write to the folder, it gets them only if the base belongs to QEMU's user.
     type: path
   reuse_external:
     description:
-      - Whether the overlays are there already, as C(virsh snapshot-create --reuse-external) has it.
-      - Each must be an empty qcow2 image, at least as large as the disk, whose backing file is the image that the disk
-        is on now, with its format stated. Nothing may use it. All of that is checked before anything is changed.
-      - Such an overlay is left where it is if the snapshot fails. Once it was merged, it is deleted as any other,
-        unless it is a block device.
+      - Whether the overlays exist already, as with C(virsh snapshot-create --reuse-external).
+      - Each must be an empty qcow2 image, at least as large as the disk. Its backing file must be the disk's present
+        image, with the format given. Nothing may use it. All of this is checked before anything is changed.
+      - If the snapshot fails, such an overlay stays. After a merge it is deleted like any other overlay, unless it is a
+        block device.
     type: bool
     default: false
   memory:
     description:
-      - The absolute path of a file, which must not exist, for the memory of the guest. Only its owner can read it.
-      - Unset, the snapshot is of the disks only. A domain that is off has no memory, and is refused.
-      - libvirt pauses the guest while it writes the file, for seconds per GiB. O(live) avoids that.
-      - There has to be space for all of the guest's memory, although less may be written.
-      - Only root may be able to write to its folder and to those above it, because libvirt writes the file as root by
-        its name.
-      - libvirt does not freeze file systems for it, and they need not be. So O(quiesce=required) is refused, and with
-        O(quiesce=preferred) a warning says that there was no freeze.
+      - The absolute path of a file for the memory of the guest. It must not exist. Only its owner will be able to read
+        it.
+      - If unset, the snapshot is of the disks only. A domain that is off has no memory, and is refused.
+      - libvirt pauses the guest while it writes the file, some seconds for each GiB. O(live) avoids this.
+      - There must be space for all of the guest's memory, although less may be written.
+      - Only root may have write access to its folder and to the folders above it, because libvirt writes the file as
+        root by its name.
+      - With memory, libvirt does not freeze the file systems, and this is not needed. So O(quiesce=required) is
+        refused, and with O(quiesce=preferred) a warning says that there was no freeze.
     type: path
   live:
     description:
-      - With O(memory), whether the guest runs on while its memory is saved. It takes longer, and the file grows with
-        what the guest writes to its memory meanwhile. The snapshot's moment is the end of that.
+      - With O(memory), whether the guest keeps running while its memory is saved. This takes longer, and the file grows
+        with what the guest writes to its memory meanwhile. The snapshot has the state at the end of the save.
     type: bool
     default: false
   halt:
     description:
-      - Whether the guest is off afterwards, at the very moment of the snapshot, as after a power loss.
-      - If the snapshot is there already, nothing is changed. A guest that was started since is not halted again.
-      - A transient domain is refused, whose definition would be lost.
+      - Whether the guest is turned off at the moment of the snapshot, as by a power loss.
+      - If the snapshot exists already, nothing is changed. A guest that was started since is not halted again.
+      - A transient domain is refused, because its definition would be lost.
     type: bool
     default: false
   quiesce:
     description:
       - Whether the guest's file systems are frozen by its agent for the moment of the snapshot.
-      - With V(required) the module fails, and nothing is changed, if they cannot be frozen.
-      - With V(preferred) it goes on without, and RV(consistency) and a warning say so.
-      - With V(never) the snapshot is what a power loss would leave.
+      - With V(required) the module fails and changes nothing if they cannot be frozen.
+      - With V(preferred) it then goes on without a freeze, and RV(consistency) and a warning say so.
+      - With V(never) the disks are as after a power loss.
     type: str
     choices: [required, preferred, never]
     default: never
   freeze_timeout:
     description:
-      - For how many seconds the guest agent may take to freeze the file systems, with all its hooks, from 1 to 3600.
-        Where that is not enough, the guest is thawed, which may take as long again; then O(quiesce=required) fails,
-        and O(quiesce=preferred) goes on without.
-      - The guest is thawed when this plus 5 seconds have passed, whatever happens.
+      - How many seconds the guest agent may take to freeze the file systems, with all its hooks, from 1 to 3600. If it
+        takes longer, the guest is thawed, which may take the same time again. Then O(quiesce=required) fails, and
+        O(quiesce=preferred) goes on without a freeze.
+      - The guest is thawed at the latest 5 seconds after this time, whatever happens.
     type: int
     default: 60
   metadata:
     description:
-      - Whether libvirt keeps a record of the snapshot (as C(virsh snapshot-list) shows it). Without one only the
-        journal knows of it. It can be listed, merged and deleted by its name, but M(virtops.libvirt.snapshot_revert)
-        cannot go back to it.
+      - Whether libvirt keeps a record of the snapshot, which C(virsh snapshot-list) shows. With V(false) only the
+        journal knows the snapshot. You can list, merge and delete it by its name, but
+        M(virtops.libvirt.snapshot_revert) cannot revert to it.
     type: bool
     default: true
   operation:
     description:
       - The name of the workflow that this snapshot is a step of, for example V(live_backup).
-      - Such a snapshot stays open in the journal until M(virtops.libvirt.block_commit) has merged it, and until then
-        no other operation is allowed on this domain.
-      - V(commit), V(pull), V(revert), V(delete) and V(convert) are the journal's own words and cannot be given.
+      - Such a snapshot stays open in the journal until M(virtops.libvirt.block_commit) has merged it. Until then no
+        other operation is allowed on this domain.
+      - You cannot use V(commit), V(pull), V(revert), V(delete) and V(convert). The journal itself uses these words.
     type: str
     default: snapshot
   backup:
     description:
-      - The backup by M(virtops.libvirt.image_backup) that is going to follow, by its options there.
-      - What would make it fail (a target that is missing, unsafe, not writable or too small, or options that do not fit
-        an image) is then refused before the snapshot is taken. Nothing is copied by this module.
+      - The options of the M(virtops.libvirt.image_backup) task that follows.
+      - If that backup would fail, the module refuses before it takes the snapshot. Reasons are a target that is
+        missing, unsafe, not writable or too small, and options that do not fit an image. This module copies nothing.
     type: dict
     suboptions:
       dest:
@@ -198,17 +198,17 @@ options:
         default: false
   timeout:
     description:
-      - With O(state=absent), for how many seconds the merge may take.
-      - With O(state=present), for how many seconds to wait for a snapshot of this name that libvirt still works at,
-        after the run that asked for it was interrupted.
+      - With O(state=absent), how many seconds the merge may take.
+      - With O(state=present), how many seconds to wait if libvirt still works on a snapshot of this name that an
+        interrupted run asked for.
     type: int
     default: 3600
   children:
     description:
-      - With O(state=absent), what becomes of the snapshots that descend from this one.
-      - With V(keep) they stay, and descend from its parent afterwards.
-      - With V(delete) they are deleted as well.
-      - With V(only) they are deleted, and this one stays.
+      - With O(state=absent), what happens to the snapshots that descend from this one.
+      - V(keep) keeps them. Its children become children of its parent.
+      - V(delete) deletes them too.
+      - V(only) deletes them and keeps this one.
     type: str
     choices: [keep, delete, only]
     default: keep
@@ -238,7 +238,7 @@ EXAMPLES = r"""
       - name: vdc
         snapshot: 'no'
 
-- name: Keep the disks and the memory of this moment, while the guest runs on
+- name: Keep the disks and the memory of this moment, while the guest keeps running
   virtops.libvirt.snapshot_external:
     domain: web1
     name: with-memory
@@ -262,20 +262,20 @@ EXAMPLES = r"""
       - name: vda
         file: /dev/vg0/db1-overlay
 
-- name: See the request that libvirt would be given, without a snapshot
+- name: Show the request that libvirt would get, without a snapshot
   virtops.libvirt.snapshot_external:
     domain: web1
     name: before-update
   check_mode: true
   diff: true
 
-- name: Give the snapshot up, keep the guest's data
+- name: Delete the snapshot, and keep the guest's data
   virtops.libvirt.snapshot_external:
     domain: web1
     name: before-update
     state: absent
 
-- name: Give up all that was taken after it as well
+- name: Delete also all snapshots that were taken after it
   virtops.libvirt.snapshot_external:
     domain: web1
     name: before-update
@@ -314,13 +314,13 @@ snapshot:
       description: Whether libvirt has a record of it.
       type: bool
     memory:
-      description: The file with the guest's memory. Unset for a snapshot of the disks only, and with O(state=absent).
+      description: The file with the guest's memory. Null for a snapshot of the disks only, and with O(state=absent).
       type: str
     operation:
       description: The id of its entry in the journal, if there is one.
       type: str
     xml:
-      description: The request that libvirt was given, or would be.
+      description: The request that libvirt got. In check mode, the request that it would get.
       type: str
   sample:
     name: s1
@@ -339,7 +339,7 @@ overlays:
       description: The disk's target.
       type: str
     base:
-      description: The image that now stays as it is. Of a disk on the network, words like a URI.
+      description: The image that now stays as it is. For a disk on the network, a text like a URI.
       type: str
     base_format:
       description: Its format.
@@ -369,18 +369,19 @@ skipped_disks:
       reason: it is a cdrom drive
 consistency:
   description:
-    - What was really obtained, V(filesystem) (frozen throughout), V(crash) (as after a power loss) or V(offline).
-    - With O(memory) it is about the disks without that memory, so V(crash).
+    - What the snapshot really holds, V(filesystem) (frozen the whole time), V(crash) (as after a power loss) or
+      V(offline).
+    - With O(memory) this is about the disks without the memory, so V(crash).
   returned: success and O(state=present)
   type: str
   sample: filesystem
 freeze_ms:
-  description: For how many milliseconds the guest was frozen. 0 if it was not.
+  description: How many milliseconds the guest was frozen. V(0) if it was not frozen.
   returned: success and O(state=present)
   type: int
   sample: 34
 disks:
-  description: What was merged per disk, as RV(virtops.libvirt.block_commit#module:disks).
+  description: What was merged per disk, as in RV(virtops.libvirt.block_commit#module:disks).
   returned: success and O(state=absent)
   type: list
   elements: dict

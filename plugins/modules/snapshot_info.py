@@ -11,15 +11,16 @@ short_description: List the snapshots of a libvirt domain, filtered and as a tre
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Lists a domain's snapshots, parents first, with their disks, memory, parents and children, and the tree that they
-    form. What C(virsh snapshot-list), C(snapshot-info), C(snapshot-current), C(snapshot-parent) and
-    C(snapshot-dumpxml) tell, in one task.
-  - The filters are those of C(virsh snapshot-list). A snapshot has to pass all that are set. But of O(active),
-    O(inactive) and O(disk_only) it has to pass one, and so of O(internal) and O(external).
-  - No snapshot that passes is an empty list, and no failure. Nor is it one if O(current) finds that none is current.
-  - Snapshots that M(virtops.libvirt.snapshot_external) took without metadata are listed too, from the journal. libvirt
-    does not know them.
-  - Each record is read once. The connection is read-only, but for O(security_info).
+  - Lists a domain's snapshots, parents first, with their disks, memory, parents and children, and their tree. One task
+    returns what C(virsh snapshot-list), C(snapshot-info), C(snapshot-current), C(snapshot-parent) and
+    C(snapshot-dumpxml) show.
+  - The filters are those of C(virsh snapshot-list). A snapshot must match all filters that are set. But of O(active),
+    O(inactive) and O(disk_only) it must match only one, and so of O(internal) and O(external).
+  - No match returns an empty list, and is not a failure. The same is true for O(current) if there is no current
+    snapshot.
+  - Snapshots that M(virtops.libvirt.snapshot_external) took without metadata are listed too. The journal has them,
+    libvirt does not.
+  - Each record is read once. The connection is read-only, except with O(security_info).
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
@@ -31,7 +32,7 @@ options:
     description: Only the snapshot of this name.
     type: str
   current:
-    description: Only the current snapshot, that is, the one that the next snapshot becomes a child of.
+    description: Only the current snapshot, that is, the parent of the next snapshot.
     type: bool
     default: false
   roots:
@@ -48,8 +49,9 @@ options:
     default: false
   metadata:
     description:
-      - Only snapshots that libvirt has a record of, or with V(false) only those that the journal alone knows.
-      - Unset, both.
+      - V(true) lists only snapshots that libvirt has a record of. V(false) lists only those that are in the journal
+        alone.
+      - If unset, both.
     type: bool
   active:
     description: Only snapshots of a running guest with its memory.
@@ -72,10 +74,10 @@ options:
     type: bool
     default: false
   from:
-    description: Only the children of the snapshot of this name. That one must be there.
+    description: Only the children of the snapshot of this name. It must exist.
     type: str
   descendants:
-    description: With O(from), its children and all of theirs.
+    description: With O(from), all descendants instead of only the children.
     type: bool
     default: false
   xml:
@@ -84,9 +86,9 @@ options:
     default: false
   security_info:
     description:
-      - Whether the XML is returned with passwords and other secrets in it, as C(--security-info) does. Set C(no_log) on
-        the task.
-      - Needs the right to change domains.
+      - Whether the XML is returned with passwords and other secrets, as with C(--security-info). Set C(no_log) on the
+        task.
+      - This needs the permission to change domains.
     type: bool
     default: false
 seealso:
@@ -98,7 +100,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Look at all snapshots of a guest
+- name: Read all snapshots of a guest
   virtops.libvirt.snapshot_info:
     domain: web1
   register: found
@@ -113,7 +115,7 @@ EXAMPLES = r"""
     disk_only: true
     leaves: true
 
-- name: Keep the definitions of a snapshot and of all below it
+- name: Read the definitions of all descendants of a snapshot
   virtops.libvirt.snapshot_info:
     domain: web1
     from: before-upgrade
@@ -124,7 +126,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 snapshots:
-  description: The snapshots that pass the filters, parents first.
+  description: The snapshots that match the filters, parents first.
   returned: success
   type: list
   elements: dict
@@ -133,20 +135,21 @@ snapshots:
       description: Its name.
       type: str
     description:
-      description: Its description, null if it has none.
+      description: Its description. Null if it has none.
       type: str
     parent:
-      description: The name of its parent, null for a root.
+      description: The name of its parent. Null for a root.
       type: str
     children:
-      description: The names of its children, whether or not they pass the filters.
+      description: The names of its children, even if they do not match the filters.
       type: list
       elements: str
     creation_time:
       description: When it was taken, in seconds since 1970.
       type: int
     state:
-      description: What the guest was, in libvirt's words. V(disk-snapshot) is a running guest, without its memory.
+      description:
+        - The guest's state at the snapshot, in libvirt's words. V(disk-snapshot) is a running guest without its memory.
       type: str
     kind:
       description: V(internal) or V(external).
@@ -165,7 +168,7 @@ snapshots:
       description: Whether libvirt has a record of it.
       type: bool
     xml:
-      description: Its XML, null where libvirt has no record.
+      description: Its XML. Null if libvirt has no record.
       returned: with O(xml) or O(security_info)
       type: str
   sample:
@@ -182,13 +185,13 @@ snapshots:
       current: true
       metadata: true
 current:
-  description: The name of the domain's current snapshot, null if none is. The filters do not count here.
+  description: The name of the domain's current snapshot. Null if there is none. The filters do not change this.
   returned: success
   type: str
   sample: before-upgrade
 tree:
   description:
-    - The snapshots that pass the filters, drawn as C(virsh snapshot-list --tree) does.
+    - The snapshots that match the filters, drawn as by C(virsh snapshot-list --tree).
     - Null if they are more than a hundred levels deep.
   returned: success
   type: str

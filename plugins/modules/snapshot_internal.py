@@ -7,20 +7,21 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: snapshot_internal
-short_description: Take or delete a snapshot inside of a guest's qcow2 images
+short_description: Take or delete a snapshot inside a guest's qcow2 images
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Takes an internal snapshot of all disks of a domain, and of its memory if it runs. The data are kept inside of the
-    qcow2 images that the guest writes to, so no file is added and no chain grows.
-  - A running guest stands still while its memory is written, some seconds for each GiB of it. If that is too long, take
-    an external snapshot with M(virtops.libvirt.snapshot_external).
-  - Every disk has to be a qcow2 image on this host, as libvirt leaves none out. Only drives that are read-only or empty
-    are passed over. A guest with a raw disk is refused, and the message names the disk and the ways out.
-  - A guest with UEFI firmware needs libvirt 10.9.0 or later, and its variables in a qcow2 image.
-  - A snapshot of this name that is internal and has the same disks is left as it is. If it is external or has other
-    disks, the task fails and says what differs.
-  - With O(state=absent) data and record are deleted. The images do not become smaller by that; the room is used anew.
+  - Takes an internal snapshot of all disks of a domain, and of its memory if it runs. The data are inside the qcow2
+    images that the guest writes to. So no file is added and no chain grows.
+  - A running guest is paused while its memory is written, some seconds for each GiB. If that is too long, take an
+    external snapshot with M(virtops.libvirt.snapshot_external).
+  - Every disk must be a qcow2 image on this host, because libvirt cannot leave a disk out. Only read-only and empty
+    drives are skipped. A guest with a raw disk is refused. The message names the disk and the alternatives.
+  - A guest with UEFI firmware needs libvirt 10.9.0 or later, and its NVRAM must be a qcow2 image.
+  - If an internal snapshot of this name with the same disks exists, nothing is changed. If it is external or has other
+    disks, the task fails and names the difference.
+  - O(state=absent) deletes the data and the record. The images do not become smaller, but the space in them is used
+    again.
   - The module refuses while the journal has an open operation on the domain, even an interrupted one, and while a block
     job runs.
 extends_documentation_fragment:
@@ -34,36 +35,36 @@ extends_documentation_fragment:
 options:
   name:
     description:
-      - The snapshot's name. libvirt takes none that begins with a dot or has a slash in it.
-      - From 10.9.0 on, and for a guest that runs, QEMU takes only letters, digits, C(-), C(.) and C(_).
+      - The snapshot's name. It must not begin with a dot or contain a slash.
+      - From libvirt 10.9.0 on, QEMU accepts only letters, digits, C(-), C(.) and C(_) for a running guest.
     type: str
     required: true
   state:
     description:
-      - V(present) takes the snapshot if it is not there. V(absent) deletes it if it is there.
-      - V(absent) also deletes data of that name in the images that libvirt has no record of, such as those of a
-        snapshot whose record was deleted alone, or that was being taken when libvirt's daemon died.
+      - V(present) takes the snapshot if it does not exist. V(absent) deletes it if it exists.
+      - V(absent) also deletes data of that name in the images that libvirt has no record of. Such data are left if only
+        the record was deleted, or if libvirt's daemon died while it took the snapshot.
     type: str
     choices: [present, absent]
     default: present
   description:
-    description: A description that libvirt keeps with a new snapshot.
+    description: A description that libvirt stores with a new snapshot.
     type: str
   halt:
     description:
-      - Whether the guest is turned off the moment that the snapshot was taken, as by
-        C(virsh snapshot-create-as --halt). It loses nothing, as its memory is in the snapshot.
-      - If the snapshot is there and the guest is off, nothing changes. If the snapshot is there and the guest runs, the
-        task fails, since turning it off then would lose what it did in memory after the snapshot.
+      - Whether the guest is turned off when the snapshot is taken, as by C(virsh snapshot-create-as --halt). It loses
+        nothing, because its memory is in the snapshot.
+      - If the snapshot exists and the guest is off, nothing is changed. If the snapshot exists and the guest runs, the
+        task fails, because turning the guest off would lose its memory since the snapshot.
     type: bool
     default: false
   children:
     description:
-      - With O(state=absent), what becomes of the snapshots that descend from this one.
-      - V(keep) makes its children those of its parent.
-      - V(delete) deletes them all as well, as C(virsh snapshot-delete --children) does.
+      - With O(state=absent), what happens to the snapshots that descend from this one.
+      - V(keep) keeps them. Its children become children of its parent.
+      - V(delete) deletes them too, as C(virsh snapshot-delete --children) does.
       - V(only) deletes them and keeps this one, as C(virsh snapshot-delete --children-only) does.
-      - If one of those to be deleted is external, nothing is deleted.
+      - If one of the snapshots to delete is external, nothing is deleted.
     type: str
     choices: [keep, delete, only]
     default: keep
@@ -92,7 +93,7 @@ EXAMPLES = r"""
     name: parked
     halt: true
 
-- name: Delete a snapshot with all that descend from it
+- name: Delete a snapshot and all its descendants
   virtops.libvirt.snapshot_internal:
     domain: web1
     name: before-update
@@ -114,7 +115,7 @@ domain:
   sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
 snapshot:
   description:
-    - The snapshot, or with O(state=absent) what it was. Null if there was none.
+    - The snapshot. With O(state=absent), the snapshot that was deleted. Null if there was none.
     - The keys are those of RV(virtops.libvirt.snapshot_info#module:snapshots).
   returned: success
   type: dict

@@ -11,17 +11,18 @@ short_description: Write, change or delete libvirt's record of a snapshot, not i
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Changes what libvirt knows of a snapshot. No image and no chain is touched, and the guest does not notice.
-  - With O(state=absent) libvirt forgets it, as by C(virsh snapshot-delete --metadata). This is for a record that is
-    stale because its layers were merged by hand. libvirt then can neither delete the snapshot nor undefine the domain.
-  - The layers of an external snapshot whose record is deleted stay in use. As long as they are, the journal of this
-    collection keeps the snapshots that it made, and M(virtops.libvirt.block_commit) can still merge them by name. The
-    data of an internal snapshot stay in the image, where C(qemu-img snapshot) finds them.
-  - With O(xml) a record is written, as by C(virsh snapshot-create --redefine). A record that says all that the XML says
-    is not changed. So the records of a domain that was moved, or of a transient one that was started anew, are put
-    back, parents first.
-  - With O(current), O(description) or O(new_name) a record is changed, as by C(virsh snapshot-current) and
-    C(virsh snapshot-edit). The domain itself is not reverted.
+  - Changes what libvirt knows about a snapshot. It changes no image and no chain, and the guest does not notice.
+  - O(state=absent) deletes the record, as C(virsh snapshot-delete --metadata) does. Use it for a record that is stale
+    because its layers were merged by hand. With such a record, libvirt can neither delete the snapshot nor undefine the
+    domain.
+  - If the record of an external snapshot is deleted, its layers stay in use. As long as they are in use, the journal of
+    this collection keeps the snapshots that this collection took, and M(virtops.libvirt.block_commit) can still merge
+    them by name. The data of an internal snapshot stay in the image. C(qemu-img snapshot) shows them.
+  - O(xml) writes a record, as C(virsh snapshot-create --redefine) does. A record that already has the content of the
+    XML is not changed. Use it to restore the records of a domain that was moved, or of a transient domain that was
+    started again. Write the parents first.
+  - O(current), O(description) and O(new_name) change a record, as C(virsh snapshot-current) and C(virsh snapshot-edit)
+    do. The domain itself is not reverted.
   - The module refuses while the journal has an open operation on the domain, even an interrupted one.
 extends_documentation_fragment:
   - virtops.libvirt.connection
@@ -32,7 +33,7 @@ extends_documentation_fragment:
   - virtops.libvirt.attributes.actiongroup_all
 options:
   name:
-    description: The snapshot's name. With O(xml) it is in there.
+    description: The snapshot's name. With O(xml), the name is in the XML.
     type: str
   state:
     description:
@@ -42,38 +43,39 @@ options:
     default: present
   xml:
     description:
-      - The record as RV(virtops.libvirt.snapshot_info#module:snapshots[].xml) or C(virsh snapshot-dumpxml) gives it.
-      - Its parent has to be on record already, and the UUID of the domain in it must be this domain's.
+      - The record, as RV(virtops.libvirt.snapshot_info#module:snapshots[].xml) or C(virsh snapshot-dumpxml) shows it.
+      - Its parent must have a record already, and the UUID of the domain in it must be this domain's.
     type: str
   current:
-    description: Whether it becomes the current snapshot, that is, the parent of the next one. V(false) leaves that be.
+    description:
+      - Whether it becomes the current snapshot, that is, the parent of the next one. V(false) does not change this.
     type: bool
     default: false
   description:
-    description: The description that it gets. Empty, it has none. Unset, it stays as it is.
+    description: The new description. An empty string removes it. If unset, it is not changed.
     type: str
   new_name:
     description:
-      - The name that it gets. Its children are moved with it.
-      - If it has that name already, only O(description) and O(current) are brought to it. Another record of that name
-        is never written over.
-      - An internal snapshot cannot be renamed or cloned, as its data in the images go by its name.
+      - The new name. Its children keep it as their parent.
+      - If it has that name already, only O(description) and O(current) are changed. Another record of that name is
+        never overwritten.
+      - An internal snapshot cannot be renamed or cloned, because its data in the images are found by its name.
     type: str
   clone:
-    description: With O(new_name), whether the record is kept under its old name as well.
+    description: With O(new_name), whether the record is also kept under its old name.
     type: bool
     default: false
   validate:
     description:
-      - Whether libvirt compares what is written with its schema first (libvirt 5.6.0).
-      - The schema of libvirt 7.0 (Debian 11) rejects the records that it writes itself of guests that run.
+      - Whether libvirt first checks the XML against its schema (libvirt 5.6.0 or later).
+      - The schema of libvirt 7.0 (Debian 11) rejects even libvirt's own records of running guests.
     type: bool
     default: false
   children:
     description:
-      - With O(state=absent), what becomes of the records that descend from this one.
-      - V(keep) makes its children those of its parent.
-      - V(delete) deletes them all as well, as C(virsh snapshot-delete --children) does.
+      - With O(state=absent), what happens to the records that descend from this one.
+      - V(keep) keeps them. Its children become children of its parent.
+      - V(delete) deletes them too, as C(virsh snapshot-delete --children) does.
       - V(only) deletes them and keeps this one, as C(virsh snapshot-delete --children-only) does.
     type: str
     choices: [keep, delete, only]
@@ -91,13 +93,13 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Forget a snapshot whose overlays were merged by hand
+- name: Delete the record of a snapshot whose overlays were merged by hand
   virtops.libvirt.snapshot_metadata:
     domain: web1
     name: before-update
     state: absent
 
-- name: Forget all snapshots that descend from one
+- name: Delete the records of all descendants of a snapshot
   virtops.libvirt.snapshot_metadata:
     domain: web1
     name: installed
@@ -117,7 +119,7 @@ EXAMPLES = r"""
     name: before-update
     new_name: release-4.2
 
-- name: Read the records of a guest that was moved, where it was
+- name: Read the records of a moved guest on its old host
   virtops.libvirt.snapshot_info:
     domain: web1
     security_info: true
@@ -125,7 +127,7 @@ EXAMPLES = r"""
   delegate_to: hv1
   no_log: true
 
-- name: Write them where it is now; they come parents first
+- name: Write the records on its new host, parents first
   virtops.libvirt.snapshot_metadata:
     domain: web1
     xml: "{{ item.xml }}"
@@ -148,7 +150,7 @@ domain:
   sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
 snapshot:
   description:
-    - The record as it is afterwards, or with O(state=absent) as it was before. Null if there was none.
+    - The record after the change. With O(state=absent), the record before. Null if there was none.
     - The keys are those of RV(virtops.libvirt.snapshot_info#module:snapshots).
   returned: success
   type: dict

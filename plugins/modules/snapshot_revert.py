@@ -7,39 +7,39 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: snapshot_revert
-short_description: Take a guest back to a snapshot
+short_description: Revert a guest to a snapshot
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - Takes the disks of a domain, and its memory where the snapshot has that, back to a snapshot. What the guest wrote
-    since is lost, unless it is in another snapshot.
-  - To an internal snapshot libvirt goes back, and the definition becomes that of the snapshot's moment.
-  - To an external snapshot libvirt goes back since 9.9.0; C(virsh capabilities) then has C(<externalSnapshot/>). It
-    deletes the files of the current snapshot without asking what else stands on them, and it puts every disk on a new
-    overlay. So the module lets it only if nothing can be lost. The guest's disks have to be on the overlays of its
-    current snapshot, which nothing else needs. The snapshot has to be of all disks that the guest has and had then, and
-    each of them has to be a file. The definition then becomes that of the snapshot's moment, too.
-  - In all other cases the module goes back to an external snapshot itself, for example if the host's libvirt is older,
-    if the snapshot left out a disk, if a CD is inserted, if a disk is a block device, or if the guest was taken back
-    before and has branches of snapshots. The guest is turned off, each of
-    the snapshot's disks gets a new overlay on the image of that moment, and the definition stays as it is but for them.
-    If the snapshot has the guest's memory, the guest then goes on with that, with the devices of that moment until it
-    is off again. The snapshot's own images and its memory file are never written to, so it can be gone back to again.
-    If it was interrupted, the next run finishes it, and M(virtops.libvirt.recover) undoes or finishes it, though
-    without the memory. A transient domain cannot be taken back so.
-  - RV(actions) tells which way it is, in check mode too.
-  - An overlay that holds nothing but what the guest wrote since then is removed, unless another snapshot stands on it.
-  - Whether something happened since the last revert can be told only of a guest that is off. If it stands on the
-    snapshot, and nobody wrote to its images or changed its definition since this module took it there, nothing changes.
-    Otherwise the revert happens, also of a guest that runs.
-  - A snapshot that is not there is a failure.
-  - It is refused if it would harm other data. That is so if layers stand on the images that the snapshot is in, if
-    a disk has another image since, or if another domain uses one of them. An image that was written to after an
-    external snapshot, as by a merge, is no longer that moment and is refused too.
-  - It is refused if libvirt saved the guest with its memory (C(virsh managedsave)), as that does not go with the disks
+  - Reverts the disks of a domain to a snapshot, and its memory if the snapshot has it. What the guest wrote since is
+    lost, unless it is in another snapshot.
+  - libvirt does the revert to an internal snapshot. The domain gets the definition that it had at the snapshot.
+  - libvirt 9.9.0 or later can revert to an external snapshot. C(virsh capabilities) then has C(<externalSnapshot/>).
+    But libvirt deletes the files of the current snapshot without a check whether other layers need them, and puts every
+    disk on a new overlay. So the module lets libvirt do it only if nothing can be lost. The guest's disks must be on
+    the overlays of its current snapshot, and nothing else may need these overlays. The snapshot must hold all disks
+    that the guest has now and had then, and each must be a file. The domain then also gets the definition that it had
+    at the snapshot.
+  - In all other cases the module itself reverts to an external snapshot. Examples are an older libvirt, a disk that the
+    snapshot left out, an inserted CD, a disk on a block device, and branches of snapshots after an earlier revert. The
+    module turns the guest off. Each disk of the snapshot gets a new overlay on its image of that moment. The rest of
+    the definition stays as it is. If the snapshot has the guest's memory, the guest then continues from it. Until it is
+    turned off again, it has the devices of that moment. The module never writes to the snapshot's images and its memory
+    file, so you can revert to it again. If the revert was interrupted, the next run finishes it.
+    M(virtops.libvirt.recover) undoes or finishes it too, but without the memory. A transient domain cannot be reverted
+    in this way.
+  - RV(actions) shows which way is used, in check mode too.
+  - An overlay that holds only what the guest wrote since then is removed, unless another snapshot needs it.
+  - If the guest is off, and nobody has written to its images or changed its definition since this module reverted it to
+    the same snapshot, nothing is changed. Otherwise the revert is done. It is always done if the guest runs.
+  - If the snapshot does not exist, the module fails.
+  - The module refuses if a revert would harm other data. That is so if other layers stand on the images that hold the
+    snapshot, if a disk has had another image since, or if another domain uses one of the images. The module also
+    refuses if an image was written to after an external snapshot, for example by a merge.
+  - The module refuses if the guest's memory is saved (C(virsh managedsave)), because this memory does not fit the disks
     of another moment.
-  - libvirt brings back the metadata of the snapshot's moment too, and in them the journal of this collection. It is
-    written anew. Operations of that time do not rise again, and snapshots whose layers are in use stay known.
+  - libvirt also restores the old metadata, with the old journal of this collection. So the module writes the journal
+    again. Old operations do not come back, and snapshots whose layers are in use stay in the journal.
   - The module refuses while the journal has an open operation on the domain, even an interrupted one, and while a block
     job runs.
 extends_documentation_fragment:
@@ -51,31 +51,31 @@ extends_documentation_fragment:
   - virtops.libvirt.attributes.actiongroup_all
 options:
   name:
-    description: The snapshot's name. Either this or O(current) is needed.
+    description: The snapshot's name. Set this or O(current).
     type: str
   current:
-    description: Whether the domain's current snapshot is meant.
+    description: Whether to revert to the domain's current snapshot.
     type: bool
     default: false
   run_state:
     description:
-      - What the guest does afterwards.
-      - V(snapshot) is what it did when the snapshot was taken. V(running) and V(paused) are as the flags of
-        C(virsh snapshot-revert).
-      - A transient domain that the snapshot would leave off needs V(running) or V(paused).
+      - The guest's state after the revert.
+      - V(snapshot) is its state when the snapshot was taken. V(running) and V(paused) are like the flags of C(virsh
+        snapshot-revert).
+      - A transient domain that would be off after the revert needs V(running) or V(paused).
     type: str
     choices: [snapshot, running, paused]
     default: snapshot
   force:
     description:
-      - Whether to do what libvirt calls risky, for example where the devices of the running guest are not those of the
-        snapshot. The message says so if it is needed.
+      - Whether to revert even if libvirt calls it risky, for example because the devices of the running guest are not
+        those of the snapshot. The message says when you need this.
     type: bool
     default: false
   reset_nvram:
     description:
-      - Whether the guest gets fresh UEFI variables from their template (libvirt 8.1.0).
-      - Where the module goes back to an external snapshot itself, only if the guest is then started.
+      - Whether the guest gets new UEFI variables from their template (libvirt 8.1.0 or later).
+      - If the module itself reverts to an external snapshot, this works only if the guest is then started.
     type: bool
     default: false
 seealso:
@@ -88,12 +88,12 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Take a guest back to where it was before the update
+- name: Revert a guest to its state before the update
   virtops.libvirt.snapshot_revert:
     domain: web1
     name: before-update
 
-- name: Take it back to its current snapshot, and start it in any case
+- name: Revert it to its current snapshot, and start it in any case
   virtops.libvirt.snapshot_revert:
     domain: web1
     current: true
@@ -114,7 +114,7 @@ domain:
   sample: {name: web1, uuid: 1b4e28ba-2fa1-11d2-883f-0016d3cca427, state: running}
 snapshot:
   description:
-    - The snapshot that the domain was taken back to.
+    - The snapshot that the domain was reverted to.
     - The keys are those of RV(virtops.libvirt.snapshot_info#module:snapshots).
   returned: success
   type: dict
@@ -137,7 +137,7 @@ state_before:
   type: str
   sample: running
 state_after:
-  description: The state after, or in check mode the one that it would have.
+  description: The domain's state after. In check mode, the state that it would have.
   returned: success
   type: str
   sample: running

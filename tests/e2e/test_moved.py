@@ -76,5 +76,5 @@ def test_a_migrated_guest_is_recovered_where_it_is(
     (made, *_unused) = moved.sets()
     made.check({"vda"}, mark)
     said = refusals(controller, old, ("recover", {}))
-    assert "If the guest went to another host" in said["overlay_gone"]
+    assert "If the guest moved to another host" in said["overlay_gone"]
     new.exec(["rm", "-rf", made.folder])

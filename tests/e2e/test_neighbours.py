@@ -69,7 +69,7 @@ def test_broken_neighbours(well: Member, controller: Controller) -> None:
     healed = controller.module(host.name, "recover", domain=name)
     assert healed["changed"], healed
     assert [path in str(healed["warnings"]) for path in (vda, vdb)] == [True, True]
-    assert f"the domain late may stand on it, and nobody can tell: {FOLDER}/gone.qcow2 is missing" in str(
+    assert f"the domain late may use it, and this cannot be checked: {FOLDER}/gone.qcow2 is missing" in str(
         healed["warnings"]
     )
 

@@ -125,7 +125,7 @@ def recover_all(
         except VirtopsError as error:
             if error.code == "memory_saved":
                 left.append(view.uuid)
-                say("%s: left as it is, for its memory is saved; it is recovered once it was started" % view.name)
+                say("%s: left as it is, because its memory is saved; it is recovered after it has started" % view.name)
             elif error.code == "locked" and saved is not None:
                 left.append(view.uuid)  # a play may have come first
             else:
@@ -134,7 +134,7 @@ def recover_all(
         except Exception:  # noqa: BLE001  (a bug: it is shown as one, and the other guests get their turn)
             needy = True
             traceback.print_exc()
-            say("%s: NEEDS A HUMAN: its recovery broke off, see above" % view.name)
+            say("%s: NEEDS A HUMAN: its recovery stopped, see above" % view.name)
     return Found(needy, tuple(left))
 
 

@@ -370,7 +370,7 @@ def require_still(selection: Selection, view: DomainView, journal: Journal) -> N
                 "chain_changed",
                 "Disk %s of domain %s no longer has %s right above %s"
                 % (source.target, view.name, source.overlay, source.base.path),
-                "Its base cannot be copied as that point in time: merge what is left of it, and take a new snapshot",
+                "This snapshot can no longer be backed up: merge what is left of it, and take a new snapshot",
             )
         if disk.job is not None:
             raise VirtopsError(
@@ -397,5 +397,5 @@ def modified(source: Source, why: str) -> VirtopsError:
     return VirtopsError(
         "base_modified",
         "The base %s of disk %s is no longer what it was at the snapshot: %s" % (source.base.path, source.target, why),
-        "It cannot be backed up as that snapshot any more: merge the overlay (block_commit), and take a new snapshot",
+        "This snapshot can no longer be backed up: merge the overlay (block_commit), and take a new snapshot",
     )

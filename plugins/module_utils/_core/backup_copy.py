@@ -78,5 +78,5 @@ def _needs_convert(wish: BackupWish, facts: SourceFacts, image_format: str, back
     if facts.info.beside:
         return needs_rewrite(facts.info)
     if len(facts.layers) > 1 and backing is None:
-        return "its base stands on %s, whose content the copy takes in" % facts.layers[1].path
+        return "its base has the backing file %s, whose content must be in the copy" % facts.layers[1].path
     return ""

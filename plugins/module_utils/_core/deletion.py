@@ -174,8 +174,8 @@ def branches_above(path: str, target: str, standing: Sequence[str]) -> VirtopsEr
         "branches_above",
         "The image %s of disk %s has other branches of snapshots above it (%s), which a merge would change."
         % (path, target, ", ".join(standing)),
-        "Delete the snapshots of the other branches before, with virtops.libvirt.snapshot_external and state: absent; "
-        "the branch that the guest is on cannot go",
+        "First delete the snapshots of the other branches, with virtops.libvirt.snapshot_external and state: absent; "
+        "the branch that the guest uses cannot be deleted",
     )
 
 

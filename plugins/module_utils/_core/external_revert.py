@@ -86,7 +86,7 @@ def _why_no_overlays(record: SnapshotRecord, disks: Sequence[Disk], is_file: Cal
     targets = {disk.target for disk in record.disks if disk.mode == "external"}
     others = sorted(targets ^ {disk.target for disk in disks})
     if others:
-        return "libvirt goes back with all disks, and snapshot %r has others (not the same: %s)" % (
+        return "libvirt reverts all disks, but the disks of snapshot %r are others (not the same: %s)" % (
             record.name,
             ", ".join(others),
         )
@@ -133,9 +133,7 @@ def check_untouched(
     known = None if operation is None else operation.disk(target)
     if known is not None and known.identity is not None and known.base == layer.path:
         if known.identity != identity:
-            raise _changed(
-                record, target, layer, "noted were %s, and found %s" % (_told(known.identity), _told(identity))
-            )
+            raise _changed(record, target, layer, "expected %s, found %s" % (_told(known.identity), _told(identity)))
         return
     moment = max(record.creation_time * 10**9, 0 if memory is None else memory.mtime_ns)
     if not identity.device and identity.mtime_ns > moment + _GRACE_SECONDS * 10**9:
@@ -154,9 +152,9 @@ def _changed(record: SnapshotRecord, target: str, layer: Layer, why: str) -> Vir
         "base_modified",
         "The image %s of disk %s is not what it was at snapshot %r (%s): after a merge into it, its state of that "
         "moment is gone." % (layer.path, target, record.name, why),
-        "Delete neither the record nor the image before you know what changed it. If that was no write, as a copy to "
-        "another storage, its state is good: put an overlay of your own on it (%s), and name that in 'virsh edit' "
-        "while the domain is off"
+        "Find out what changed the image, and until then delete neither the image nor its record. If it was only "
+        "copied to another storage, its state is good: put an overlay of your own on it (%s), and name that in 'virsh "
+        "edit' while the domain is off"
         % command("qemu-img", "create", "-f", "qcow2", "-F", layer.format, "-b", layer.path, "NEW"),
     )
 

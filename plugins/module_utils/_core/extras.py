@@ -113,7 +113,7 @@ def _tpm_files(
 
 def with_unsteady(extras: Extras, unsteady: Mapping[str, str]) -> Extras:
     """What could be read only while something wrote to it counts as lacking, too: source and kind of each."""
-    why = "it was written to while it was copied, so that the copy may be torn"
+    why = "it was written to while it was copied, so the copy may be inconsistent"
     return replace(extras, lacks=extras.lacks + tuple(Lack(unsteady[path], None, path, why) for path in unsteady))
 
 

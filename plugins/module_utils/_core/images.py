@@ -109,7 +109,7 @@ def looped(path: str, again: str) -> VirtopsError:
     return VirtopsError(
         "image_failed",
         "The backing files of the image %s form a loop: %s is below itself." % (path, again),
-        "Mend the headers with 'qemu-img rebase -u'",
+        "Correct the headers with 'qemu-img rebase -u'",
     )
 
 
@@ -148,7 +148,7 @@ def _odd(odd: str, layer: Layer, use: Use, place: Place) -> VirtopsError:
     }
     path, remedy = place.of(layer.path), remedies.get(use, _START)
     if odd == "encrypted":
-        so = _SO_THAT.get(use, "an overlay on it would hold what the guest writes in clear")
+        so = _SO_THAT.get(use, "an overlay on it would hold the guest's data unencrypted")
         return VirtopsError("image_encrypted", "The image %s is encrypted, so that %s." % (path, so), remedy)
     so = _SO_THAT.get(use, "an overlay on it would have another size than the disk")
     return VirtopsError("image_sliced", "The image %s is %s, so that %s." % (path, odd, so), remedy)

@@ -100,7 +100,7 @@ def _plan_found(wish: InternalWish, view: DomainView, record: SnapshotRecord, in
             "guest_running",
             "Snapshot %r exists already, and domain %s is %s: it went on or was started after that."
             % (record.name, view.name, view.state),
-            "Shut it down, as what it has in memory is in no snapshot; or leave out halt, or choose another name",
+            "Shut it down (its present memory is in no snapshot), leave out halt, or choose another name",
         )
     return InternalPlan(record.disks, record.memory != "no", False, found=True)
 
@@ -209,7 +209,7 @@ def _refuse_unsuitable(disk: Disk, view: DomainView) -> None:
     if why is not None:
         raise VirtopsError(
             "disk_unsuitable",
-            "Disk %s of domain %s can have no internal snapshot, and none can leave it out: %s."
+            "Disk %s of domain %s cannot have an internal snapshot, and such a snapshot cannot leave a disk out: %s."
             % (disk.target, view.name, why),
             "Take an external snapshot of the other disks, with virtops.libvirt.snapshot_external",
         )

@@ -164,9 +164,9 @@ def _journal(guest: GuestFacts) -> Iterator[Check]:
         yield warning(
             JOURNAL,
             "journal_foreign",
-            "The journal in its metadata belongs to the domain with the UUID %s, whose definition was copied: it "
-            "counts for nothing" % guest.view.journal_of,
-            "Nothing need be done: the run writes its own in its place",
+            "The journal in its metadata belongs to the domain with the UUID %s, whose definition was copied. It is "
+            "ignored" % guest.view.journal_of,
+            "Nothing to do: the next run replaces it",
         )
 
 
@@ -199,7 +199,7 @@ def _skipped(guest: GuestFacts) -> Iterator[Check]:
             DISKS,
             "disk_left_out",
             words,
-            "See that what is on it is backed up otherwise, or say in disks that it is left out (snapshot: no)",
+            "Back it up in another way, or leave it out in disks (snapshot: no)",
             disk.target,
         )
 
@@ -210,10 +210,10 @@ def _open_folders(guest: GuestFacts) -> Iterator[Check]:
             yield warning(
                 IMAGES,
                 "folder_shared",
-                "Others than root may write to the folder %s or to one above it, and so put another file in the place "
-                "of an image. The modules hold each file that they write to, but libvirt opens and chowns images by "
-                "their names, at each start and snapshot" % folder,
-                "Make the folders root's alone to write to, or choose another with overlay_dir for the overlays",
+                "Users other than root may write to the folder %s or to one above it, and so can replace an image. The "
+                "modules hold each file that they write to, but libvirt opens and chowns images by their names, at "
+                "each start and snapshot" % folder,
+                "Let only root write to these folders, or choose another with overlay_dir for the overlays",
                 disk.target,
             )
 
@@ -253,7 +253,7 @@ def _jobs(guest: GuestFacts) -> Iterator[Check]:
 
 def _agent(guest: GuestFacts, limits: Limits) -> Iterator[Check]:
     if limits.quiesce == "never" or not guest.view.active:
-        yield Check(AGENT, OK, "Nothing is to be frozen")
+        yield Check(AGENT, OK, "No freeze was asked for")
     elif guest.agent is None:
         yield Check(AGENT, OK, "The agent answers")
     elif limits.quiesce == "required":
@@ -294,8 +294,8 @@ def _definition(guest: GuestFacts) -> Iterator[Check]:
         yield warning(
             DEFINITION,
             "transient_domain",
-            "The domain is transient: if it ends while it stands on its overlays, its definition and the journal are "
-            "gone, and one that names the bases would lose what was written since",
+            "The domain is transient: if it ends on its overlays, its definition and the journal are lost; if it is "
+            "then created again on the bases, what it wrote since is lost",
             "Make it persistent: virsh dumpxml, then virsh define",
         )
         return
@@ -314,8 +314,8 @@ def _definition(guest: GuestFacts) -> Iterator[Check]:
             DEFINITION,
             "definition_differs",
             message,
-            "Compare virsh dumpxml with virsh dumpxml --inactive, and mend the latter, before the guest is next "
-            "started",
+            "Compare virsh dumpxml with virsh dumpxml --inactive, and correct the latter before the next start of the "
+            "guest",
             facts.target,
         )
 
@@ -370,9 +370,9 @@ def _shared(guest: GuestFacts) -> Iterator[Check]:
         yield warning(
             SHARED,
             "neighbour_unseen",
-            "Nobody can tell which images the domain %s stands on: %s. The overlays are merged, and then kept, as it "
-            "may stand on them" % (name, why),
-            "Mend or undefine that domain. Then virtops.libvirt.recover, or the next live backup, deletes them",
+            "It is not known which images the domain %s uses: %s. The overlays are merged, but kept, because it may "
+            "use them" % (name, why),
+            "Repair or undefine that domain. Then virtops.libvirt.recover, or the next live backup, deletes them",
         )
 
 
@@ -400,7 +400,7 @@ def _lacking(guest: GuestFacts) -> Iterator[Check]:
             EXTRAS,
             "not_in_set",
             "A set will not hold all that this guest needs to be restored: %s" % told,
-            "Back that up by itself; manifest.json lists it as 'lacks'",
+            "Back this up separately; manifest.json lists it as 'lacks'",
         )
     elif lacks:
         told = ", ".join(lack.words() for lack in lacks)

@@ -94,8 +94,8 @@ def _target(guest: GuestFacts, copies: dict[int, int]) -> Iterator[Check]:
         check = failed(
             TARGET,
             "no_space",
-            "The backup may take %d MiB%s, and %s has %d MiB free, of which those of the guests before it may take %d "
-            "MiB" % (mib(needs), _unsure_words(guest), where.path, free >> 20, mib(taken)),
+            "The backup may take %d MiB%s, and %s has %d MiB free, of which the backups of the guests before it may "
+            "take %d MiB" % (mib(needs), _unsure_words(guest), where.path, free >> 20, mib(taken)),
             "Make space there, or back up fewer guests at a time (guests, exclude)",
         )
         yield replace(check, status=WARNING if unsure else FAILED)
@@ -107,7 +107,9 @@ def _target(guest: GuestFacts, copies: dict[int, int]) -> Iterator[Check]:
 def _unsure_words(guest: GuestFacts) -> str:
     devices = [disk.target for disk in guest.disks if disk.order is not None and disk.order.unsure]
     return (
-        " (the whole of %s, as nobody knows how much data block devices hold)" % ", ".join(devices) if devices else ""
+        " (the whole of %s, because it is not known how much data a block device holds)" % ", ".join(devices)
+        if devices
+        else ""
     )
 
 
@@ -120,7 +122,7 @@ def _overlays(guest: GuestFacts, limits: Limits, copies: dict[int, int], overlay
             yield failed(
                 OVERLAY_SPACE,
                 "no_space",
-                "%s has %d MiB free, and %d MiB are to be there for what the guest writes during the backup "
+                "%s has %d MiB free, but %d MiB are required for what the guest writes during the backup "
                 "(overlay_reserve)" % (where.path, where.free >> 20, mib(own[where.device])),
                 "Make space there, set overlay_dir to another file system, or lower overlay_reserve",
                 disk.target,
@@ -133,7 +135,7 @@ def _overlays(guest: GuestFacts, limits: Limits, copies: dict[int, int], overlay
             yield warning(
                 OVERLAY_SPACE,
                 "no_space",
-                "%s has %d MiB free, and the copies and overlays of this guest and those before it may need %d MiB"
+                "%s has %d MiB free, and the copies and overlays of this guest and the guests before it may need %d MiB"
                 % (where.path, where.free >> 20, mib(together)),
                 "Make space there, or back up fewer guests at a time (forks, guests)",
             )

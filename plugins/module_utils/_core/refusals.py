@@ -91,8 +91,8 @@ def refuse_away(view: DomainView, remedy: str | None = None) -> None:
     if view.saved and not view.active:
         raise VirtopsError(
             "memory_saved",
-            "The memory of domain %s is saved (virsh managedsave), and goes on only on the images that it was saved "
-            "with." % view.name,
+            "The memory of domain %s is saved (virsh managedsave), and fits only the images that it was "
+            "saved with." % view.name,
             remedy or "Start it (%s), then run the task or the play again" % command("virsh", "start", view.name),
         )
 
@@ -101,9 +101,9 @@ def guest_moved(view: DomainView, why: str) -> VirtopsError:
     """Its journal went with it: the host that it is at now is to go on."""
     return VirtopsError(
         "guest_moved",
-        "Domain %s %s, so what this host still has of it is old." % (view.name, why),
-        "Run this at the host where the guest is now. If it is not to come back, remove its definition here "
-        "(%s), but no image" % command("virsh", "undefine", view.name),
+        "Domain %s %s, so its definition on this host is old." % (view.name, why),
+        "Run this on the host where the guest is now. If it will not come back, remove its definition here (%s), but "
+        "no image" % command("virsh", "undefine", view.name),
     )
 
 
@@ -162,6 +162,6 @@ def checked_path(path: str) -> str:
         raise VirtopsError(
             "bad_path",
             "The path %r is not absolute, or has '..' in it." % path,
-            "Give the whole path from / on, without '..'",
+            "Give the full path from /, without '..'",
         )
     return path

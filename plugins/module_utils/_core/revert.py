@@ -53,7 +53,7 @@ def refuse_revert(
             "run_state_needed",
             "Domain %s is transient, and snapshot %r would leave it off, so that it would be gone."
             % (view.name, record.name),
-            "Say how it is to go on, with run_state: running or paused",
+            "Set run_state: running or paused",
         )
     if wish.reset_nvram and libvirt_version < _RESET_NVRAM_SINCE:
         raise VirtopsError(
@@ -67,7 +67,7 @@ def refuse_revert(
             "revert_risky",
             "Domain %s runs, and was off at snapshot %r, so that libvirt %s would have to start a new QEMU."
             % (view.name, record.name, version_words(libvirt_version)),
-            "Give force: true if its consoles may be cut off, or shut it down before",
+            "Set force: true if its consoles may be cut off, or shut it down first",
         )
 
 

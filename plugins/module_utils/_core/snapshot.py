@@ -215,8 +215,8 @@ def unknown_words(name: str, view: DomainView) -> tuple[str, ...]:
             % (view.name, name, ", ".join(bearing)),
         )
     return (
-        "Neither libvirt, nor the journal, nor a chain of domain %s knows a snapshot %r, so nothing was done. If it is "
-        "not one that was deleted before, see whether the name is right." % (view.name, name),
+        "Neither libvirt, nor the journal, nor a chain of domain %s knows a snapshot %r, so nothing was done. If you "
+        "expected this snapshot, check the name." % (view.name, name),
     )
 
 
@@ -238,8 +238,8 @@ def _check_options(wish: SnapshotWish) -> None:
     if wish.live and wish.memory is None:
         raise VirtopsError(
             "bad_option",
-            "live is about how the guest's memory is saved, and without memory none is.",
-            "Give memory the path of a file, or leave live out",
+            "live says how the guest's memory is saved, but memory is not set.",
+            "Set memory to the path of a file, or leave out live",
         )
     if wish.memory is not None and wish.quiesce == "required":
         raise VirtopsError(
@@ -263,7 +263,7 @@ def _check_state(wish: SnapshotWish, view: DomainView) -> None:
     if wish.halt and view.active and not view.persistent:
         raise VirtopsError(
             "halt_transient",
-            "Domain %s is transient: to halt it would lose its definition, and with that which images it is on."
+            "Domain %s is transient: halt would lose its definition, and with it the knowledge of which images it uses."
             % view.name,
             "Make it persistent (virsh define), or leave out halt",
         )

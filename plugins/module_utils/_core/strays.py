@@ -43,11 +43,11 @@ def snapshot_of(path: str, domain: str, target: str) -> str | None:
 def left_words(path: str, target: str, domain: str) -> tuple[str, str]:
     """Cause and remedy of such a file that holds data."""
     return (
-        "An old overlay lies beside the disk %s of %s, and nothing tells whether its data were merged: %s."
+        "An old overlay lies beside the disk %s of %s, and it is not known whether its data were merged: %s."
         % (target, domain, path),
-        "If you know that they were, by you or by a run that kept it, move it away: 'mv %s FOLDER', to a folder "
-        "without images of the guest. If you are not sure, delete neither, shut the guest down, copy both files, and "
-        "read 'An overlay that no chain knows' in the recovery guide" % shlex.quote(path),
+        "If you know that they were merged, by you or by a run that kept the file, move it away: 'mv %s FOLDER', to a "
+        "folder without images of the guest. If you are not sure, delete neither file, shut the guest down, copy both "
+        "files, and read 'An overlay that no chain knows' in the recovery guide" % shlex.quote(path),
     )
 
 

@@ -203,7 +203,8 @@ def _listen(
                 raise VirtopsError(
                     "image_timeout",
                     "%s did not end within %d s" % (subject, limits.seconds or 0),
-                    "The image's storage does not answer, or a server that its header names: mend that, then try again",
+                    "The image's storage does not answer, or a server that its header names does not: repair this, "
+                    "then try again",
                 )
     return bytes(said[out]), bytes(said[err]), True
 

@@ -109,7 +109,7 @@ def made(path: str) -> Iterator[int]:
                 raise VirtopsError(
                     "path_unsafe",
                     "While %s was written, somebody put something else in its place" % path,
-                    "Find out who may write to that folder, and make it root's alone to write to, or choose another",
+                    "Find out who may write to that folder, and let only root write to it, or choose another",
                 )
         except BaseException:
             with suppress(OSError):
@@ -206,7 +206,7 @@ def _require_own_link(path: str, name: str, folder: os.stat_result, link: os.sta
             "path_unsafe",
             "In the path %s, %r is a symlink in a folder that another user may write to (%s): it may lead to anybody's "
             "file" % (path, name, _who(folder)),
-            "Name the file that it leads to in the domain's XML, or make the folder root's alone to write to",
+            "Name the file that it leads to in the domain's XML, or let only root write to the folder",
         )
 
 
@@ -220,8 +220,8 @@ def _require_own_name(path: str, folder: os.stat_result, found: os.stat_result) 
             "path_unsafe",
             "The file %s has %d names (hard links) and lies in a folder that another user may write to (%s): it may be "
             "anybody's file" % (path, found.st_nlink, _who(folder)),
-            "Find the others with 'find -samefile', and remove them or copy the image, or make the folder root's alone "
-            "to write to",
+            "Find the others with 'find -samefile', and remove them or copy the image, or let only root write to the "
+            "folder",
         )
 
 

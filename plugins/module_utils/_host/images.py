@@ -51,7 +51,7 @@ class Images:
         if not image_format:
             raise VirtopsError(
                 "backing_format",
-                "Nothing tells the format of the image %s" % path,
+                "The format of the image %s is not known" % path,
                 "Write it into the header of the image on it with 'qemu-img rebase -u -F', when its domain is off",
             )
         subject = "Reading the image %s" % path

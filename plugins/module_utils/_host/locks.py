@@ -130,7 +130,7 @@ class DomainLock:
                     "orphan_stays",
                     "Process %d, which worked on domain %s and was killed, does not end and holds the domain's lock: "
                     "its thread %d waits for storage that does not answer" % (pid, self._uuid, thread),
-                    "Mend that storage (see /proc/%d/task/%d/stack), then run again" % (pid, thread),
+                    "Repair that storage (see /proc/%d/task/%d/stack), then run again" % (pid, thread),
                 )
             self._clock.sleep(_POLL)
 

@@ -58,7 +58,7 @@ class Reaper:
                     "orphan_stays",
                     "The process %d (%s), which an interrupted run left, did not end within %d s of SIGKILL"
                     % (pid, PROGRAM, GONE_SECONDS),
-                    "It waits for storage that does not answer: mend that (see %s/stack), then try again"
+                    "It waits for storage that does not answer: repair that (see %s/stack), then try again"
                     % (living(pid) or "/proc/%d" % pid),
                 )
             self._clock.sleep(_POLL)

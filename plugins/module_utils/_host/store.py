@@ -156,7 +156,7 @@ class BackupStore:
                 raise VirtopsError(
                     "dest_not_writable",
                     "The directory %s for the domain's backups cannot be written to" % parent,
-                    "Mend its permissions or its mount (chmod, chattr, mount), or choose another dest",
+                    "Correct its permissions or its mount (chmod, chattr, mount), or choose another dest",
                 )
             for name in sorted(os.listdir(folder)):
                 if name.startswith(".") and name.endswith(_PARTIAL):

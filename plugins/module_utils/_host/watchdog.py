@@ -52,7 +52,7 @@ class PythonWatchdog:
 
     def arm(self, uuid: str, seconds: int, hold: Hold) -> None:
         """Start it and wait for "armed"; only then the one before it ends. `seconds` count from then on."""
-        with failing("Starting the watchdog that would let go of the guest", "watchdog_failed"):
+        with failing("Starting the watchdog that would thaw or resume the guest", "watchdog_failed"):
             process = self._start(uuid, seconds, hold)
         said = self._wait_armed(process)
         if not said.endswith(_ARMED):
@@ -60,8 +60,9 @@ class PythonWatchdog:
             _close(process)
             raise VirtopsError(
                 "watchdog_failed",
-                "The watchdog that would let go of the guest did not start: %s" % _last_line(said, self._arm_seconds),
-                "Mend what the message names; until then do without it (quiesce: never, on_timeout: fail)",
+                "The watchdog that would thaw or resume the guest did not "
+                "start: %s" % _last_line(said, self._arm_seconds),
+                "Correct what the message names; until then do without it (quiesce: never, on_timeout: fail)",
             )
         self.disarm()
         self._process = process

@@ -42,14 +42,14 @@ _NAME_REMEDY = (
 )
 
 _RELEASED_REMEDY = (
-    "QEMU has let go of the images of a guest that was paused when its memory was saved: resume it ('virsh resume'), "
-    "then run the task again. You may pause it again afterwards"
+    "QEMU no longer has the guest's images open, because the guest was paused when its memory was saved: resume it "
+    "('virsh resume'), then run the task again. You may pause it again afterwards"
 )
 
 _STALE_REMEDY = (
     "libvirt works with an older state of this guest than QEMU: its daemon was restarted after it could not write its "
-    "status file, for example because /run was full. See that /run has space, shut the guest off and start it again, "
-    "which goes by its definition, then run the same task again"
+    "status file, for example because /run was full. See that /run has space, shut the guest down and start it again, "
+    "then run the same task again"
 )
 
 #: The constant of libvirt (some are newer than the oldest libvirt that we support) -> (code, remedy).

@@ -122,7 +122,10 @@ class JobRun:
     def _without_job(self, work: Work, problem: OSError) -> Ended:
         """No merge may fail because there is no space for the job's files."""
         ended = work(Silent(), self._lock)
-        told = "This would not have outlived its connection: there is no place for a job's files (%s)." % problem
+        told = (
+            "This task ran without a job of its own, so a lost connection would have ended it: there is no place for a "
+            "job's files (%s)."
+        ) % problem
         return replace(ended, warnings=(*ended.warnings, told))
 
     def _begin(self, work: Work) -> JobFolder:

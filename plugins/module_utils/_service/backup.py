@@ -213,7 +213,7 @@ class Backup:
         if not check:
             manifest = self._apply(plan, view, manifest)
         torn = [lack for lack in manifest.extras.lacks if lack not in plan.extras.lacks]
-        warnings = ("The copy of %s may be torn: something wrote to it all the time" % lack.words() for lack in torn)
+        warnings = ("The copy of %s may be inconsistent: its file kept changing" % lack.words() for lack in torn)
         return self._made(_steps(plan), paths, manifest.as_dict(), tuple(warnings))
 
     def finish(self, check: bool) -> Outcome:

@@ -194,7 +194,7 @@ def refuse_short(images: ImagePort, overlays: Sequence[str], reserve: int) -> No
         if is_short(free, images.size_bytes(folder), reserve):
             raise VirtopsError(
                 "overlay_space",
-                "Only %d MiB are free in %s, where the guest's overlays grow; at none QEMU pauses the guest."
+                "Only %d MiB are free in %s, where the guest's overlays grow; if it is full, QEMU pauses the guest."
                 % (free // 1024 // 1024, folder),
                 "Make space there, or give the overlays another place (overlay_dir)",
             )

@@ -58,8 +58,8 @@ def _thaw(operation: Operation, view: DomainView, guest: Guest[UndoPort]) -> Non
             error.code,
             "Domain %s may still be frozen, as the snapshot %r was interrupted: %s"
             % (view.name, operation.name, error.cause),
-            "See that the guest runs and its agent answers (%s), then run the task again. Where that cannot be "
-            "had, turn the guest off (%s), which loses what a power loss would, and run it again"
+            "See that the guest runs and its agent answers (%s), then run the task again. If this is not possible, "
+            "turn the guest off (%s), which loses what a power loss would lose, and run the task again"
             % (command("virsh", "domfsthaw", view.name), command("virsh", "destroy", view.name)),
         ) from error
     guest.put(operation.held(None))

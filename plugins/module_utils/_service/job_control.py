@@ -26,8 +26,8 @@ from .run import Run
 
 MIB = 1024 * 1024
 _UNFINISHED = (
-    "This job belongs to a deletion that was interrupted, which is still to delete the overlays and the records: run "
-    "that task again, or virtops.libvirt.recover."
+    "This job belongs to an interrupted deletion, which must still delete the overlays and the records: run that task "
+    "again, or virtops.libvirt.recover."
 )
 
 
@@ -85,11 +85,13 @@ class JobControl:
                 if disk.target == target and is_in_chain(view, target, disk.overlay):
                     raise VirtopsError(
                         "commit_failed",
-                        "No block job runs on disk %s of domain %s, which still stands on %s: what %r merges is not "
-                        "merged." % (target, view.name, disk.overlay, operation.name),
-                        "Run virtops.libvirt.block_commit, or the play that began it, again; where its job died, the "
-                        "domain's QEMU log has the cause, most often no space for the base. If it fails so again, as "
-                        "after an I/O error, shut the guest down and run it once more, which merges offline",
+                        "No block job runs on disk %s of domain "
+                        "%s, which still uses %s: the merge of %r is not done."
+                        % (target, view.name, disk.overlay, operation.name),
+                        "Run virtops.libvirt.block_commit, or the play that began it, again; if its job died, the "
+                        "domain's QEMU log has the cause, most often no space for the base. If it fails again in the "
+                        "same way, as QEMU may do after an I/O error, shut the guest down and run it again: it then "
+                        "merges offline",
                     )
 
     def _steps(self, job: BlockJob | None) -> tuple[Step, ...]:
@@ -112,8 +114,8 @@ class JobControl:
         if disk is not None and disk.job is not None:
             raise VirtopsError(
                 "job_ending",
-                "The %s job of disk %s was told to end, and has not ended yet." % (disk.job.kind, disk.target),
-                "QEMU ends it as soon as the guest's writes leave it the time: run the task again",
+                "The %s job of disk %s was ordered to end, but has not ended yet." % (disk.job.kind, disk.target),
+                "QEMU ends it when the guest writes less: run the task again",
             )
 
     def _pivot(self, view: DomainView, job: BlockJob, run: Run) -> Outcome:

@@ -129,8 +129,8 @@ class MergeLoop:
         if not self.brake.held_seconds:
             return ()
         return (
-            "The guest's writes were held back for %.1f s, %.1f s of which it stood still, so that the merge could end."
-            % (self.brake.held_seconds, self.brake.suspended_seconds),
+            "So that the merge could end, the guest's writes were slowed for %.1f s, and it was paused for %.1f s of "
+            "these." % (self.brake.held_seconds, self.brake.suspended_seconds),
         )
 
     def _loop(self, courses: list[_Course], view: DomainView) -> None:
@@ -209,8 +209,8 @@ class MergeLoop:
                 "pivot_lost",
                 "libvirt shows a pivot of disk %s of domain %s that never ends: its daemon was killed while QEMU ended "
                 "it, and does not know which image the guest uses" % (disk.target, view.name),
-                "Do not restart the guest before QEMU has told that: see the recovery guide, 'A pivot that libvirt has "
-                "lost'",
+                "Do not restart the guest before you have asked QEMU: see the recovery guide, 'A pivot that libvirt "
+                "has lost'",
             )
 
     def _unknown(self, item: _Course) -> bool:
@@ -310,9 +310,9 @@ def _ended_without_merging(goal: MergeGoal) -> VirtopsError:
         "commit_failed",
         "The %s of %s into %s ended without merging it (disk %s)."
         % (goal.kind, goal.top.path, goal.into.path, goal.target),
-        "Look for the cause in the domain's QEMU log (most often no space for the image), mend it, and run "
-        "the play again; the guest goes on, on its overlay. If it fails so again, as after an I/O error, which a QEMU "
-        "does not get over, shut the guest down and run it once more: then the merge is made offline",
+        "Look for the cause in the domain's QEMU log (most often no space for the image), correct it, and run the play "
+        "again; the guest goes on, on its overlay. If it fails again in the same way, as QEMU may do after an I/O "
+        "error, shut the guest down and run the play again: it then merges offline",
     )
 
 
@@ -329,7 +329,7 @@ def _timed_out(goal: MergeGoal, seconds: int) -> VirtopsError:
 def _still_ending(goal: MergeGoal, view: DomainView) -> VirtopsError:
     return VirtopsError(
         "job_ending",
-        "The %s job of disk %s of domain %s was told to end, and has not ended yet."
+        "The %s job of disk %s of domain %s was ordered to end, but has not ended yet."
         % (goal.kind, goal.target, view.name),
-        "QEMU ends it as soon as the guest's writes leave it the time: run the play again, which sees what came of it",
+        "QEMU ends it when the guest writes less: run the play again, which checks the result",
     )

@@ -210,7 +210,7 @@ class MergePlanner:
             if disk is None:
                 raise VirtopsError(
                     "chain_changed",
-                    "Disk %s, which snapshot %r gave the overlay %s, is attached to domain %s no more."
+                    "Disk %s, which snapshot %r gave the overlay %s, is no longer attached to domain %s."
                     % (target, self._wish.snapshot, overlay, view.name),
                     "Attach it again, or name the other disks in disks",
                 )
@@ -258,9 +258,9 @@ class MergePlanner:
                 "overlay_gone",
                 "The overlay %s, which the definition of domain %s names for disk %s, is gone."
                 % (path, view.name, target),
-                "If the guest went to another host, which merged and deleted it, remove the definition here "
-                "(%s), but no image. Else mount what it lies on, or bring it back, before you start the domain: it "
-                "holds the guest's newest data" % command("virsh", "undefine", view.name),
+                "If the guest moved to another host, which merged and deleted the overlay, remove the definition here "
+                "(%s), but no image. Otherwise mount or bring back the overlay before you start the domain: it has the "
+                "guest's newest data" % command("virsh", "undefine", view.name),
             )
 
     def check_offline(self, goal: MergeGoal, view: DomainView) -> None:
@@ -375,7 +375,7 @@ class MergePlanner:
             return False
         raise VirtopsError(
             "pivot_lost",
-            "Domain %s ended while disk %s was pivoted, and nothing tells whether its newest data are in %s or in %s."
+            "Domain %s ended while disk %s was pivoted, and it is not known whether its newest data are in %s or in %s."
             % (view.name, goal.target, goal.top.path, goal.into.path),
             "Keep copies of both images, and look at each with the other out of the way (guestfish, or a scratch "
             "domain); name the right one in 'virsh edit', start the domain, then run virtops.libvirt.recover",

@@ -101,7 +101,7 @@ class OtherFiles(FileSet):
         if found is None:
             return None
         who = "the domain %s" % found.owner if found.owner else "another domain of this host"
-        return "%s may stand on it, and nobody can tell: %s" % (who, found.why)
+        return "%s may use it, and this cannot be checked: %s" % (who, found.why)
 
 
 def every_image(others: OtherImages, images: ImagePort) -> OtherFiles:

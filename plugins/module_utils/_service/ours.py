@@ -105,8 +105,8 @@ def kept_words(path: str, why: str) -> str:
 def foreign_journal(view: DomainView) -> str:
     """The warning of a journal that came along with a copied definition."""
     return (
-        "The journal in the metadata of domain %s belongs to the domain with the UUID %s, whose definition was copied: "
-        "it counts for nothing here. The next operation on this domain writes its own in its place."
+        "The journal in the metadata of domain %s belongs to the domain with the UUID %s, whose definition was copied. "
+        "It is ignored here. The next operation on this domain writes its own in its place."
         % (view.name, view.journal_of)
     )
 

@@ -138,7 +138,7 @@ def _why_not_reusable(disk: PlannedDisk, info: ImageInfo, images: ImagePort) -> 
     if info.corrupt:
         return "it is marked as corrupt"
     if info.backing_path is None:
-        return "it has no backing file, and %s has to be that" % base.path
+        return "it has no backing file, but needs %s" % base.path
     if not _same_file(info.backing_path, base.path, images):
         return "its backing file is %s, not %s" % (info.backing_path, base.path)
     if info.backing_format != base.format:
@@ -248,8 +248,8 @@ def own_files(view: DomainView, images: ImagePort) -> FileSet:
 def unsure_words(path: str) -> str:
     """Of an overlay that may hold the only copy of data."""
     return (
-        "The overlay %s was kept: the domain has left it, and nothing here tells whether all its data were merged. "
-        "Before you delete it, make sure of that (qemu-img compare tells the difference)." % path
+        "The overlay %s was kept: the domain no longer uses it, but it is not known whether all its data were merged. "
+        "Check this before you delete it (qemu-img compare shows the difference)." % path
     )
 
 

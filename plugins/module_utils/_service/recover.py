@@ -159,9 +159,9 @@ class Recovery:
         if running:
             raise VirtopsError(
                 "guest_lost",
-                "libvirt takes the domain %s for %s, but its QEMU, process %d, runs on: libvirt's daemon lost it when "
-                "it was restarted" % (view.name, view.state, running[0]),
-                "Do not start the domain, do not end that process, and merge nothing before QEMU has told which "
+                "libvirt says that the domain %s is %s, but its QEMU, process %d, still runs: libvirt's daemon lost it "
+                "when it was restarted" % (view.name, view.state, running[0]),
+                "Do not start the domain, do not end that process, and do not merge before you have asked QEMU which "
                 "images it uses: see the recovery guide, 'A guest that libvirt has lost'",
             )
 
@@ -233,7 +233,7 @@ class Recovery:
             return
         device = next((disk.base for disk in operation.disks if self._images.kind(disk.base) == "block"), None)
         if device is not None:  # nothing tells whether anybody wrote to it since the snapshot
-            words = "The interrupted backup is not finished, as %s is a block device: it has to be made anew."
+            words = "The interrupted backup is not finished, because %s is a block device: a new one must be made."
             run.warnings.append(words % device)
             return
         try:

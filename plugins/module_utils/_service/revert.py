@@ -74,7 +74,7 @@ class Revert:
         require_here(
             replace(view, state="shut off"),  # as one that runs may be turned off on the way
             self._images,
-            "Start it, or give that memory up (%s), then run the task again"
+            "Start it, or discard that memory (%s), then run the task again"
             % command("virsh", "managedsave-remove", view.name),
         )
         steps, after_chains = self._way(record, current, texts, view, journal)
@@ -109,8 +109,8 @@ class Revert:
         if fresh and state_after(self._wish, record) == "shut off":
             raise VirtopsError(
                 "unsupported",
-                "libvirt does not take the domain back itself (%s), so UEFI variables can be reset only as it starts, "
-                "and it would be off." % why_not,
+                "libvirt does not revert this domain itself (%s), so its UEFI variables can be reset only when it "
+                "starts, but it would be off." % why_not,
                 "Set run_state: running; or leave out reset_nvram, and later 'virsh start --reset-nvram'",
             )
         layers = manual.plan(view, journal, why_not)

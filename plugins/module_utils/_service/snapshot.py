@@ -173,13 +173,13 @@ class ExternalSnapshot:
         warnings = []
         if self._wish.quiesce == "preferred":
             warnings.append(
-                "The guest was not frozen, as it need not be for a snapshot with memory: what its file systems have "
-                "not written yet is in the memory. Without that memory the disks are crash-consistent"
+                "The guest was not frozen. A snapshot with memory does not need this: what its file systems have not "
+                "written yet is in the memory. Without that memory the disks are crash-consistent"
             )
         if view.state == "paused" and not self._wish.halt:
             warnings.append(
-                "The guest was paused before. As QEMU has let go of its images to save the memory, nothing can be "
-                "merged until the guest was resumed"
+                "The guest was paused before. QEMU closed its images to save the memory, so nothing can be merged "
+                "until the guest is resumed"
             )
         return tuple(warnings)
 
@@ -409,8 +409,8 @@ def noted_created(operation: Operation, images: ImagePort) -> Operation:
 def _unrecorded(name: str) -> str:
     return (
         "libvirt has no record of snapshot %r, which only the journal knows: it can be listed, merged and deleted by "
-        "its name, but nothing can go back to it. If you have the record's XML, write it again with "
-        "virtops.libvirt.snapshot_metadata; else delete the snapshot and take a new one" % name
+        "its name, but you cannot revert to it. If you have the record's XML, write it again with "
+        "virtops.libvirt.snapshot_metadata; otherwise delete the snapshot and take a new one" % name
     )
 
 

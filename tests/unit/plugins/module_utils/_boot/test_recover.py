@@ -138,7 +138,7 @@ def test_a_saved_guest_is_recovered_once_it_was_started(
     monkeypatch.setattr(recover, "_connect", lambda _uri: nullcontext(connection))
     assert recover.main(["--uri", URI]) == 0
     assert (looks[0], looks[2:]) == ("ready", [""])
-    assert "a: left as it is, for its memory is saved" in looks[1]
+    assert "a: left as it is, because its memory is saved" in looks[1]
     assert capfd.readouterr().out == "a: healed: remove operation s1 from the journal\n"
 
 

@@ -58,7 +58,7 @@ def test_throttle_ends_the_merge(lab: Lab) -> None:
     assert lab.whole()
     assert 0 < outcome.values["held_seconds"] < 60  # type: ignore[operator]
     assert outcome.values["suspended_seconds"] == 0
-    assert "held back" in outcome.warnings[-1]
+    assert "slowed" in outcome.warnings[-1]
 
 
 def test_throttled_for_a_bounded_time_then_given_up(lab: Lab) -> None:

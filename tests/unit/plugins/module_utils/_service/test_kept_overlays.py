@@ -146,7 +146,7 @@ def test_the_words_of_one_that_nobody_knows(lab: Lab) -> None:
     lab.forget()
     with pytest.raises(VirtopsError) as caught:
         lab.snapshot(SECOND)
-    assert caught.value.cause.startswith("An old overlay lies beside the disk vda of vm, and nothing tells")
+    assert caught.value.cause.startswith("An old overlay lies beside the disk vda of vm, and it is not known")
     assert caught.value.cause.endswith("merged: %s." % VDA)
     assert "'mv %s FOLDER'" % VDA in caught.value.remedy
 
