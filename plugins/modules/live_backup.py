@@ -19,12 +19,16 @@ description:
     anything.
   - If the copy or the merge fails, the module merges the overlays back and thaws the guest before it fails. The message
     says what happened first, then what is left.
-  - If the module, QEMU, libvirtd or the host dies, the next run reads in the domain's journal what to finish or undo.
+  - The work is a job of its own on the hypervisor. It goes on to its end if the connection is cut or the controller
+    dies. A task that comes meanwhile, and wishes the same, returns what comes of that job; any other waits for it as
+    O(lock_timeout) says, and then does its own work.
+  - If the job, QEMU, libvirtd or the host dies, the next run reads in the domain's journal what to finish or undo.
   - The role P(virtops.libvirt.live_backup#role) and the playbook of the same name run this module. For single steps use
     M(virtops.libvirt.snapshot_external), M(virtops.libvirt.image_backup) and M(virtops.libvirt.block_commit).
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.domain.job
   - virtops.libvirt.domain.lock
   - virtops.libvirt.deadline
   - virtops.libvirt.attributes
@@ -40,8 +44,17 @@ options:
     description:
       - An existing directory on the hypervisor. The backup becomes C(DEST/DOMAIN NAME/UTC TIME).
       - See O(virtops.libvirt.image_backup#module:dest) for who may own it.
+      - Required with O(state=present).
     type: path
-    required: true
+  state:
+    description:
+      - V(present) makes a backup.
+      - V(stopped) tells the job that makes one of this domain at this moment to stop, and waits until it has. The job
+        gives the copy up, merges the overlays, and fails with the code C(stopped). If it merges already, it ends as
+        usual. Nothing is changed if no such job runs. The other options do not matter.
+    type: str
+    choices: [present, stopped]
+    default: present
   name:
     description: The snapshot's name. If unset, it is C(live-backup-) and the UTC time.
     type: str
@@ -177,6 +190,11 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ nightly.backup.path }} is {{ nightly.consistency }}-consistent"
 
+- name: Stop a backup that takes too long
+  virtops.libvirt.live_backup:
+    domain: web1
+    state: stopped
+
 - name: Make a compressed backup at 100 MiB/s, without the disk for temporary files
   virtops.libvirt.live_backup:
     domain: db1
@@ -208,38 +226,48 @@ backup:
   description:
     - The manifest of the set, with its path, as RV(virtops.libvirt.image_backup#module:backup).
     - In check mode, null unless the backup of an interrupted run can be completed.
-  returned: success
+  returned: success and O(state=present)
   type: dict
   sample: {path: /srv/backup/web1/20261120T120000Z}
 consistency:
   description:
     - What the backup really holds, V(filesystem) (frozen the whole time), V(crash) (as after a power loss) or
       V(offline).
-  returned: success
+  returned: success and O(state=present)
   type: str
   sample: filesystem
 freeze_ms:
   description:
     - How many milliseconds the guest was frozen. V(0) if it was not frozen. Null for the backup of an interrupted run.
-  returned: success
+  returned: success and O(state=present)
   type: int
   sample: 34
 window_ms:
   description:
     - How many milliseconds the guest wrote to its overlays, from the snapshot to the end of the merge. Null for the
       backup of an interrupted run, and in check mode.
-  returned: success
+  returned: success and O(state=present)
   type: int
   sample: 5120
+held_seconds:
+  description: For how many seconds the guest's writes were held back so that the merge could end.
+  returned: success, and O(state=present) and O(on_timeout) is not V(fail)
+  type: float
+  sample: 2.5
+suspended_seconds:
+  description: For how many of RV(held_seconds) the guest was paused.
+  returned: success, and O(state=present) and O(on_timeout) is not V(fail)
+  type: float
+  sample: 0.0
 phases:
   description: The seconds that each phase took. In check mode, the seconds that planning took.
-  returned: success
+  returned: success and O(state=present)
   type: dict
   sample: {recovery: 0.02, preflight: 0.11, snapshot: 0.31, copy: 4.2, merge: 0.61}
 recovered:
   description: The operations of interrupted runs that were finished or undone, as
     RV(virtops.libvirt.recover#module:operations).
-  returned: success
+  returned: success and O(state=present)
   type: list
   elements: dict
   sample: []
@@ -247,7 +275,7 @@ overlays:
   description:
     - The overlays that the guest wrote to during the backup, as in
       RV(virtops.libvirt.snapshot_external#module:overlays). None of them is left.
-  returned: success
+  returned: success and O(state=present)
   type: list
   elements: dict
   sample:
@@ -257,7 +285,7 @@ overlays:
       overlay: /var/lib/libvirt/images/web1.vda.live-backup-20261120T120000Z.qcow2
 skipped_disks:
   description: The disks that are not in the backup, and why.
-  returned: success
+  returned: success and O(state=present)
   type: list
   elements: dict
   sample:
@@ -276,6 +304,9 @@ partial:
   sample: []
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, parse_reserve
@@ -284,6 +315,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._host.apparmor imp
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.helper import backup_target
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.reaper import Reaper
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job, stop
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
     BACKUP,
     COPY,
@@ -302,12 +334,13 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_back
 )
 
 SPEC: ArgumentSpec = merged(
-    BACKUP,
+    {**BACKUP, "dest": {"type": "path"}},
     COPY,
     DEADLINE,
     PREFLIGHT,
     {**SNAPSHOT, "quiesce": {**SNAPSHOT["quiesce"], "default": "preferred"}},
     {
+        "state": {"type": "str", "choices": ["present", "stopped"], "default": "present"},
         "name": {"type": "str", "aliases": ["snapshot"]},
         "bandwidth": {"type": "int", "default": 0},
         "timeout": {"type": "int", "default": 3600},
@@ -318,6 +351,8 @@ SPEC: ArgumentSpec = merged(
 
 
 def _flow(context: DomainContext) -> Outcome:
+    if _is_order(context.params):
+        return stop("live_backup", context.domain.uuid, context.check)
     with backup_target(context.params["stall_timeout"]) as (store, copier):
         tools = Tools(context.host, store, copier, Reaper(context.clock), rules)
         return LiveBackup(_options(context), context.guest, tools).run(context.check)
@@ -346,8 +381,18 @@ def _options(context: DomainContext) -> LiveBackupOptions:
     )
 
 
+def _is_order(given: Mapping[str, Any]) -> bool:
+    return bool(given["state"] == "stopped")
+
+
+def _wish(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Two tasks that have these in common want the same backup."""
+    return {name: given[name] for name in (*BACKUP, "verify", "name", "disks", "quiesce")}
+
+
 def main() -> None:
-    run_domain_module(SPEC, _flow, changes=True)
+    job = Job(_wish, _is_order)
+    run_domain_module(SPEC, _flow, changes=True, job=job, required_if=[("state", "present", ["dest"])])
 
 
 if __name__ == "__main__":

@@ -24,15 +24,16 @@ MODULE = """#!/usr/bin/python
 import json, sys
 with open({folder!r} + "/asked", "a") as asked:
     asked.write({name!r} + "\\n")
-with open(sys.argv[1]) as given:
-    wanted = json.load(given).get("guests")
+with open(sys.argv[1]) as file:
+    given = json.load(file)
 with open({folder!r} + "/answers.json") as answers:
     answer = json.load(answers)[{name!r}]
 if {name!r} == "preflight_info" and "guests" in answer:
-    answer["guests"] = [guest for guest in answer["guests"] if guest["uuid"] in wanted]
+    answer["guests"] = [guest for guest in answer["guests"] if guest["uuid"] in given["guests"]]
+answer = answer.pop("of", {{}}).get(given.get("domain"), answer)
 print(json.dumps(answer))
 """
-EFFECTS = ("snapshot_external", "image_backup", "block_commit", "recover")
+EFFECTS = ("live_backup", "recover")
 SET = {"path": "/srv/backup/1", "consistency": "filesystem", "disks": [{"allocated": 1}]}
 
 
@@ -74,7 +75,16 @@ def run(tmp_path: Path) -> Run:
     folder = tmp_path / "ansible_collections" / "virtops" / "libvirt"
     modules = folder / "plugins" / "modules"
     modules.mkdir(parents=True)
-    for name in ("roles", "meta", "playbooks", "galaxy.yml", "plugins/filter", "plugins/module_utils"):
+    for name in (
+        "roles",
+        "meta",
+        "playbooks",
+        "galaxy.yml",
+        "plugins/filter",
+        "plugins/action",
+        "plugins/plugin_utils",
+        "plugins/module_utils",
+    ):
         (folder / name).symlink_to(TREE / name)
     for name in ("guests_info", "preflight_info", *EFFECTS):
         (modules / f"{name}.py").write_text(MODULE.format(folder=str(tmp_path), name=name), encoding="utf-8")
@@ -83,14 +93,17 @@ def run(tmp_path: Path) -> Run:
         found: list[dict[str, Any]],
         looks: list[dict[str, Any]] | None = None,
         playbook: str = "live_backup",
+        fails: dict[str, str] | None = None,
         **variables: Any,
     ) -> Said:
+        failures = {
+            f"uuid-of-{name}": {"failed": True, "error_code": "x", "msg": words}
+            for name, words in (fails or {}).items()
+        }
         answers = {
             "guests_info": {"guests": found, "unmatched": []},
             "preflight_info": {"guests": looks or [looked(one["name"]) for one in found]},
-            "snapshot_external": {"changed": True, "snapshot": {"name": "s"}},
-            "image_backup": {"changed": True, "backup": SET},
-            "block_commit": {"changed": True},
+            "live_backup": {"changed": True, "backup": SET, "recovered": [], "of": failures},
             "recover": {"changed": True, "actions": [], "operations": [], "backup": None},
         }
         (tmp_path / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
@@ -122,29 +135,34 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_guest_that_is_not_ready_stops_no_other(run: Run) -> None:
-    """It comes first by its name, and is not the one that stands for its hypervisor."""
-    names = ("abc", "odd", "web")
+    """It comes first by its name, and in a look alone it is not the one that stands for its hypervisor."""
+    names, found = ("abc", "odd", "web"), "The preflight found, and nothing was touched: A job is running. Wait."
     for bad in names[:2]:
-        looks = [looked(name, *[("failed", "A job is running")] * (name == bad)) for name in names]
-        said = run([guest(name) for name in names], looks)
+        said = run([guest(name) for name in names], fails={bad: found})
         assert said.rc != 0
-        assert f"{bad}@{HOST}: FAILED. The preflight found, and nothing was touched: A job is running." in said.output
+        assert f"{bad}@{HOST}: FAILED. {found}" in said.output
+        looks = [looked(name, *[("failed", "A job is running")] * (name == bad)) for name in names]
+        only = run([guest(name) for name in names], looks, preflight_only=True)
+        assert only.rc != 0
+        assert f"{bad}@{HOST}: NOT READY. A job is running." in only.output
         for name in set(names) - {bad}:
             assert f"{name}@{HOST}: backed up to /srv/backup/1" in said.output
-        assert "The preflight failed" not in said.output
-        assert said.effects.count("snapshot_external") == len(names) - 1
+            assert f"{name}@{HOST}: ready" in only.output
+        assert "The preflight failed" not in only.output
+        assert (said.effects, only.effects) == (["live_backup"] * len(names), [])
 
 
 @pytest.mark.parametrize(("name", "value", "least"), [("timeout", "-5", 0), ("parallel", 0, 1)])
 def test_a_number_out_of_its_bounds(run: Run, name: str, value: object, least: int) -> None:
-    """The preflight names it, so that nothing is begun and nobody is told to be ready."""
+    """It is named, so that nothing is begun and nobody is told to be ready."""
     words = f"live_backup_{name} is {value}. Give a number of {least} or more."
     said = run([guest("web"), guest("abc")], preflight_only=name == "timeout", **{f"live_backup_{name}": value})
     assert said.rc != 0
     if name == "timeout":
         assert f"web@{HOST}: NOT READY. The preflight failed: {words}" in said.output
     else:
-        assert f"web@{HOST}: FAILED. The preflight failed, and nothing was touched: {words}" in said.output
+        told = "A variable has a value that cannot be meant, and nothing was touched"
+        assert f"web@{HOST}: FAILED. {told}: {words}" in said.output
     assert ": ready" not in said.output
     assert said.asked == ["guests_info"]
 
@@ -170,7 +188,7 @@ def test_a_switch_that_is_no_boolean(run: Run, given: str, value: object) -> Non
 
 
 def test_a_role_s_switch_that_is_no_boolean(run: Run) -> None:
-    """The preflight tells it, by its name."""
+    """It is told, by its name."""
     said = run([guest("web")], live_backup_verify="maybe")
     assert said.rc != 0
     assert "live_backup_verify" in said.output

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import ODD_NAME
 from endstate import processes
-from fleet import Member, images, until
+from fleet import Member, images, kill_jobs, until
 from playbook import RECOVER, Controller
 from virtlab import IMAGES, Disk, Hypervisor, lost
 
@@ -148,10 +148,11 @@ def web(hypervisors: list[Hypervisor], controller: Controller) -> Iterator[Membe
 
 
 def kill_in_copy(member: Member, controller: Controller) -> None:
-    """Kill the controller, and with it the module."""
+    """Kill the controller and the job."""
     play = controller.start("--limit", f"{member.hypervisor.name},{member.alias}", live_backup_rate_limit=1)
     until("a copy under way", lambda: member.partial() is not None or play.process.poll() is not None, 120)
     play.kill()
+    kill_jobs(member.hypervisor)
     until("the end of the module", lambda: processes(member.hypervisor) == [], 60, every=0.5)
 
 

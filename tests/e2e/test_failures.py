@@ -145,7 +145,7 @@ def test_bad_target(
     play = controller.run("--limit", f"e2e2:{member.alias}", live_backup_preflight=False, live_backup_dest=dest)
     assert play.rc != 0
     failed = [item for item in play.of(member.alias) if item.status == "failed"]
-    assert (failed[0].task, failed[0].result["error_code"]) == ("Take the snapshot", error_code)
+    assert (failed[0].task, failed[0].result["error_code"]) == ("Snapshot, copy, merge", error_code)
     # There is a report even where each guest failed
     assert dest in play.report()[member.alias]
     assert member.facts() == before

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from endstate import Before
 from fleet import Member
+from gate import Gate, gated
 from playbook import Controller
 from virtlab import Hypervisor
 
@@ -33,11 +35,18 @@ def closed(hypervisor: Hypervisor, how: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("how", ["full", pytest.param("read-only", marks=pytest.mark.long)])
-def test_the_merge_needs_no_space_on_run(fleet: dict[str, Member], controller: Controller, how: str) -> None:
+def test_the_merge_needs_no_space_on_run(
+    fleet: dict[str, Member], controller: Controller, how: str, tmp_path: Path
+) -> None:
     """The lock holds without its text, and the journal without libvirt's status file: the run ends as any other."""
     member = fleet["web1@e2e2"]
     before = Before.of(member)
-    play = controller.start(gate="Merge the overlays back", live_backup_guests=[member.guest.name], target="second")
+    with_gates = Controller(
+        tmp_path, controller.hosts, controller.lab, gated(controller.collections, tmp_path / "tree")
+    )
+    gate = Gate(member.hypervisor, "merge")
+    play = with_gates.start(live_backup_guests=[member.guest.name], target="second")
+    play.gate = gate
     play.reach_gate()
     with closed(member.hypervisor, how):
         play.open_gate()

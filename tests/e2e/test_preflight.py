@@ -75,13 +75,13 @@ def test_all_are_ready(fleet: dict[str, Member], controller: Controller) -> None
 
 
 def test_little_is_said_of_guests_that_are_ready(fleet: dict[str, Member], controller: Controller) -> None:
-    """They are just backed up; what a set will not hold is told."""
+    """They are just backed up; what a set will not hold is a warning."""
     there = len(fleet[FINE].sets())
     play = controller.run("--limit", f"e2e1:{FINE}")
     assert play.rc == 0, play.output
-    (said,) = [item.result for item in play.results if item.task == "Say what is not as it should be"]
-    assert [line for line in said["msg"] if not line.startswith(f"{FINE}: {READY}")] == []
-    assert play.refused() == {}
+    (said,) = [item.result for item in play.of(FINE, "live_backup")]
+    assert [words[:44] for words in said["warnings"]] == ["A set will not hold all that this guest need"]
+    assert looks(play) == []
     assert len(fleet[FINE].sets()) == there + 1
 
 
@@ -91,14 +91,13 @@ def test_only_the_ready_are_backed_up(fleet: dict[str, Member], controller: Cont
     before, sets, there = busy.facts(), len(busy.sets()), len(fine.sets())
     play = controller.run(*HERE)
     assert play.rc != 0
-    assert play.refused().keys() == {BUSY}
-    assert "vdb: A block job (copy)" in play.refused()[BUSY]
-    assert play.guests() == {CHECKED, FINE}
-    assert len(looks(play)) == 1
-    assert "FAILED. The preflight found" in play.report()[BUSY]
+    (failed,) = [item.result for item in play.of(BUSY, "live_backup")]
+    assert failed["error_code"] == "job_running"
+    assert play.guests() == {BUSY, CHECKED, FINE}
+    assert looks(play) == []
+    assert "FAILED. The preflight found, and nothing was touched: vdb: A block job (copy)" in play.report()[BUSY]
     assert "backed up to" in play.report()[FINE]
     assert "Checkpoints of another backup tool" in play.output
-    assert len([item for item in play.of(FINE) if item.status == "ok"]) == 5
     assert busy.facts() == before
     assert before.jobs == ["vdb"]
     assert len(busy.sets()) == sets
@@ -108,10 +107,11 @@ def test_only_the_ready_are_backed_up(fleet: dict[str, Member], controller: Cont
 def test_hypervisor_that_cannot_be_looked_at(fleet: dict[str, Member], controller: Controller) -> None:
     """An option that cannot be meant: nothing is touched, and every guest is told so."""
     sets = {alias: len(member.sets()) for alias, member in fleet.items()}
-    play = controller.run(*HERE, live_backup_overlay_reserve="much")
-    assert play.rc != 0
-    assert play.refused().keys() == {BUSY, CHECKED, FINE}
-    told = play.report()
-    assert [line for line in told.values() if "overlay_reserve is 'much'" not in line] == []
-    assert play.guests() == set()
+    only = controller.run(*HERE, live_backup_overlay_reserve="much", preflight_only=True)
+    assert only.refused().keys() == {BUSY, CHECKED, FINE}
+    for play in (only, controller.run(*HERE, live_backup_overlay_reserve="much")):
+        assert play.rc != 0
+        told = play.report()
+        assert told.keys() == {BUSY, CHECKED, FINE}
+        assert [line for line in told.values() if "overlay_reserve is 'much'" not in line] == []
     assert {alias: len(member.sets()) for alias, member in fleet.items()} == sets

@@ -148,11 +148,11 @@ def test_a_value_that_cannot_be_meant(fleet: dict[str, Member], controller: Cont
     assert "live_backup_timeout" in line
     assert "live_backup_on_timeout must be one of: fail, throttle, suspend, got: nix" in line
     assert "reached" not in line
-    assert play.of(WEB, "snapshot_external") == []
+    assert play.of(WEB, "live_backup") == []
     play = controller.run(target=HOST, guests="web1", live_backup_preflight=False, live_backup_bandwidth="-1")
     assert play.rc != 0
     assert "bandwidth is -1. Give a number of 0 or more." in play.report()[WEB]
-    assert play.of(WEB, "snapshot_external") == []
+    assert play.of(WEB, "live_backup") == []
 
 
 @pytest.fixture

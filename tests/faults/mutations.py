@@ -115,8 +115,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         9,
-        "the role first finishes the operation that it finds open",
-        (Edit("roles/live_backup/tasks/main.yml", "== 'operation_open')", "== 'none')"),),
+        "the run first finishes the operation that it finds open",
+        (
+            Edit(
+                f"{SERVICE}/live_backup.py",
+                "        recovered = self._recover(check)\n",
+                '        recovered = Outcome(before={"disks": {}}, values={"operations": []})\n',
+            ),
+        ),
         sees="error_code.: .operation_open",
         case="between_snapshot_and_copy",
     ),

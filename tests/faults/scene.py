@@ -15,15 +15,14 @@ from typing import Any
 
 from endstate import Before
 from fleet import ELSEWHERE, Member, drop_ssh, until
+from gate import Gate, gated
 from playbook import Controller, Play, RunningPlay
 from virtlab import BACKUP, IMAGES, Disk, Hypervisor, Lab, Mark, Volume
 
 from .moments import keep
 
-#: The role's tasks, as gates.
-SNAPSHOT = "Take the snapshot"
-COPY = "Copy the bases while the guest writes on"
-MERGE = "Merge the overlays back"
+#: The phases of a live backup, as gates.
+SNAPSHOT, COPY, MERGE = "snapshot", "copy", "merge"
 
 #: MiB: of the guest's own data in vda, and of what is written while it stands on its overlays.
 FILL = 24
@@ -46,6 +45,7 @@ class Stage:
         name = f"faults-{generation}"
         self.hypervisor = lab.hypervisor(name)
         self.controller = Controller(folder, [name], lab)
+        self.controller.collections = gated(self.controller.collections, folder / "collections")
         self.generation = generation
         self.members: dict[str, tuple[Member, Before]] = {}
         self.notes: dict[str, Any] = {}
@@ -142,14 +142,17 @@ class Scene:
     def start(
         self, gate: str = "", *, pipelining: bool = True, guests: list[str] | None = None, **role: Any
     ) -> RunningPlay:
-        """Start the play on our guest; `role` are variables of the role, without its name.
+        """Start the play on our guest; `role` are variables of the role, without its name. With `gate`, its job waits
+        before that phase.
 
         Without the preflight: it would refuse many a fault before the role's own refusal is reached.
         """
         role.setdefault("preflight", False)
         variables: dict[str, Any] = {f"live_backup_{name}": value for name, value in role.items()}
         names = guests or [self.member.guest.name]
-        play = self.stage.controller.start(pipelining=pipelining, gate=gate, guests=names, **variables)
+        held = Gate(self.hypervisor, gate) if gate else None
+        play = self.stage.controller.start(pipelining=pipelining, guests=names, **variables)
+        play.gate = held
         self.plays.append(play)
         if gate:
             play.reach_gate()
@@ -221,12 +224,19 @@ class Scene:
         assert failed[0].get("error_code") in codes, play.output
         return failed[0]
 
+    def kill_all(self, play: RunningPlay) -> None:
+        """SIGKILL to the controller, then to the job."""
+        play.kill()
+        self.kill(self.module_pid())
+        play.open_gate()
+
     def close(self) -> None:
         """End what a test that failed left running."""
         for play in self.plays:
             if play.process.poll() is None:
                 play.process.kill()
                 play.process.wait(30)
+            play.open_gate()
 
     # -- moments
 

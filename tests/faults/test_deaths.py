@@ -44,7 +44,7 @@ def test_libvirtd_hangs_mid_commit(scene: Scene) -> None:
 
 
 def test_fault_02_libvirtd_restarted_between_snapshot_and_copy(scene: Scene) -> None:
-    """The next module has a connection of its own, and the journal came back with the daemon."""
+    """The job goes on over a new connection, and the journal came back with the daemon."""
     play = scene.start(COPY)
     scene.record("on-overlays")
     scene.restart_libvirtd()
@@ -180,7 +180,7 @@ def assert_private(scene: Scene) -> None:
 @pytest.mark.once
 @pytest.mark.parametrize("pipelining", [False, True], ids=["", "pipelining"])
 def test_fault_09_controller_killed_during_the_copy(scene: Scene, pipelining: bool) -> None:
-    """The module does not notice: the next run waits for it, and finishes the backup of the same moment."""
+    """The job goes on: the next run of the same play attaches to it."""
     play = scene.start(rate_limit=SLOW_COPY, pipelining=pipelining)
     scene.until_copied(4)
     play.kill()
@@ -188,15 +188,15 @@ def test_fault_09_controller_killed_during_the_copy(scene: Scene, pipelining: bo
     assert partial is not None
     assert_private(scene)
     scene.heal(resumed=True)
-    # The set is the interrupted snapshot's: its time is what the partial folder was named after
+    # It is one job: the set's time is what the partial folder was named after
     assert [f".{found.folder.rpartition('/')[2]}.partial" for found in scene.member.sets()] == [partial.name]
 
 
 @pytest.mark.once
-def test_fault_09_controller_killed_between_snapshot_and_copy(scene: Scene) -> None:
+def test_fault_09_job_killed_between_snapshot_and_copy(scene: Scene) -> None:
     """The guest is on its overlays, and no copy was begun: the next run finishes that backup."""
     play = scene.start(COPY)
-    play.kill()
+    scene.kill_all(play)
     assert (scene.member.phase(), set(scene.overlays())) == ("created", scene.member.targets)
     scene.heal(resumed=True)
 
@@ -204,8 +204,7 @@ def test_fault_09_controller_killed_between_snapshot_and_copy(scene: Scene) -> N
 def test_fault_09_controller_killed_during_the_merge(scene: Scene) -> None:
     """The next run adopts QEMU's job, and copies no base again: it is no longer the snapshot."""
     play = scene.start_merging()
-    play.kill()
-    scene.kill(scene.module_pid())
+    scene.kill_all(play)
     (made,) = [found.path().stat().st_ino for found in scene.member.sets()]
     scene.heal(resumed=True)
     assert [found.path().stat().st_ino for found in scene.member.sets()] == [made]

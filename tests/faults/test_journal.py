@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from fleet import images, until
 from virtlab import BACKUP, IMAGES
 
-from .scene import SLOW_COPY, Scene
+from .scene import COPY, SLOW_COPY, Scene
 
 URI = "https://virtops.github.io/xmlns/libvirt/journal/1"
 SOCKET = "/run/libvirt/libvirt-sock"
@@ -87,7 +87,7 @@ def test_forged_journal_deletes_nothing_of_roots(scene: Scene) -> None:
 def test_copied_definition_brings_no_journal_along(scene: Scene) -> None:
     """A clone of a guest that was being backed up has nothing to finish, and nothing of the guest is touched by it."""
     hypervisor, clone = scene.hypervisor, "clone"
-    play = scene.start("Copy the bases while the guest writes on")
+    play = scene.start(COPY)
     try:
         text = hypervisor.virsh("dumpxml", "--inactive", scene.member.guest.name)
         text = re.sub(r"<uuid>.*?</uuid>|<mac address=.*?/>|<seclabel.*?</seclabel>", "", text, flags=re.DOTALL)
@@ -119,8 +119,7 @@ def die_on_overlays(scene: Scene) -> str:
     """A live backup dies while it copies, and its journal is removed. Return the snapshot's name."""
     play = scene.start(rate_limit=SLOW_COPY)
     scene.until_copied(2)
-    scene.kill(scene.module_pid())
-    play.kill()
+    scene.kill_all(play)
     (name,) = scene.member.facts().snapshots
     forget(scene)
     assert "vda" in scene.overlays()
@@ -150,7 +149,7 @@ def test_lost_journal_of_a_guest_on_its_overlays(scene: Scene) -> None:
     refused = scene.module("snapshot_external", name="mine")
     assert (refused["error_code"], "its journal is gone" in refused["msg"]) == ("operation_open", True)
     play = scene.heal(resumed=True)
-    (recovered,) = [item.result for item in play.of(scene.member.alias, "recover")]
+    (recovered,) = [item.result for item in play.of(scene.member.alias, "live_backup")]
     assert any(step.startswith(f"take up {name}") for step in recovered["actions"]), recovered
     assert scene.module("recover")["actions"] == []
 

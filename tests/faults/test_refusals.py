@@ -99,7 +99,7 @@ def test_fault_20_agent_absent_dead_or_hanging(scene: Scene, stage: Stage) -> No
         play = scene.start(guests=both, quiesce="preferred", freeze_timeout=2).end()
         for member in (scene.member, odd):
             scene.assert_succeeded(play, member)
-            (result,) = [item.result for item in play.of(member.alias, "snapshot_external")]
+            (result,) = [item.result for item in play.of(member.alias, "live_backup")]
             assert result["consistency"] == "crash"
             assert "was not frozen" in str(result["warnings"])
             assert "crash-consistent" in play.report()[member.alias]
@@ -121,7 +121,7 @@ def test_freeze_hook_that_takes_longer_than_it_may(scene: Scene) -> None:
         guest.wait()
         play = scene.run(quiesce="preferred", freeze_timeout=1)
         scene.assert_succeeded(play)
-        (result,) = [item.result for item in play.of(scene.member.alias, "snapshot_external")]
+        (result,) = [item.result for item in play.of(scene.member.alias, "live_backup")]
         assert result["consistency"] == "crash"
         assert "was not frozen" in str(result["warnings"])
         assert not scene.is_frozen()
@@ -199,7 +199,7 @@ def test_fault_25_disks_that_no_snapshot_holds(odd: OddRun) -> None:
     """Each is left alone, and named with the reason."""
     for play in (odd.first, odd.second):
         odd.scene.assert_succeeded(play)
-        (result,) = [item.result for item in play.of(odd.scene.member.alias, "snapshot_external")]
+        (result,) = [item.result for item in play.of(odd.scene.member.alias, "live_backup")]
         reasons = {item["disk"]: item["reason"] for item in result["skipped_disks"]}
         skipped = odd.scene.member.skipped
         assert reasons.keys() == skipped.keys()

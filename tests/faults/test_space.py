@@ -50,7 +50,7 @@ def test_fault_11_overlays_run_short_of_space(scene: Scene) -> None:
                 guest.write(rate=10)
         assert states == {"running"}
         scene.assert_succeeded(ended)
-        (result,) = [item.result for item in ended.of(scene.member.alias, "block_commit")]
+        (result,) = [item.result for item in ended.of(scene.member.alias, "live_backup")]
         assert result["held_seconds"] > 0
         assert result["suspended_seconds"] == 0
     scene.before.assert_normal_end()
@@ -96,7 +96,7 @@ def test_fault_14_commit_never_ready(scene: Scene, policy: str) -> None:
             scene.assert_failed(ended, "timeout", "job_ending")
         else:
             scene.assert_succeeded(ended)
-            (result,) = [item.result for item in ended.of(scene.member.alias, "block_commit")]
+            (result,) = [item.result for item in ended.of(scene.member.alias, "live_backup")]
             assert result["held_seconds"] > 0
             assert (result["suspended_seconds"] > 0) == (policy == "suspend")
             assert result["suspended_seconds"] < 20

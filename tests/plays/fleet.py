@@ -237,6 +237,12 @@ def drop_ssh(hypervisor: Hypervisor) -> None:
             hypervisor.exec(["kill", "-KILL", pid], check=False)
 
 
+def kill_jobs(hypervisor: Hypervisor) -> None:
+    """SIGKILL to whatever holds a guest's lock."""
+    for lock in hypervisor.outside("/run/virtops.libvirt").glob("domain-*.lock"):
+        hypervisor.exec(["kill", "-KILL", lock.read_text(encoding="utf-8").strip()], check=False)
+
+
 def sha256(path: Path) -> str:
     """Return the digest of a file."""
     with path.open("rb") as file:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from gate import Gate
 from virtlab import Lab
 
 HERE = Path(__file__).resolve().parent
@@ -86,12 +87,14 @@ class RunningPlay:
     record: Path
     output: Path
     patience: float = 180
+    #: What holds the job that it follows.
+    gate: Gate | None = None
 
     def reach_gate(self, timeout: float = 120) -> None:
-        """Wait until the play stands before the task that it was started with as `gate`."""
+        """Wait until the play stands before the task that it was started with as `gate`, or its job at its own."""
         gate = Path(f"{self.record}.gate")
         deadline = time.monotonic() + timeout
-        while not gate.exists():
+        while not (self.gate.wait(0) if self.gate else gate.exists()):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"the play did not come to its gate:\n{self.output.read_text()}")
             time.sleep(0.02)
@@ -99,6 +102,8 @@ class RunningPlay:
     def open_gate(self) -> None:
         """Let it go on."""
         Path(f"{self.record}.open").touch()
+        if self.gate:
+            self.gate.open()
 
     def end(self, timeout: float | None = None) -> Play:
         """Wait for its end."""

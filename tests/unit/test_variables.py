@@ -54,7 +54,7 @@ class TestRoles:
         if fixed is not None:
             assert yaml.safe_load(default) == fixed
         else:
-            assert default in ("''", "[]", "{}", "inventory_hostname") or default.startswith('"live-backup-"')
+            assert default in ("''", "[]", "{}", "inventory_hostname")
 
     def test_it_is_checked(self, role: str, name: str) -> None:
         path = ROOT / "roles" / role / "tasks" / "check.yml"

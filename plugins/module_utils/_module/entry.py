@@ -14,7 +14,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,9 @@ def run_domain_module(
     readonly = not changes and not needs_secrets(module.params)
     seconds = module.params["lock_timeout"] if changes else 0
     work = functools.partial(_on_domain, module, flow, changes, readonly)
-    if job is None or module.check_mode:
+    if job is not None and job.is_order(module.params):
+        run = functools.partial(work, Silent(), lambda _name, _uuid: nullcontext())
+    elif job is None or module.check_mode:
         run = functools.partial(_when_free, seconds, functools.partial(work, Silent(), _locked))
     else:
         run = functools.partial(_as_job, module, job, work)

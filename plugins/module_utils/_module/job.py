@@ -20,6 +20,7 @@ from typing import Any
 
 from .._core.errors import VirtopsError
 from .._core.job_state import Ended, JobEnd, JobState, describe, digest_of
+from .._core.model import Outcome
 from .._core.ports import Progress, Silent
 from .._core.text import shown, words_shown
 from .._host.clock import SystemClock
@@ -46,10 +47,12 @@ class Job:
     """Says that a module's work goes on when its connection is cut.
 
     `wish`: what of the options has to be the same for a task to attach to another one's job that runs on the domain
-    already. None: it never attaches, but waits for the lock as `lock_timeout` says.
+    already. None: it never attaches, but waits for the lock as `lock_timeout` says. `is_order`: with these options it
+    is an order to another one's job, and so neither a job itself nor in need of the lock.
     """
 
     wish: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    is_order: Callable[[Mapping[str, Any]], bool] = lambda _params: False
 
 
 class Unfinished(Exception):
@@ -227,6 +230,25 @@ def describe_no_memory(text: str) -> dict[str, Any]:
         "error_code": "no_memory",
         "exception": text,
     }
+
+
+def stop(module: str, uuid: str, check: bool) -> Outcome:
+    """Tell the job of this module on a domain to end, and wait until it has. Unchanged where none runs.
+
+    Raises what the job raised where it did not end at rest.
+    """
+    steps = []
+    for folder, state in JobStore().running(uuid):
+        if state.module != module:
+            continue
+        steps.append("stop the job %s (%s of domain %s)" % (state.id, module, state.domain))
+        if check:
+            continue
+        folder.order_stop()
+        end = follow(folder, None)
+        if end is not None and end.error is not None and end.error.code != "stopped":
+            raise end.error
+    return Outcome(tuple(steps))
 
 
 def outcome(end: JobEnd) -> Ended:

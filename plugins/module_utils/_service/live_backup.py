@@ -281,6 +281,8 @@ class LiveBackup:
         except VirtopsError as second:
             if str(second) == str(error):
                 return error
+            if error.code == "stopped":
+                return second
             done += second.actions or ()
             left = "What was left could not be put right: %s" % second
         else:
@@ -323,6 +325,7 @@ def _said(check: dict[str, Any]) -> str:
 
 def _joined(taken: Outcome, copied: Outcome, merged: Outcome, finished: Outcome) -> Outcome:
     values = {name: taken.values[name] for name in ("overlays", "skipped_disks", "consistency", "freeze_ms")}
+    values |= {name: merged.values[name] for name in ("held_seconds", "suspended_seconds") if name in merged.values}
     return Outcome(
         steps=taken.steps + copied.steps + merged.steps + finished.steps,
         before={"disks": taken.before["disks"], "backup": copied.before},
