@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +21,7 @@ DIRT = 16
 SNAPSHOT = "jobs"
 
 
-def begin(controller: Controller, members: list[Member], *tasks: dict[str, object], **variables: object) -> RunningPlay:
+def begin(controller: Controller, members: list[Member], *tasks: dict[str, object], **variables: Any) -> RunningPlay:
     """Start a play of these tasks on the hypervisors of these guests, one guest on each."""
     names = {member.hypervisor.name: member.guest.name for member in members}
     defaults = {"group/virtops.libvirt.all": {"domain": "{{ names[inventory_hostname] }}"}}

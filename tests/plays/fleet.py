@@ -249,7 +249,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def until(what: str, is_so: Callable[[], bool], seconds: float, every: float = 0.02) -> None:
+def until(what: str, is_so: Callable[[], object], seconds: float, every: float = 0.02) -> None:
     """Wait until something is so, and fail with words where it never is."""
     deadline = time.monotonic() + seconds
     while not is_so():
