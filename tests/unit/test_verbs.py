@@ -55,8 +55,8 @@ def why_not(test: str) -> str | None:
         ]
         if not named:
             return "there is no such task"
-        loops = [str(element) for task in named for element in task.get("loop", [])]
-        if found["element"] and not any(found["element"] in element for element in loops):
+        elements = [part for task in named for part in task.get("loop", task.get("prove", {}).get("cases", []))]
+        if found["element"] and not any(found["element"] in str(element) for element in elements):
             return "its loop has no such element"
         return None
     return "it is not written as a test is named"
