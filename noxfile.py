@@ -38,8 +38,12 @@ GENERATIONS = ("debian11", "debian12", "debian13", "forky")
 #: Those that `generations` runs: the oldest and the newest. The faults have two others; --long adds what is between
 EDGES = (GENERATIONS[0], GENERATIONS[-1])
 #: How the integration targets are named whose outcome depends on that, and those that do by qemu-img only
-DEPENDING = ("block_commit", "block_job", "block_pull", "snapshot_")
-DEPENDING_A_LITTLE = ("image_backup",)
+DEPENDING = (
+    "block_commit",
+    "block_pull",
+    *(f"snapshot_{what}" for what in ("delete", "external", "internal", "metadata", "revert")),
+)
+DEPENDING_A_LITTLE = ("block_job", "image_backup", "snapshot_info")
 
 nox.options.sessions = SETS
 nox.options.default_venv_backend = "none"

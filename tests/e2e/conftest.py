@@ -85,7 +85,7 @@ def fleet(hypervisors: list[Hypervisor]) -> dict[str, Member]:
     for hypervisor in hypervisors:  # those of modules that tests before this one killed
         hypervisor.exec(["sh", "-c", "rm -f /run/virtops.libvirt/*.lock"])
     # Six that write all the time take from the plays what they would need of the processors
-    members = [Member(by_name[host].guest(name), *what, rate=4) for (host, name), what in DISKS.items()]
+    members = [Member(by_name[host].guest(name), *what, rate=2) for (host, name), what in DISKS.items()]
     for member in members:
         member.define()
     in_parallel(Member.boot, members)

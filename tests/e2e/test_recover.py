@@ -69,7 +69,7 @@ class Broken:
 def broken(hypervisors: list[Hypervisor], lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
     """Break each of them but one."""
     host = hypervisors[0]
-    members = {name: Member(host.guest(name), (Disk("vda", size_mib=64, fill_mib=24),)) for name in NAMES}
+    members = {name: Member(host.guest(name), (Disk("vda", size_mib=64, fill_mib=24),), rate=2) for name in NAMES}
     for member in members.values():
         member.define()
     try:

@@ -11,10 +11,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from fleet import images, until
 from virtlab import BACKUP, IMAGES
 
 from .scene import COPY, SLOW_COPY, Scene
+
+# About what we believe of metadata
+pytestmark = pytest.mark.once
 
 URI = "https://virtops.github.io/xmlns/libvirt/journal/1"
 SOCKET = "/run/libvirt/libvirt-sock"

@@ -14,6 +14,9 @@ from fleet import until
 
 from .scene import COPY, MERGE, Scene
 
+# About what Ansible shows, and our own lock
+pytestmark = pytest.mark.once
+
 
 @contextmanager
 def interrupted(scene: Scene, before: str) -> Iterator[None]:

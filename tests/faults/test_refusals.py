@@ -82,6 +82,7 @@ def test_fault_19_stale_overlay_of_an_earlier_run(scene: Scene) -> None:
     assert os.listdir(scene.hypervisor.outside(ELSEWHERE)) == []
 
 
+@pytest.mark.once
 def test_fault_20_agent_absent_dead_or_hanging(scene: Scene, stage: Stage) -> None:
     """`required` fails in bounded time; `preferred` backs up, and says what it did instead."""
     odd = stage.odd()
@@ -153,6 +154,7 @@ def test_fault_21_frozen_by_somebody_else(scene: Scene) -> None:
     scene.heal(sets=2, quiesce="required")
 
 
+@pytest.mark.once
 def test_fault_22_paused_guest(scene: Scene) -> None:
     """It cannot be frozen, and it is not resumed by us."""
     virsh, name = scene.hypervisor.virsh, scene.member.guest.name

@@ -65,6 +65,7 @@ def boot_recovery(scene: Scene) -> Iterator[tuple[subprocess.Popen[str], socket.
             controller.module(host.name, "boot_recovery", state="absent")
 
 
+@pytest.mark.once
 def test_saved_guest_is_left_alone_until_it_was_started(scene: Scene) -> None:
     """Everything that would merge or delete refuses, the boot recovery waits; the memory is not lost."""
     virsh, name = scene.hypervisor.virsh, scene.member.guest.name
