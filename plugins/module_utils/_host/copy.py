@@ -44,7 +44,8 @@ _Result = TypeVar("_Result", Copied, Verified)
 class Signs(Protocol):
     """Gets the bytes done and in all, by target, and a number that is another while the work goes on."""
 
-    def __call__(self, done: dict[str, tuple[int, int]], life: int) -> None: ...
+    def __call__(self, done: dict[str, tuple[int, int]], life: int) -> None:
+        """Take note of them."""
 
 
 class ImageCopier:

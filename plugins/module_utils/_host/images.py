@@ -421,24 +421,6 @@ def _opened(path: str) -> BinaryIO:
     return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 
-def sync_file(path: str) -> None:
-    """fsync(2) of a file by its name."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_directory(path: str) -> None:
-    """fsync(2) of a directory: what was made, renamed or removed in it is then on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 @contextlib.contextmanager
 def _held(path: str, subject: str) -> Iterator[int]:
     """An image, held while it is used."""

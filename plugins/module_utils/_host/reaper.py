@@ -5,8 +5,8 @@
 """Private to virtops.libvirt: ending a qemu-img of ours that outlived its module.
 
 A tied program dies with the module that started it (see command.py). One can be left all the same, where the kernel
-refused prctl(2), or where something was started by an older release. It holds QEMU's lock on the image, so that each
-merge fails for as long as it runs. One that was killed, does not end and reads without a lock (-U) is in nobody's way.
+refused prctl(2). It holds QEMU's lock on the image, so that each merge fails for as long as it runs. One that was
+killed, does not end and reads without a lock (-U) is in nobody's way.
 What tells it from another's: the mark in its environment, see `command.marked`.
 Whoever calls this holds the domain's lock, so no module that could have started it lives any more.
 """
