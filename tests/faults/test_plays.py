@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from fleet import until
 
 from .scene import COPY, MERGE, Scene
