@@ -89,8 +89,7 @@ class Merge:
         steps += self._loop.steps(layers, operation)
         if clearance is not None:
             committing = None if operation is None else operation.at(COMMITTING)
-            unsure = lambda: self._loop.unsure(layers)  # noqa: E731
-            steps += CleanUp(self._guest, clearance).steps(committing, unsure)
+            steps += CleanUp(self._guest, clearance).steps(committing, lambda: self._loop.unsure(layers))
         return steps if layers.goals or any(step.words for step in steps) else ()
 
     def _new_operation(self, goals: tuple[MergeGoal, ...]) -> Operation:
