@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from fleet import Member
-from playbook import RECOVER, Controller, Play
+from playbook import RECOVER, STOP, Controller, Play
 from virtlab import Hypervisor
 
 WEB, HOST = "web1@e2e2", "second"
@@ -66,6 +66,11 @@ def test_what_was_not_found_is_named(fleet: dict[str, Member], controller: Contr
     play = controller.run(*("-i", gone), playbook=RECOVER, target=GONE, recover_guests=["typo"])
     assert play.rc != 0
     assert said(play) == f"No guest that is not excluded matches typo. Not looked at: {GONE}."
+
+    play = controller.run(playbook=STOP, target=HOST, stop_guests="web1, typo")
+    assert play.rc != 0
+    assert "No backup was under way." in play.output
+    assert "No guest that is not excluded matches typo." in play.output
 
 
 @pytest.mark.parametrize(("playbook", "target"), [("live_backup", f"{HOST}:nosuch"), ("recover", "nosuch")])

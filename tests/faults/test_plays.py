@@ -9,9 +9,11 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from fleet import until
+from playbook import STOP
 
 from .scene import COPY, MERGE, Scene
 
@@ -53,7 +55,7 @@ def test_a_task_waits_for_the_guests_lock(scene: Scene) -> None:
 def test_two_plays_on_one_guest(scene: Scene) -> None:
     """The second finds the first one's job at work, and both report its end."""
     first = scene.start(COPY)
-    wish = {"guests": [scene.member.guest.name], "live_backup_preflight": False}
+    wish: dict[str, Any] = {"guests": [scene.member.guest.name], "live_backup_preflight": False}
     second = scene.stage.controller.start(pipelining=True, gate="Snapshot, copy, merge", **wish)
     second.reach_gate()
     jobs = scene.hypervisor.outside("/run/virtops.libvirt/jobs")
@@ -71,7 +73,7 @@ def test_two_plays_on_one_guest(scene: Scene) -> None:
 
 def test_a_backup_is_stopped(scene: Scene) -> None:
     """It ends with its merge done, and says so; where none is under way nothing is changed."""
-    wish = {"playbook": "virtops.libvirt.stop", "stop_guests": [scene.member.guest.name]}
+    wish: dict[str, Any] = {"playbook": STOP, "stop_guests": [scene.member.guest.name]}
     play = scene.start(COPY)
     stop = scene.stage.controller.start(pipelining=True, **wish)
     jobs = scene.hypervisor.outside("/run/virtops.libvirt/jobs")

@@ -23,6 +23,7 @@ from virtlab import Lab
 HERE = Path(__file__).resolve().parent
 LIVE_BACKUP = "virtops.libvirt.live_backup"
 RECOVER = "virtops.libvirt.recover"
+STOP = "virtops.libvirt.stop"
 GUESTS_PLAY = "Back the guests up"
 GUESTS_PLAYS = (GUESTS_PLAY, "Bring the guests to rest")
 #: The inventory group of all hypervisors of the test.
