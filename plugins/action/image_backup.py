@@ -26,11 +26,14 @@ from ansible.utils.vars import merge_hash
 from ansible_collections.virtops.libvirt.plugins.plugin_utils.progress import ProgressLines
 
 #: Seconds that the first call follows, and each later one. Each ends as soon as the job does.
-FIRST, SOON, LATER = 10, 10, 30
+FIRST = 10
+SOON = 10
+LATER = 30
 #: Seconds after which a job is one that lasts.
 LASTS = 120
 #: Seconds for a hypervisor to be reachable again: before anything is known of the job, and after.
-RECONNECT_UNKNOWN, RECONNECT = 30, 300
+RECONNECT_UNKNOWN = 30
+RECONNECT = 300
 #: Seconds between two tries to reach it.
 PAUSE = 3
 
