@@ -102,7 +102,7 @@ def test_a_killed_job_leaves_no_lock_where_the_target_hangs(scene: Scene, tmp_pa
         finally:
             daemon.send_signal(signal.SIGCONT)
             play.end()
-    until("the end of what waited", lambda: not helpers(scene.hypervisor), 30)
+        until("the end of what waited", lambda: not helpers(scene.hypervisor), 30)
     # Of a task that was killed: each is only a file, which the next copy takes over
     scene.hypervisor.exec(["sh", "-c", "rm -f /run/virtops.libvirt/copy-*.lock"])
     scene.before.assert_normal_end(sets=0)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fleet import Set, until
+from fleet import Set, sha256, until
 from virtlab import BACKUP
 
 from .scene import SLOW_COPY, SLOW_MERGE, Scene
@@ -78,8 +78,10 @@ def merge(scene: Scene) -> None:
 
 def forge(found: Set, **changes: object) -> None:
     """Make a set say something else."""
-    file = found.path("manifest.json")
+    file, sums = found.path("manifest.json"), found.path("SHA256SUMS")
+    before = sha256(file)
     file.write_text(json.dumps({**found.manifest, **changes}), encoding="utf-8")
+    sums.write_text(sums.read_text(encoding="utf-8").replace(before, sha256(file)), encoding="utf-8")
 
 
 def test_two_hosts_share_a_target(scene: Scene) -> None:

@@ -91,13 +91,18 @@ class Undoing:
 
 
 def undoing(
-    operation: Operation, view: DomainView, guest: Guest[UndoPort], keep: Container[str] = frozenset()
+    operation: Operation,
+    view: DomainView,
+    guest: Guest[UndoPort],
+    keep: Container[str] = frozenset(),
+    mine: Container[str] = frozenset(),
 ) -> Undoing:
     """How to remove what was made for a snapshot that no disk was switched for. What was the user's before stays his,
-    and so do those to `keep`. Raises `overlay_in_use` where the guest's newest data may be in one of them."""
+    and so do those to `keep`. What this very run made is `mine`: of the rest the journal alone says so, which a guest's
+    tenant may have written. Raises `overlay_in_use` where the guest's newest data may be in one of them."""
     images, ours = guest.images, guest.ours(view)
     made = [disk.overlay for disk in unswitched(operation, view, guest) if not disk.reused and disk.overlay not in keep]
-    why = {path: ours.why_not(path, operation.disks) for path in made if images.exists(path)}
+    why = {path: None if path in mine else ours.why_not(path, operation.disks) for path in made if images.exists(path)}
     words = {path: "remove the overlay %s, which nothing was written to" % path for path in why if why[path] is None}
     memory = operation.memory
     if memory is not None and _is_free_memory(memory, guest):
@@ -134,7 +139,7 @@ def take_back(
         cause.partial = [{"disk": disk.target, "overlay": disk.overlay} for disk in kept]
         return False
     keep = {disk.overlay for disk in operation.disks} - set(made)
-    for step in undoing(operation, view, guest, keep).steps:
+    for step in undoing(operation, view, guest, keep, made).steps:
         step.act()
     return True
 

@@ -329,10 +329,12 @@ def test_a_guest_that_thawed_by_itself_is_not_called_consistent(lab: Lab) -> Non
     assert caught.value.code == "freeze_lost"
 
 
-def test_creation_fails_no_stray_file_no_frozen_guest(lab: Lab) -> None:
+@pytest.mark.parametrize("disks", [(), (DiskWish("vdb", file="/elsewhere/of any name"),)])
+def test_creation_fails_no_stray_file_no_frozen_guest(lab: Lab, disks: tuple[DiskWish, ...]) -> None:
+    lab.images.folders.add("/elsewhere")
     lab.domain.fail["create_snapshot"] = VirtopsError("libvirt_error", "No.", "Look.")
-    with pytest.raises(VirtopsError):
-        lab.run(quiesce="required")
+    with pytest.raises(VirtopsError, match=r"No[.]"):
+        lab.run(quiesce="required", disks=disks)
     assert lab.untouched()
     assert not lab.watchdog.armed
 
