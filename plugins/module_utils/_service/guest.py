@@ -17,14 +17,14 @@ from .ours import Ours
 from .run import Run
 
 #: What a flow needs of libvirt.
-Port = TypeVar("Port", bound=GuestPort, covariant=True)
+PortT_co = TypeVar("PortT_co", bound=GuestPort, covariant=True)
 
 
 @dataclass(frozen=True)
-class Guest(Generic[Port]):
+class Guest(Generic[PortT_co]):
     """What a flow works on. `progress` is where it says how far it is."""
 
-    domain: Port
+    domain: PortT_co
     images: ImagePort
     clock: Clock
     watchdog: Watchdog

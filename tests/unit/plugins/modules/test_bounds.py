@@ -26,6 +26,7 @@ from ansible_collections.virtops.libvirt.tests.unit.plugins.module_args import p
 GIVEN: dict[str, dict[str, Any]] = {
     "block_commit": {"snapshot": "x"},
     "image_backup": {"snapshot": "x"},
+    "live_backup": {"dest": "x"},
 }
 
 

@@ -20,11 +20,11 @@ VDA = "/img/vm.vda.%s.qcow2" % FIRST
 TIP = "/else/nb.qcow2"
 
 
-class Lab(test_strays.Lab, test_merge.Lab):
+class Lab(test_strays.Lab, test_merge.MergeLab):
     """A running guest on an overlay with data, beside a domain whose base is missing."""
 
     def __init__(self) -> None:
-        test_strays.Lab.__init__(self)
+        super().__init__()
         self.snapshot(FIRST)
         self.images.dirty |= {VDA, VDA.replace("vda", "vdb")}
         self.images.backing[TIP] = ("qcow2", "/else/gone.qcow2")

@@ -26,7 +26,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_back
 )
 
 from . import test_merge
-from .fakes import Died, FakeLab
+from .fakes import Died
 from .fakes_backup import FakeHost as FakeStore
 from .fakes_backup import no_space
 from .test_preflight import Host
@@ -62,11 +62,11 @@ class NoProcesses:
         raise AssertionError
 
 
-class Lab(test_merge.Lab):
+class Lab(test_merge.MergeLab):
     """A running guest on its own images, on a host of its own."""
 
     def __init__(self) -> None:
-        FakeLab.__init__(self)
+        super().__init__()
         self.images.folders |= {"/srv/backup"}
         self.store, self.progress = FakeStore(), Progress()
         self.host = Host(self.images)  # type: ignore[arg-type]

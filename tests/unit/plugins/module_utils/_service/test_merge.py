@@ -25,12 +25,8 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_pla
 from .fakes import Died, FakeLab
 
 
-class Lab(FakeLab):
-    """A running guest on the overlays of snapshot s1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.snapshot("s1")
+class MergeLab(FakeLab):
+    """A running guest on its own images, whose layers can be merged."""
 
     def run(self, check: bool = False, **wish: object) -> Outcome:
         limits = {item.name: wish.pop(item.name) for item in fields(Deadline) if item.name in wish}
@@ -52,6 +48,14 @@ class Lab(FakeLab):
             and not any(disk.job for disk in self.domain.live.values())
             and self.domain.journal is None
         )
+
+
+class Lab(MergeLab):
+    """A running guest on the overlays of snapshot s1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.snapshot("s1")
 
 
 @pytest.fixture

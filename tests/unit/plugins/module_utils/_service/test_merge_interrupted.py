@@ -17,17 +17,14 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_pla
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 from . import test_merge
-from .fakes import Died, FakeLab
+from .fakes import Died
 
 OVERLAY = "/img/vm.vda.s1.qcow2"
 WISH = {"snapshot": "s1", "delete_merged": True}
 
 
-class Lab(test_merge.Lab):
+class Lab(test_merge.MergeLab):
     """A running guest on its own images."""
-
-    def __init__(self) -> None:
-        FakeLab.__init__(self)
 
     def die_at(self, call: str, **options: object) -> None:
         """The module that takes snapshot s1 is killed before this call."""

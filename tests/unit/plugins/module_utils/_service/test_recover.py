@@ -20,7 +20,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover i
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 from . import test_merge
-from .fakes import Died, FakeLab
+from .fakes import Died
 
 SNAPSHOT_DEATHS = [
     ("after", "write_journal"),
@@ -38,11 +38,11 @@ MERGE_DEATHS = [
 ]
 
 
-class Lab(test_merge.Lab):
+class Lab(test_merge.MergeLab):
     """A running guest on its own images."""
 
     def __init__(self) -> None:
-        FakeLab.__init__(self)
+        super().__init__()
         self.backups: list[str] = []
         self.backup_fails: VirtopsError | None = None
 

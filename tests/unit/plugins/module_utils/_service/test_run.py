@@ -119,8 +119,8 @@ def test_a_step_may_have_done_less_than_it_was_to_do(fails: bool) -> None:
     run = Run(False, FakeClock(), Silent())
     steps = Step((), lambda: None), Step(("merge vda", "merge vdb"), act)
     if fails:
-        with pytest.raises(VirtopsError) as caught, run:
-            run.apply(*steps)
+        with pytest.raises(VirtopsError) as caught, run as begun:
+            begun.apply(*steps)
         assert caught.value.actions == ("merge vda",)
     else:
         run.apply(*steps)
