@@ -32,13 +32,9 @@ _POLL = 0.2
 _KILLED_SECONDS = 3.0
 
 
-def lock_directory() -> str:
-    """For root under /run, else in the user's own runtime directory; mode 0700, ours. /dev/shm where that fails."""
-    return lock_directories()[0]
-
-
 def lock_directories() -> tuple[str, ...]:
-    """Those of the two that can be had; raises where that is none."""
+    """For root one under /run, else in the user's own runtime directory, and one in /dev/shm; mode 0700, ours. Those of
+    the two that there can be; raises if that is none. One may be read-only."""
     parent, mine = "/run", "virtops.libvirt"
     if os.geteuid() != 0:
         parent = os.environ.get("XDG_RUNTIME_DIR") or "/run/user/%d" % os.geteuid()
@@ -155,10 +151,12 @@ class CopySlots:
     slot. Users with different limits share the slots of the smaller one.
     """
 
-    def __init__(self, count: int, clock: Clock | None = None, directory: Callable[[], str] = lock_directory) -> None:
+    def __init__(
+        self, count: int, clock: Clock | None = None, directories: Callable[[], Sequence[str]] = lock_directories
+    ) -> None:
         self._count = count
         self._clock = clock or SystemClock()
-        self._directory = directory
+        self._directories = directories
 
     @contextlib.contextmanager
     def take(self, check: Callable[[], None] = never_stop) -> Iterator[None]:
@@ -170,16 +168,18 @@ class CopySlots:
             lock.release()
 
     def _acquire(self, check: Callable[[], None]) -> _FileLock:
-        directory = self._directory()
+        directories = list(self._directories())
         while True:
             check()
-            for lock in self._slots(directory):
-                try:
+            try:
+                for lock in self._slots(directories[0]):
                     if lock.acquire():
                         return lock
-                except OSError as error:
-                    raise _no_lock(lock.path, error) from error
-            self._clock.sleep(_POLL)
+                self._clock.sleep(_POLL)
+            except OSError as error:  # no file can be made there: the next one serves
+                if len(directories) == 1:
+                    raise _no_lock(directories[0], error) from error
+                del directories[0]
 
     def _slots(self, directory: str) -> Iterator[_FileLock]:
         """As many as may be copied at a time: one whose killed task never ends does not count."""

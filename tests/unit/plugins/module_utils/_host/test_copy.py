@@ -41,7 +41,7 @@ def copier(tmp_path: Path) -> ImageCopier:
     (tmp_path / "locks").mkdir()
     (tmp_path / "set").mkdir()
     return ImageCopier(
-        lambda done, life: None, slots=lambda count: CopySlots(count, directory=lambda: str(tmp_path / "locks"))
+        lambda done, life: None, slots=lambda count: CopySlots(count, directories=lambda: [str(tmp_path / "locks")])
     )
 
 

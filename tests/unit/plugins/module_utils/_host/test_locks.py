@@ -112,18 +112,29 @@ def test_slots_run_out_and_come_back(tmp_path: Path, directory: Callable[[], str
                 self.on_third()
 
     clock = Clock()
-    first, second = CopySlots(2, clock, directory).take(), CopySlots(2, clock, directory).take()
+    first, second = CopySlots(2, clock, lambda: [directory()]).take(), CopySlots(2, clock, lambda: [directory()]).take()
     first.__enter__()
     second.__enter__()
     clock.on_third = lambda: first.__exit__(None, None, None) and None
-    with CopySlots(2, clock, directory).take():
+    with CopySlots(2, clock, lambda: [directory()]).take():
         assert clock.slept == 3
     second.__exit__(None, None, None)
     assert os.listdir(tmp_path) == []
 
 
+def test_a_slot_of_the_other_folder_serves(tmp_path: Path) -> None:
+    """/run is read-only, or gone."""
+    gone, kept = tmp_path / "gone", tmp_path / "kept"
+    kept.mkdir()
+    with CopySlots(1, directories=lambda: [str(gone), str(kept)]).take():
+        assert os.listdir(kept) == ["copy-0.lock"]
+    with pytest.raises(VirtopsError) as caught, CopySlots(1, directories=lambda: [str(gone)]).take():
+        pass
+    assert caught.value.code == "no_lock_directory"
+
+
 def test_threads_take_slots_of_their_own(directory: Callable[[], str]) -> None:
-    slots = CopySlots(1, directory=directory)
+    slots = CopySlots(1, directories=lambda: [directory()])
     inside, most = [0], [0]
 
     def work() -> None:
@@ -143,13 +154,13 @@ def test_threads_take_slots_of_their_own(directory: Callable[[], str]) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root has /run")
 def test_the_directory_of_a_user_in_his_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    path = locks.lock_directory()
+    path = locks.lock_directories()[0]
     assert path == str(tmp_path / "virtops.libvirt")
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o700
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="/run is root's")
 def test_the_directory_of_root() -> None:
-    path = locks.lock_directory()
+    path = locks.lock_directories()[0]
     assert path == "/run/virtops.libvirt"
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o700
