@@ -18,8 +18,9 @@ from virtlab import Hypervisor
 
 FULL = "mount -o remount,size=$(($(df --output=used -k /run | tail -1) + 16))k /run; cat /dev/zero >/run/ballast"
 FREE = "rm -f /run/ballast; mount -o remount,size=50% /run"
-CLOSED = "mkdir -p -m 700 /run/virtops.libvirt && mount -t tmpfs -o ro none /run/virtops.libvirt"
-OPEN = "umount /run/virtops.libvirt"
+FOLDER = "/run/virtops.libvirt"
+CLOSED = f"mkdir -p -m 700 {FOLDER} && mount --bind {FOLDER} {FOLDER} && mount -o remount,bind,ro {FOLDER}"
+OPEN = f"umount {FOLDER}"
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def closed(hypervisor: Hypervisor, how: str) -> Iterator[None]:
         hypervisor.exec(["sh", "-c", end])
 
 
-@pytest.mark.parametrize("how", ["full", pytest.param("read-only", marks=pytest.mark.long)])
+@pytest.mark.parametrize("how", ["full", "read-only"])
 def test_the_merge_needs_no_space_on_run(
     fleet: dict[str, Member], controller: Controller, how: str, tmp_path: Path
 ) -> None:
@@ -55,6 +56,8 @@ def test_the_merge_needs_no_space_on_run(
     # libvirt writes its status file again at the next change only: a restart until then would bring the overlays back
     member.hypervisor.virsh("suspend", member.guest.name)
     member.hypervisor.virsh("resume", member.guest.name)
+    if how == "read-only":  # the job could not remove its lock, which the next one takes over
+        member.hypervisor.exec(["sh", "-c", f"rm {FOLDER}/domain-*.lock"])
     before.assert_normal_end()
     for found in member.sets():
         member.hypervisor.exec(["rm", "-rf", found.folder])

@@ -57,7 +57,7 @@ def start(folder: JobFolder, alive: int, archive: str, work: Callable[[], JobEnd
         # First, as its space may be the only one left
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(folder.path, _CODE))
-        folder.write("result.json", end.as_text())
+        folder.end_with(end, alive)
         code = 0
     except BaseException:  # noqa: BLE001
         traceback.print_exc()

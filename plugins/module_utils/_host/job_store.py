@@ -59,7 +59,7 @@ class JobFolder:
     def is_alive(self) -> bool:
         """One that was killed, and whose process waits for storage that does not answer, does nothing more."""
         try:
-            fd = os.open(os.path.join(self.path, "alive"), os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(os.path.join(self.path, "alive"), os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return False
         try:
@@ -78,8 +78,16 @@ class JobFolder:
 
     def end(self) -> JobEnd | None:
         """How it ended; None where it has not, or was killed."""
-        text = self._read("result.json")
-        return parse_end(text) if text else None
+        text = self._read("result.json") or self._read("alive")
+        return parse_end(text) if text.endswith("\n") else None
+
+    def end_with(self, end: JobEnd, alive: int) -> None:
+        """Say how it ended. Where the folder has become read-only, what is open can still be written to."""
+        text = end.as_text().rstrip("\n") + "\n"
+        try:
+            self.write("result.json", text)
+        except OSError:
+            os.pwrite(alive, text.encode("utf-8", "surrogateescape"), 0)
 
     def ended_at(self) -> float | None:
         """By time(2); None where it has not ended by itself."""

@@ -141,6 +141,16 @@ def test_an_error_comes_with_all_it_tells(place: Place) -> None:
     assert failed.value.actions == ("a step",)
 
 
+def test_an_end_without_a_place_for_its_file_is_told_all_the_same(place: Place) -> None:
+    """The folder is read-only by now."""
+
+    def work(_unused: Progress) -> dict[str, Any]:
+        (place.folder / "jobs" / ID / "result.json").mkdir()
+        return {"changed": True}
+
+    assert place.call(work).result == {"changed": True}
+
+
 def test_a_bug_comes_as_a_traceback(place: Place) -> None:
     def fail(_unused: Progress) -> dict[str, Any]:
         raise ZeroDivisionError("nothing to divide")
