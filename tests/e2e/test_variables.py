@@ -71,6 +71,10 @@ def test_what_was_not_found_is_named(fleet: dict[str, Member], controller: Contr
     assert play.rc != 0
     assert "No backup was under way." in play.output
     assert "No guest that is not excluded matches typo." in play.output
+    play = controller.run(*("--limit", "e2e2"), playbook=STOP, target=HOST)
+    assert play.rc != 0
+    assert "so nothing was stopped" in play.output
+    assert "under way" not in play.output
 
 
 @pytest.mark.parametrize(("playbook", "target"), [("live_backup", f"{HOST}:nosuch"), ("recover", "nosuch")])
