@@ -11,10 +11,10 @@ short_description: List the jobs of a hypervisor, or wait for one of them
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
-  - The modules that may take long (M(virtops.libvirt.image_backup), M(virtops.libvirt.block_commit),
-    M(virtops.libvirt.block_pull), M(virtops.libvirt.image_convert), M(virtops.libvirt.snapshot_external) and
-    M(virtops.libvirt.snapshot_internal)) do their work in a job on the hypervisor. A job goes on to its end if the
-    connection is cut or the controller dies.
+  - The modules that may take long (M(virtops.libvirt.live_backup), M(virtops.libvirt.image_backup),
+    M(virtops.libvirt.block_commit), M(virtops.libvirt.block_pull), M(virtops.libvirt.image_convert),
+    M(virtops.libvirt.snapshot_external) and M(virtops.libvirt.snapshot_internal)) work in a job on the hypervisor.
+    A job goes on to its end if the connection is cut or the controller dies.
   - This module lists the running jobs, and those that ended in the last day. With O(id) it shows the log and the result
     of one job, and with O(wait) it waits for its end first.
   - The jobs of other users of the hypervisor are not shown.

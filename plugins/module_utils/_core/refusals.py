@@ -11,6 +11,7 @@ import os
 from .errors import VirtopsError
 from .journal import RESERVED, Journal, Operation
 from .model import CRASHED, Disk, DomainView
+from .ports import Progress
 from .text import command
 
 
@@ -165,3 +166,13 @@ def checked_path(path: str) -> str:
             "Give the full path from /, without '..'",
         )
     return path
+
+
+def require_going(progress: Progress) -> None:
+    """A safe point of a backup: nothing is lost by an end here, as what was begun is merged."""
+    if progress.is_stopping():
+        raise VirtopsError(
+            "stopped",
+            "The backup was told to stop before it was complete",
+            "Run the same task again to make a backup",
+        )

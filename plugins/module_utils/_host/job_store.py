@@ -89,13 +89,6 @@ class JobFolder:
         except OSError:
             os.pwrite(alive, text.encode("utf-8", "surrogateescape"), 0)
 
-    def ended_at(self) -> float | None:
-        """By time(2); None where it has not ended by itself."""
-        try:
-            return os.stat(os.path.join(self.path, "result.json")).st_mtime
-        except OSError:
-            return None
-
     def require_end(self) -> JobEnd | None:
         """How it ended; None while it goes on. Raises `job_killed` where it never will say."""
         end = self.end()

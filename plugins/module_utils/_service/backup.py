@@ -75,6 +75,7 @@ from .._core.journal import Journal
 from .._core.manifest import build_digests
 from .._core.model import DomainView, Layer, Outcome
 from .._core.ports import Clock, ImagePort, Progress, Silent, ViewPort
+from .._core.refusals import require_going
 from .brake import refuse_short
 from .observe import observe
 from .sound import find, require_sound
@@ -370,7 +371,7 @@ class Backup:
         orders = verify_orders(manifest, digests, self._wish.verify)
         try:
             verified = self._copier.verify_all(
-                orders, directory, self._wish.parallel, self._require_going, self._progress.disk
+                orders, directory, self._wish.parallel, lambda: require_going(self._progress), self._progress.disk
             )
         except VirtopsError as error:
             if error.code == "verify_failed":
@@ -405,16 +406,10 @@ class Backup:
         """The guest writes to its overlays meanwhile. A full file system there stops it, so the copy gives way."""
 
         def watch() -> None:
-            self._require_going()
+            require_going(self._progress)
             refuse_short(self._images, overlays, self._wish.keep_free)
 
         return watch
-
-    def _require_going(self) -> None:
-        if self._progress.is_stopping():
-            raise VirtopsError(
-                "stopped", "The backup was told to stop before it was complete", "Run it again for another one"
-            )
 
     def _require_unchanged(self, selection: Selection) -> DomainView:
         """The same look as before the copy: what it read was that point in time to the end."""

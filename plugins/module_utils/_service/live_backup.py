@@ -25,6 +25,7 @@ from .._core.journal import CREATED, JournalDisk, Operation, epoch
 from .._core.model import DomainView, Outcome
 from .._core.ports import ImagePort, LiveBackupPort, ReaperPort
 from .._core.preflight_facts import AGENT, FAILED, WARNING, HostPort, Limits
+from .._core.refusals import require_going
 from .._core.snapshot import SnapshotPlan, SnapshotWish
 from .backup import Backup, refuse_early
 from .foreseen import ForeseenDomain, ForeseenImages
@@ -107,7 +108,7 @@ class LiveBackup:
         if check:
             made = self._plan(options)
         else:
-            self._require_going()
+            require_going(self._guest.progress)
             made = self._make(options)
         made = replace(
             made,
@@ -292,13 +293,6 @@ class LiveBackup:
         return told
 
     # -- stopping and measuring
-
-    def _require_going(self) -> None:
-        """A safe point: nothing is lost by an end here, as what was begun is merged."""
-        if self._guest.progress.is_stopping():
-            raise VirtopsError(
-                "stopped", "The backup was told to stop before it was complete.", "Run it again for another one"
-            )
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
