@@ -180,7 +180,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs impo
     merged,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeOptions
 
 OPTIONS: ArgumentSpec = merged(
     MERGE,
@@ -196,9 +196,9 @@ SPEC: ArgumentSpec = merged(OPTIONS, DEADLINE)
 
 def _flow(context: DomainContext) -> Outcome:
     given = {name: context.params[name] for name in OPTIONS if name != "timeout"}
-    wish = MergeWish(**{**given, "disks": tuple(given["disks"])}, deadline=deadline(context.params))
+    options = MergeOptions(**{**given, "disks": tuple(given["disks"])}, deadline=deadline(context.params))
     context.progress.phase("merge")
-    return Merge(wish, context.guest).run(context.check)
+    return Merge(options, context.guest).run(context.check)
 
 
 def main() -> None:

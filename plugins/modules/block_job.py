@@ -152,7 +152,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs impo
     deadline,
     merged,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.job_control import JobControl, JobWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.job_control import JobControl, JobOptions
 
 OPTIONS: ArgumentSpec = {
     "disk": {"type": "str", "required": True},
@@ -166,8 +166,8 @@ SPEC: ArgumentSpec = merged(OPTIONS, DEADLINE)
 
 def _flow(context: DomainContext) -> Outcome:
     given = {name: context.params[name] for name in OPTIONS if name != "timeout"}
-    wish = JobWish(**given, deadline=deadline(context.params))
-    return JobControl(wish, context.guest).run(context.check)
+    options = JobOptions(**given, deadline=deadline(context.params))
+    return JobControl(options, context.guest).run(context.check)
 
 
 def main() -> None:

@@ -122,7 +122,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry impo
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import MERGE, ArgumentSpec, merged
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeOptions
 
 SPEC: ArgumentSpec = merged(MERGE, {"base": {"type": "path"}})
 
@@ -130,9 +130,9 @@ SPEC: ArgumentSpec = merged(MERGE, {"base": {"type": "path"}})
 def _flow(context: DomainContext) -> Outcome:
     given = {name: context.params[name] for name in SPEC if name != "timeout"}
     limit = Deadline(timeout=context.params["timeout"])
-    wish = MergeWish(**{**given, "disks": tuple(given["disks"])}, deadline=limit, pull=True)
+    options = MergeOptions(**{**given, "disks": tuple(given["disks"])}, deadline=limit, pull=True)
     context.progress.phase("merge")
-    return Merge(wish, context.guest).run(context.check)
+    return Merge(options, context.guest).run(context.check)
 
 
 def main() -> None:

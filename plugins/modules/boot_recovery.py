@@ -73,7 +73,7 @@ error_code:
 import sys
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._boot import recover
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.boot import BootWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.boot import BootOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.files import Files
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import LocalContext, run_local_module
@@ -91,8 +91,8 @@ _LAYERS = ("_boot", "_core", "_host", "_libvirt", "_service")
 
 
 def _flow(context: LocalContext) -> Outcome:
-    wish = BootWish(context.params["state"], context.uri, context.params["timeout"], sys.executable)
-    return BootUnit(wish, _sources(), recover.__name__, Files()).run(context.check)
+    options = BootOptions(context.params["state"], context.uri, context.params["timeout"], sys.executable)
+    return BootUnit(options, _sources(), recover.__name__, Files()).run(context.check)
 
 
 def _sources() -> dict[str, str]:

@@ -364,7 +364,7 @@ error_code:
   sample: base_modified
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
@@ -387,8 +387,8 @@ SPEC: ArgumentSpec = merged(
 
 
 def _flow(context: DomainContext) -> Outcome:
-    wish = BackupWish(**{**{name: context.params[name] for name in SPEC}, "overlays": _overlays(context)})
-    return back_up(context, wish)
+    options = BackupOptions(**{**{name: context.params[name] for name in SPEC}, "overlays": _overlays(context)})
+    return back_up(context, options)
 
 
 def _overlays(context: DomainContext) -> tuple[str, ...]:

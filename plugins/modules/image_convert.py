@@ -107,7 +107,7 @@ error_code:
   sample: guest_running
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.convert import ConvertWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.convert import ConvertOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
@@ -124,8 +124,8 @@ SPEC: ArgumentSpec = {
 def _flow(context: DomainContext) -> Outcome:
     given = context.params
     disks = None if given["disks"] is None else tuple(given["disks"])
-    wish = ConvertWish(disks, given["dest_dir"], given["delete_source"])
-    return Convert(wish, context.guest, context.images).run(context.check)
+    options = ConvertOptions(disks, given["dest_dir"], given["delete_source"])
+    return Convert(options, context.guest, context.images).run(context.check)
 
 
 def main() -> None:

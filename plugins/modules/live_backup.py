@@ -307,10 +307,10 @@ partial:
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, parse_reserve
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskOptions, SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.apparmor import rules
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.helper import backup_target
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.reaper import Reaper
@@ -360,16 +360,16 @@ def _flow(context: DomainContext) -> Outcome:
 
 def _options(context: DomainContext) -> LiveBackupOptions:
     given = context.params
-    snapshot = SnapshotWish(
+    snapshot = SnapshotOptions(
         name=given["name"] or "",
         description="Taken by virtops.libvirt.live_backup, which also merges it",
-        disks=tuple(DiskWish(disk["name"], disk["snapshot"], disk["file"]) for disk in given["disks"]),
+        disks=tuple(DiskOptions(disk["name"], disk["snapshot"], disk["file"]) for disk in given["disks"]),
         overlay_dir=given["overlay_dir"],
         quiesce=given["quiesce"],
         freeze_timeout=given["freeze_timeout"],
         kind=KIND,
     )
-    backup = BackupWish(**{name: given[name] for name in (*BACKUP, *COPY, "keep_free")})
+    backup = BackupOptions(**{name: given[name] for name in (*BACKUP, *COPY, "keep_free")})
     limits = Limits(given["max_chain"], parse_reserve(given["overlay_reserve"]), given["quiesce"], KIND)
     return LiveBackupOptions(
         snapshot,
@@ -385,13 +385,13 @@ def _is_order(given: Mapping[str, Any]) -> bool:
     return bool(given["state"] == "stopped")
 
 
-def _wish(given: Mapping[str, Any]) -> Mapping[str, Any]:
+def _same(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Two tasks that have these in common want the same backup."""
     return {name: given[name] for name in (*BACKUP, "verify", "name", "disks", "quiesce")}
 
 
 def main() -> None:
-    job = Job(_wish, _is_order)
+    job = Job(_same, _is_order)
     run_domain_module(SPEC, _flow, changes=True, job=job, required_if=[("state", "present", ["dest"])])
 
 

@@ -260,10 +260,10 @@ error_code:
   sample: uri_unreachable
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, parse_reserve
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskOptions, SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.apparmor import rules
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.images import Images
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.store import BackupStore
@@ -276,7 +276,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs impo
     ArgumentSpec,
     merged,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.preflight import Preflight, PreflightWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.preflight import Preflight, PreflightOptions
 
 SPEC: ArgumentSpec = merged(
     {**GUESTS, "states": {**GUESTS["states"], "default": ["running"]}},
@@ -289,12 +289,12 @@ SPEC: ArgumentSpec = merged(
 
 def _flow(context: HostContext) -> Outcome:
     given = context.params
-    wish = PreflightWish(
-        backup=BackupWish(**{name: given[name] for name in BACKUP}),
-        snapshot=SnapshotWish(
+    options = PreflightOptions(
+        backup=BackupOptions(**{name: given[name] for name in BACKUP}),
+        snapshot=SnapshotOptions(
             # Overlays are named after it, and no such file is there: each is looked for before it is made.
             name="preflight",
-            disks=tuple(DiskWish(disk["name"], disk["snapshot"], disk["file"]) for disk in given["disks"]),
+            disks=tuple(DiskOptions(disk["name"], disk["snapshot"], disk["file"]) for disk in given["disks"]),
             overlay_dir=given["overlay_dir"],
             freeze_timeout=given["freeze_timeout"],
             kind=given["operation"],
@@ -306,7 +306,7 @@ def _flow(context: HostContext) -> Outcome:
         exclude=tuple(given["exclude"]),
         states=tuple(given["states"]),
     )
-    return Preflight(wish, context.host, Images(), BackupStore(), rules).run()
+    return Preflight(options, context.host, Images(), BackupStore(), rules).run()
 
 
 def main() -> None:

@@ -170,7 +170,7 @@ partial:
   sample: []
 """
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.reaper import Reaper
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
@@ -183,7 +183,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs impo
     deadline,
     merged,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverOptions, Recovery
 
 SPEC: ArgumentSpec = {
     "operations": {"type": "list", "elements": "str", "default": []},
@@ -194,15 +194,15 @@ SPEC: ArgumentSpec = {
 
 
 def _flow(context: DomainContext) -> Outcome:
-    wish = RecoverWish(tuple(context.params["operations"]), deadline(context.params))
+    options = RecoverOptions(tuple(context.params["operations"]), deadline(context.params))
     given = context.params["backup"]
 
     def finish(snapshot: str) -> Outcome:
-        wish = BackupWish(snapshot=snapshot, keep_free=context.params["keep_free"], **given)
-        return back_up(context, wish)
+        options = BackupOptions(snapshot=snapshot, keep_free=context.params["keep_free"], **given)
+        return back_up(context, options)
 
     backup = None if given is None else finish
-    return Recovery(wish, context.guest, backup, Reaper(context.clock)).run(context.check)
+    return Recovery(options, context.guest, backup, Reaper(context.clock)).run(context.check)
 
 
 def main() -> None:

@@ -401,15 +401,15 @@ partial:
 
 from functools import partial
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish, Source
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions, Source
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.convergence import Deadline
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import KEPT, RESERVED
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import DomainView, Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import (
-    DiskWish,
+    DiskOptions,
+    SnapshotOptions,
     SnapshotPlan,
-    SnapshotWish,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import CHILDREN
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.store import BackupStore
@@ -452,10 +452,10 @@ def _present(context: DomainContext) -> Outcome:
             "The operation's name %r is the journal's own word." % given["operation"],
             "Give the workflow another name",
         )
-    wish = SnapshotWish(
+    options = SnapshotOptions(
         name=given["name"],
         description=given["description"],
-        disks=tuple(DiskWish(disk["name"], disk["snapshot"], disk["file"]) for disk in given["disks"]),
+        disks=tuple(DiskOptions(disk["name"], disk["snapshot"], disk["file"]) for disk in given["disks"]),
         overlay_dir=given["overlay_dir"],
         quiesce=given["quiesce"],
         freeze_timeout=given["freeze_timeout"],
@@ -467,7 +467,7 @@ def _present(context: DomainContext) -> Outcome:
         reuse=given["reuse_external"],
         timeout=given["timeout"],
     )
-    return ExternalSnapshot(wish, context.guest, partial(_refuse_backup, context)).run(context.check)
+    return ExternalSnapshot(options, context.guest, partial(_refuse_backup, context)).run(context.check)
 
 
 def _refuse_backup(context: DomainContext, view: DomainView, plan: SnapshotPlan) -> None:
@@ -475,7 +475,7 @@ def _refuse_backup(context: DomainContext, view: DomainView, plan: SnapshotPlan)
     given = context.params["backup"]
     if given is not None:
         bases = tuple(Source(disk.target, disk.base, disk.overlay) for disk in plan.disks)
-        refuse_early(BackupWish(**given), view, bases, context.images, BackupStore())
+        refuse_early(BackupOptions(**given), view, bases, context.images, BackupStore())
 
 
 def _absent(context: DomainContext) -> Outcome:

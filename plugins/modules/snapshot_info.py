@@ -215,7 +215,10 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import Filters
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_info import SnapshotInfoWish, snapshots
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_info import (
+    SnapshotInfoOptions,
+    snapshots,
+)
 
 FLAGS = (
     *("current", "roots", "leaves", "has_children", "active", "inactive", "disk_only", "internal", "external"),
@@ -237,8 +240,8 @@ def _flow(context: DomainContext) -> Outcome:
         start=given["from"],
         **{name: given[name] for name in FLAGS},
     )
-    wish = SnapshotInfoWish(filters, given["xml"] or given["security_info"], given["security_info"])
-    return snapshots(wish, context.domain)
+    options = SnapshotInfoOptions(filters, given["xml"] or given["security_info"], given["security_info"])
+    return snapshots(options, context.domain)
 
 
 def main() -> None:

@@ -141,7 +141,7 @@ error_code:
 """
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.internal import InternalWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.internal import InternalOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import CHILDREN
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
@@ -167,7 +167,7 @@ def _flow(context: DomainContext) -> Outcome:
                 "bad_option", "halt goes with state: present.", "Leave it out, or shut the domain off before"
             )
         return flow.absent(given["name"], given["children"], context.check)
-    return flow.present(InternalWish(given["name"], given["description"], given["halt"]), context.check)
+    return flow.present(InternalOptions(given["name"], given["description"], given["halt"]), context.check)
 
 
 def main() -> None:

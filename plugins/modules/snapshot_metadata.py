@@ -178,7 +178,11 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import CHILDREN
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.records import Records, RecordWish, delete_record
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.records import (
+    RecordOptions,
+    Records,
+    delete_record,
+)
 
 SPEC: ArgumentSpec = {
     "name": {"type": "str"},
@@ -198,12 +202,12 @@ def _flow(context: DomainContext) -> Outcome:
     given = context.params
     if given["state"] == "absent":
         return delete_record(context.guest, given["name"], given["children"], context.check)
-    wish = RecordWish(
+    options = RecordOptions(
         name=given["name"],
         text=given["xml"],
         **{name: given[name] for name in ("current", "description", "new_name", "clone", "validate")},
     )
-    return Records(wish, context.guest).run(context.check)
+    return Records(options, context.guest).run(context.check)
 
 
 def main() -> None:

@@ -149,7 +149,7 @@ error_code:
 """
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.revert import RUN_STATES, RevertWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.revert import RUN_STATES, RevertOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.revert import Revert
@@ -165,10 +165,10 @@ SPEC: ArgumentSpec = {
 
 def _flow(context: DomainContext) -> Outcome:
     given = context.params
-    wish = RevertWish(
+    options = RevertOptions(
         **{name: given[name] for name in ("name", "run_state", "force", "reset_nvram")},
     )
-    return Revert(wish, context.guest).run(context.check)
+    return Revert(options, context.guest).run(context.check)
 
 
 def main() -> None:

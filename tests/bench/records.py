@@ -17,7 +17,10 @@ import libvirt
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_info import SnapshotInfoWish, snapshots
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_info import (
+    SnapshotInfoOptions,
+    snapshots,
+)
 
 URI = "qemu:///system"
 #: A new branch of the tree begins after so many records.
@@ -52,7 +55,7 @@ def ours(name: str) -> int:
     """Do all that the module does, but for Ansible's part."""
     with Connection(URI, readonly=True) as connection:
         domain = Domain(connection, name)
-        found = snapshots(SnapshotInfoWish(), domain)
+        found = snapshots(SnapshotInfoOptions(), domain)
         domain.close()
     told = found.values["snapshots"]
     assert isinstance(told, list)

@@ -47,7 +47,7 @@ from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
 from .._service.guest import Guest
-from .._service.recover import RecoverWish, Recovery
+from .._service.recover import RecoverOptions, Recovery
 from .._service.strays import lost_operations, with_bases
 
 #: Seconds that libvirt's daemon gets to answer after the boot.
@@ -167,11 +167,11 @@ def _recover(connection: Connection, view: DomainView, timeout: int) -> tuple[st
     """What was done, and what has to be said besides."""
     domain = Domain(connection, view.uuid)
     clock = SystemClock()
-    wish = RecoverWish(deadline=Deadline(timeout=timeout))
+    options = RecoverOptions(deadline=Deadline(timeout=timeout))
     watchdog = PythonWatchdog(connection.uri, guest_watchdog.__name__)
     try:
         with DomainLock(view.uuid), marked(view.uuid), _at_most(timeout + GRACE_SECONDS, view.name):
-            flow = Recovery(wish, Guest(domain, Images(), clock, watchdog), reaper=Reaper(clock))
+            flow = Recovery(options, Guest(domain, Images(), clock, watchdog), reaper=Reaper(clock))
             outcome = flow.run(check=False)
             return outcome.steps + outcome.warnings
     finally:

@@ -36,7 +36,7 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
-class BackupWish:
+class BackupOptions:
     """What the user asked for: `snapshot` or `overlays`. `rate_limit` is MiB/s of each copy, 0: no limit.
 
     `keep_free` is in MiB: the copy gives way to the overlays where they have less. `stall_timeout` is in seconds: how
@@ -277,21 +277,21 @@ class StorePort(Protocol):
 # Which bases
 
 
-def select(wish: BackupWish, view: DomainView, journal: Journal, images: ImagePort) -> Selection:
-    """The operation that the wish names and its bases; they may have been merged meanwhile (see `require_still`)."""
-    if wish.snapshot is not None:
-        operation = journal.of_snapshot(wish.snapshot)
+def select(options: BackupOptions, view: DomainView, journal: Journal, images: ImagePort) -> Selection:
+    """The operation that the options name and its bases; they may have been merged meanwhile (see `require_still`)."""
+    if options.snapshot is not None:
+        operation = journal.of_snapshot(options.snapshot)
         if operation is None:
             raise VirtopsError(
                 "no_such_snapshot",
-                "The journal of domain %s has no snapshot %r" % (view.name, wish.snapshot),
+                "The journal of domain %s has no snapshot %r" % (view.name, options.snapshot),
                 "Take it with virtops.libvirt.snapshot_external; for one that another tool took, use overlays",
             )
         return _of_operation(operation)
-    operation = _operation_of_overlays(wish.overlays, journal)
+    operation = _operation_of_overlays(options.overlays, journal)
     if operation is not None:
         return _of_operation(operation)
-    return _of_overlays(wish, view, images)
+    return _of_overlays(options, view, images)
 
 
 def _of_operation(operation: Operation) -> Selection:
@@ -315,9 +315,9 @@ def _operation_of_overlays(overlays: tuple[str, ...], journal: Journal) -> Opera
     return next((op for op in journal.operations if {disk.overlay for disk in op.disks} == wanted), None)
 
 
-def _of_overlays(wish: BackupWish, view: DomainView, images: ImagePort) -> Selection:
+def _of_overlays(options: BackupOptions, view: DomainView, images: ImagePort) -> Selection:
     """Without a journal the bases themselves say when: the last write to them is the point in time that they hold."""
-    sources = tuple(_source_of_overlay(path, view, images) for path in wish.overlays)
+    sources = tuple(_source_of_overlay(path, view, images) for path in options.overlays)
     targets = [source.target for source in sources]
     twice = next((target for target in targets if targets.count(target) > 1), None)
     if twice is not None:

@@ -6,24 +6,24 @@
 
 from __future__ import annotations
 
-from .backup import AUTO, CONVERT, COPY, REFLINK, SAME, BackupWish, CopyOrder, SourceFacts
+from .backup import AUTO, CONVERT, COPY, REFLINK, SAME, BackupOptions, CopyOrder, SourceFacts
 from .errors import VirtopsError
 from .images import needs_rewrite
 from .model import Layer
 
 
-def plan_copy(wish: BackupWish, facts: SourceFacts) -> CopyOrder:
+def plan_copy(options: BackupOptions, facts: SourceFacts) -> CopyOrder:
     """The order for one disk; refuses options that do not fit its image."""
     source = facts.source
-    image_format = source.base.format if wish.format == SAME else wish.format
-    if wish.compress and image_format != "qcow2":
+    image_format = source.base.format if options.format == SAME else options.format
+    if options.compress and image_format != "qcow2":
         raise VirtopsError(
             "compress_needs_qcow2",
             "The copy of disk %s would be %s, which cannot be compressed" % (source.target, image_format),
             "Use format: qcow2, or no compress",
         )
-    backing = _kept_backing(wish, facts, image_format)
-    methods = _methods(wish, facts, image_format, backing)
+    backing = _kept_backing(options, facts, image_format)
+    methods = _methods(options, facts, image_format, backing)
     return CopyOrder(
         target=source.target,
         source=source.base,
@@ -33,15 +33,15 @@ def plan_copy(wish: BackupWish, facts: SourceFacts) -> CopyOrder:
         virtual_size=facts.info.virtual_size,
         needs=0 if methods == (REFLINK,) else (facts.info.allocation if backing else facts.allocation),
         backing=backing,
-        compress=wish.compress,
-        verify=wish.verify,
-        rate_limit=wish.rate_limit * 1024 * 1024,
+        compress=options.compress,
+        verify=options.verify,
+        rate_limit=options.rate_limit * 1024 * 1024,
         unsure=not facts.regular,
     )
 
 
-def _kept_backing(wish: BackupWish, facts: SourceFacts, image_format: str) -> Layer | None:
-    if not wish.keep_backing or len(facts.layers) < 2:
+def _kept_backing(options: BackupOptions, facts: SourceFacts, image_format: str) -> Layer | None:
+    if not options.keep_backing or len(facts.layers) < 2:
         return None
     if image_format != "qcow2":
         raise VirtopsError(
@@ -53,27 +53,27 @@ def _kept_backing(wish: BackupWish, facts: SourceFacts, image_format: str) -> La
     return facts.layers[1]
 
 
-def _methods(wish: BackupWish, facts: SourceFacts, image_format: str, backing: Layer | None) -> tuple[str, ...]:
+def _methods(options: BackupOptions, facts: SourceFacts, image_format: str, backing: Layer | None) -> tuple[str, ...]:
     """The methods to try, the fastest first."""
-    reason = _needs_convert(wish, facts, image_format, backing)
-    if wish.method == CONVERT or (wish.method == AUTO and reason):
+    reason = _needs_convert(options, facts, image_format, backing)
+    if options.method == CONVERT or (options.method == AUTO and reason):
         return (CONVERT,)
     if reason:
         raise VirtopsError(
             "method_unsuitable",
-            "Disk %s cannot be copied with method %s: %s" % (facts.source.target, wish.method, reason),
+            "Disk %s cannot be copied with method %s: %s" % (facts.source.target, options.method, reason),
             "Use method: auto or convert",
         )
-    return (REFLINK, COPY) if wish.method == AUTO else (wish.method,)
+    return (REFLINK, COPY) if options.method == AUTO else (options.method,)
 
 
-def _needs_convert(wish: BackupWish, facts: SourceFacts, image_format: str, backing: Layer | None) -> str:
+def _needs_convert(options: BackupOptions, facts: SourceFacts, image_format: str, backing: Layer | None) -> str:
     """Why the bytes of the base are not the bytes of the copy; "" where they are."""
     if not facts.regular:
         return "%s is no regular file" % facts.source.base.path
     if image_format != facts.source.base.format:
         return "its format changes from %s to %s" % (facts.source.base.format, image_format)
-    if wish.compress:
+    if options.compress:
         return "it is to be compressed"
     if facts.info.beside:
         return needs_rewrite(facts.info)

@@ -15,7 +15,7 @@ from typing import Any
 from .backup import (
     DOMAIN_XML,
     SAME,
-    BackupWish,
+    BackupOptions,
     Copied,
     CopyOrder,
     Run,
@@ -109,7 +109,7 @@ def lost(path: str) -> VirtopsError:
 
 
 def require_same_set(
-    found: dict[str, Any], sizes: dict[str, int], selection: Selection, wish: BackupWish, path: str, uuid: str
+    found: dict[str, Any], sizes: dict[str, int], selection: Selection, options: BackupOptions, path: str, uuid: str
 ) -> None:
     """A complete set that is there must be the one that is asked for, and whole."""
     if found["operation"] != selection.operation or found["domain"]["uuid"] != uuid:
@@ -118,7 +118,7 @@ def require_same_set(
             "The backup %s is there already, and holds something else" % path,
             "Choose another dest, or move that set away",
         )
-    if not has_same_disks(found, selection, wish):
+    if not has_same_disks(found, selection, options):
         raise VirtopsError(
             "set_exists",
             "The backup %s of this snapshot is there already, with other disks or in another format" % path,
@@ -134,11 +134,11 @@ def require_same_set(
         )
 
 
-def has_same_disks(found: dict[str, Any], selection: Selection, wish: BackupWish) -> bool:
+def has_same_disks(found: dict[str, Any], selection: Selection, options: BackupOptions) -> bool:
     """Does a set hold what is asked for?"""
     disks = {disk["target"]: disk for disk in found["disks"]}
     wanted = {source.target for source in selection.sources}
-    return set(disks) == wanted and all(wish.format in (SAME, disk["format"]) for disk in disks.values())
+    return set(disks) == wanted and all(options.format in (SAME, disk["format"]) for disk in disks.values())
 
 
 def verify_orders(

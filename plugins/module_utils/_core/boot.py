@@ -58,7 +58,7 @@ WantedBy=multi-user.target
 
 
 @dataclass(frozen=True)
-class BootWish:
+class BootOptions:
     """`state` is present or absent; `timeout` in seconds for each guest; `python` an interpreter with the libraries."""
 
     state: str
@@ -92,9 +92,9 @@ class FilesPort(Protocol):
         """unlink(2) or rmdir(2)."""
 
 
-def wanted(wish: BootWish, sources: Mapping[str, str], entry: str) -> dict[str, Entry]:
+def wanted(options: BootOptions, sources: Mapping[str, str], entry: str) -> dict[str, Entry]:
     """All that has to be there, directories before what is in them. `sources` are modules' texts by dotted names."""
-    if wish.state == "absent":
+    if options.state == "absent":
         return {}
     found = {LIBRARY: DIRECTORY}
     for name, text in sorted(sources.items()):
@@ -105,20 +105,20 @@ def wanted(wish: BootWish, sources: Mapping[str, str], entry: str) -> dict[str, 
             # Another package of this name on the interpreter's path would otherwise hide this one
             found[folder + "/__init__.py"] = Entry("")
         found["/".join((LIBRARY, *parts)) + ".py"] = Entry(text)
-    found[UNIT] = Entry(unit_text(wish, entry))
+    found[UNIT] = Entry(unit_text(options, entry))
     found[STARTED] = DIRECTORY
     found[ENABLED] = Entry(target=UNIT)
     return found
 
 
-def unit_text(wish: BootWish, entry: str) -> str:
+def unit_text(options: BootOptions, entry: str) -> str:
     """The unit; `entry` is the module that is run."""
     return _UNIT_TEXT % {
         "library": LIBRARY,
-        "python": _word(wish.python),
+        "python": _word(options.python),
         "entry": entry,
-        "uri": _word(wish.uri),
-        "timeout": wish.timeout,
+        "uri": _word(options.uri),
+        "timeout": options.timeout,
     }
 
 

@@ -17,7 +17,7 @@ from .snapshot import why_not_snapshotable
 
 
 @dataclass(frozen=True)
-class ConvertWish:
+class ConvertOptions:
     """What the user asked for. `disks`: targets, None for all that are raw; `dest_dir`: None for beside each image."""
 
     disks: tuple[str, ...] | None = None
@@ -44,11 +44,11 @@ class Conversion:
         return os.path.join(folder, ".%s.partial" % name)
 
 
-def plan_conversions(wish: ConvertWish, view: DomainView, others: Container[str]) -> tuple[Conversion, ...]:
+def plan_conversions(options: ConvertOptions, view: DomainView, others: Container[str]) -> tuple[Conversion, ...]:
     """The disks that have to be converted, in the domain's order; `others` are the images of other domains."""
-    if wish.dest_dir is not None:
-        checked_path(wish.dest_dir)
-    named = None if wish.disks is None else {require_disk(view, target).target for target in wish.disks}
+    if options.dest_dir is not None:
+        checked_path(options.dest_dir)
+    named = None if options.disks is None else {require_disk(view, target).target for target in options.disks}
     found = []
     for disk in view.disks:
         if named is not None and disk.target not in named:
@@ -62,7 +62,7 @@ def plan_conversions(wish: ConvertWish, view: DomainView, others: Container[str]
             if named is not None:
                 raise _unsuitable(disk, view, why)
             continue
-        found.append(Conversion(disk.target, disk.active, _new_path(disk, disk.active, view, wish.dest_dir)))
+        found.append(Conversion(disk.target, disk.active, _new_path(disk, disk.active, view, options.dest_dir)))
     for one in found:
         if one.source.path in others:
             raise image_shared(one.source.path, one.target)

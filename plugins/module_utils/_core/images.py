@@ -119,8 +119,7 @@ def needs_rewrite(info: ImageInfo) -> str:
 
 
 def why_not_alone(info: ImageInfo, backing: Layer | None) -> str:
-    """Why a finished copy cannot be opened with everything else out of reach, but a `backing` that it keeps by wish; ""
-    where it can."""
+    """Why a finished copy cannot be opened with all but a `backing` that it keeps out of reach; "" where it can."""
     if info.encrypted:
         return "it is encrypted"
     if info.beside:

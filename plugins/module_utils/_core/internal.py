@@ -25,7 +25,7 @@ Inside = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
-class InternalWish:
+class InternalOptions:
     """What the user asked for. `halt`: the guest is off when the snapshot was taken."""
 
     name: str
@@ -44,7 +44,7 @@ class InternalPlan:
 
 
 def plan_internal(
-    wish: InternalWish,
+    options: InternalOptions,
     view: DomainView,
     record: SnapshotRecord | None,
     journal: Journal,
@@ -54,11 +54,11 @@ def plan_internal(
     """Decide what to do, or refuse."""
     refuse_open(view, journal)
     if record is not None:
-        return _plan_found(wish, view, record, inside)
-    check_record_name(wish.name)
+        return _plan_found(options, view, record, inside)
+    check_record_name(options.name)
     if view.active:
-        check_job_name(wish.name, libvirt_version)
-    plan = InternalPlan(_every_disk(view), view.active, wish.halt and view.active)
+        check_job_name(options.name, libvirt_version)
+    plan = InternalPlan(_every_disk(view), view.active, options.halt and view.active)
     refuse_jobs(view)
     if plan.halt and not view.persistent:
         raise VirtopsError(
@@ -67,17 +67,17 @@ def plan_internal(
             "Make it persistent ('virsh define'), or leave out halt",
         )
     _refuse_flash(view, libvirt_version)
-    taken = leftovers(wish.name, view, inside)
+    taken = leftovers(options.name, view, inside)
     if taken:
         raise VirtopsError(
             "snapshot_data_exists",
-            "The image %s has a snapshot %r inside that libvirt has no record of." % (taken[0], wish.name),
+            "The image %s has a snapshot %r inside that libvirt has no record of." % (taken[0], options.name),
             "Choose another name; or delete those data with virtops.libvirt.snapshot_internal and state: absent",
         )
     return plan
 
 
-def _plan_found(wish: InternalWish, view: DomainView, record: SnapshotRecord, inside: Inside) -> InternalPlan:
+def _plan_found(options: InternalOptions, view: DomainView, record: SnapshotRecord, inside: Inside) -> InternalPlan:
     made = {disk.target for disk in record.disks if disk.mode == "internal"}
     wanted = {disk.target for disk in view.disks if not has_no_state(disk)}
     if record.external:
@@ -95,7 +95,7 @@ def _plan_found(wish: InternalWish, view: DomainView, record: SnapshotRecord, in
             "Choose another name, or delete that snapshot first",
         )
     _refuse_lost(view, record, inside)
-    if wish.halt and view.active:
+    if options.halt and view.active:
         raise VirtopsError(
             "guest_running",
             "Snapshot %r exists already, and domain %s is %s: it went on or was started after that."

@@ -24,7 +24,7 @@ _RESET_NVRAM_SINCE = 8_001_000
 
 
 @dataclass(frozen=True)
-class RevertWish:
+class RevertOptions:
     """What the user asked for; without a `name` the current snapshot is meant."""
 
     name: str | None = None
@@ -33,36 +33,36 @@ class RevertWish:
     reset_nvram: bool = False
 
 
-def state_after(wish: RevertWish, record: SnapshotRecord) -> str:
+def state_after(options: RevertOptions, record: SnapshotRecord) -> str:
     """The domain's state after the revert, in the words of `virsh domstate`."""
-    if wish.run_state != "snapshot":
-        return wish.run_state
+    if options.run_state != "snapshot":
+        return options.run_state
     return {"running": "running", "paused": "paused"}.get(record.state, "shut off")
 
 
 def refuse_revert(
-    wish: RevertWish,
+    options: RevertOptions,
     record: SnapshotRecord,
     view: DomainView,
     libvirt_version: int,
 ) -> None:
     """What holds for each kind of snapshot."""
     refuse_jobs(view)
-    if not view.persistent and state_after(wish, record) == "shut off":
+    if not view.persistent and state_after(options, record) == "shut off":
         raise VirtopsError(
             "run_state_needed",
             "Domain %s is transient, and snapshot %r would leave it off, so that it would be gone."
             % (view.name, record.name),
             "Set run_state: running or paused",
         )
-    if wish.reset_nvram and libvirt_version < _RESET_NVRAM_SINCE:
+    if options.reset_nvram and libvirt_version < _RESET_NVRAM_SINCE:
         raise VirtopsError(
             "unsupported",
             "libvirt %s cannot reset the UEFI variables of a guest (8.1.0 does)." % version_words(libvirt_version),
             "Leave out reset_nvram, or remove the variables' file while the guest is off",
         )
-    respawns = view.active and wish.run_state != "snapshot" and record.state == "shutoff" and not record.external
-    if respawns and not wish.force and libvirt_version < _RESPAWN_SINCE:
+    respawns = view.active and options.run_state != "snapshot" and record.state == "shutoff" and not record.external
+    if respawns and not options.force and libvirt_version < _RESPAWN_SINCE:
         raise VirtopsError(
             "revert_risky",
             "Domain %s runs, and was off at snapshot %r, so that libvirt %s would have to start a new QEMU."

@@ -31,7 +31,7 @@ NAME_MAX = 255
 
 
 @dataclass(frozen=True)
-class DiskWish:
+class DiskOptions:
     """What the user said of one disk: `snapshot` is external or no, `file` the overlay's path."""
 
     target: str
@@ -40,7 +40,7 @@ class DiskWish:
 
 
 @dataclass(frozen=True)
-class SnapshotWish:
+class SnapshotOptions:
     """What the user asked for. `freeze_timeout` is in seconds; `kind` is the workflow's name.
 
     `memory` is the file that the guest's memory is saved to, `live` while it runs on. `halt`: it is off afterwards.
@@ -49,7 +49,7 @@ class SnapshotWish:
 
     name: str
     description: str | None = None
-    disks: tuple[DiskWish, ...] = ()
+    disks: tuple[DiskOptions, ...] = ()
     overlay_dir: str | None = None
     quiesce: str = "never"
     freeze_timeout: int = FREEZE_SECONDS
@@ -71,8 +71,8 @@ class SnapshotWish:
         """Seconds for a thaw: nothing is gained by giving up earlier, as the guest cannot write before it."""
         return max(2 * self.freeze_timeout, THAW_SECONDS)
 
-    def disk(self, target: str) -> DiskWish | None:
-        return next((wish for wish in self.disks if wish.target == target), None)
+    def disk(self, target: str) -> DiskOptions | None:
+        return next((options for options in self.disks if options.target == target), None)
 
 
 @dataclass(frozen=True)
@@ -116,37 +116,39 @@ class SnapshotPlan:
 
 
 def plan_snapshot(
-    wish: SnapshotWish, view: DomainView, record: SnapshotRecord | None, journal: Journal
+    options: SnapshotOptions, view: DomainView, record: SnapshotRecord | None, journal: Journal
 ) -> SnapshotPlan:
     """Decide what to do, or refuse; the caller has looked at nothing but libvirt so far."""
-    _check_options(wish)
-    _check_wished_disks(wish, view)
-    ours = journal.of_snapshot(wish.name)
+    _check_options(options)
+    _check_wished_disks(options, view)
+    ours = journal.of_snapshot(options.name)
     refuse_open(view, journal, None if ours is None else ours.id)
     if ours is not None and ours.phase == COMMITTING:
         raise operation_open(view.name, ours)
     made = {disk.target for disk in ours.disks} if ours is not None else set()
     made |= {disk.target for disk in record.disks if disk.mode == "external"} if record is not None else set()
-    skipped = skipped_disks(wish, view, frozenset(made))
-    chosen = _chosen_disks(wish, view, skipped)
+    skipped = skipped_disks(options, view, frozenset(made))
+    chosen = _chosen_disks(options, view, skipped)
     if ours is not None and ours.phase == CREATED:
-        _check_same_memory(wish, view.name, ours.memory)
-        _check_same_disks(wish, chosen, {disk.target: disk.overlay for disk in ours.disks})
-        _check_still_there(wish.name, view, ours)
+        _check_same_memory(options, view.name, ours.memory)
+        _check_same_disks(options, chosen, {disk.target: disk.overlay for disk in ours.disks})
+        _check_still_there(options.name, view, ours)
         return SnapshotPlan(_as_planned(ours), skipped, CREATED)
     if ours is not None and ours.phase == PREPARED:
-        return _plan_interrupted(wish, view, ours, chosen, skipped)
+        return _plan_interrupted(options, view, ours, chosen, skipped)
     if record is not None:
-        return _plan_recorded(wish, view, record, chosen, skipped)
-    return _plan_new(wish, view, chosen, skipped)
+        return _plan_recorded(options, view, record, chosen, skipped)
+    return _plan_new(options, view, chosen, skipped)
 
 
-def skipped_disks(wish: SnapshotWish, view: DomainView, made: frozenset[str] = frozenset()) -> tuple[SkippedDisk, ...]:
+def skipped_disks(
+    options: SnapshotOptions, view: DomainView, made: frozenset[str] = frozenset()
+) -> tuple[SkippedDisk, ...]:
     """The disks that a snapshot leaves alone: by the user's word in the task or in the definition, or because they
     cannot change. `made` are those that the same snapshot has already."""
     skipped = []
     for disk in view.disks:
-        asked = wish.disk(disk.target)
+        asked = options.disk(disk.target)
         reason = why_not_snapshotable(disk)
         if asked is not None and asked.snapshot == "no":
             skipped.append(SkippedDisk(disk.target, "excluded by the request"))
@@ -226,41 +228,41 @@ def snapshot_disks(plan: SnapshotPlan) -> tuple[SnapshotDisk, ...]:
     return tuple(made + [SnapshotDisk(disk.target, "no") for disk in plan.skipped])
 
 
-def journal_disks(wish: SnapshotWish, plan: SnapshotPlan) -> tuple[JournalDisk, ...]:
+def journal_disks(options: SnapshotOptions, plan: SnapshotPlan) -> tuple[JournalDisk, ...]:
     return tuple(
-        JournalDisk(disk.target, disk.base.path, disk.base.format, disk.overlay, reused=wish.reuse)
+        JournalDisk(disk.target, disk.base.path, disk.base.format, disk.overlay, reused=options.reuse)
         for disk in plan.disks
     )
 
 
-def _check_options(wish: SnapshotWish) -> None:
+def _check_options(options: SnapshotOptions) -> None:
     """What no domain could make fit together."""
-    if wish.live and wish.memory is None:
+    if options.live and options.memory is None:
         raise VirtopsError(
             "bad_option",
             "live says how the guest's memory is saved, but memory is not set.",
             "Set memory to the path of a file, or leave out live",
         )
-    if wish.memory is not None and wish.quiesce == "required":
+    if options.memory is not None and options.quiesce == "required":
         raise VirtopsError(
             "bad_option",
             "libvirt does not freeze file systems for a snapshot with memory: what they have not written yet is in "
             "the memory.",
             "Leave out quiesce, or memory",
         )
-    if wish.memory is not None:
-        checked_path(wish.memory)
+    if options.memory is not None:
+        checked_path(options.memory)
 
 
-def _check_state(wish: SnapshotWish, view: DomainView) -> None:
+def _check_state(options: SnapshotOptions, view: DomainView) -> None:
     """What this domain, as it is now, cannot do."""
-    if wish.memory is not None and not view.active:
+    if options.memory is not None and not view.active:
         raise VirtopsError(
             "memory_off",
             "Domain %s is %s: it has no memory that could be saved." % (view.name, view.state),
             "Start it first, or leave out memory for a snapshot of the disks only",
         )
-    if wish.halt and view.active and not view.persistent:
+    if options.halt and view.active and not view.persistent:
         raise VirtopsError(
             "halt_transient",
             "Domain %s is transient: halt would lose its definition, and with it the knowledge of which images it uses."
@@ -269,17 +271,17 @@ def _check_state(wish: SnapshotWish, view: DomainView) -> None:
         )
 
 
-def _check_wished_disks(wish: SnapshotWish, view: DomainView) -> None:
-    for asked in wish.disks:
+def _check_wished_disks(options: SnapshotOptions, view: DomainView) -> None:
+    for asked in options.disks:
         require_disk(view, asked.target)
 
 
-def _chosen_disks(wish: SnapshotWish, view: DomainView, skipped: tuple[SkippedDisk, ...]) -> tuple[Disk, ...]:
+def _chosen_disks(options: SnapshotOptions, view: DomainView, skipped: tuple[SkippedDisk, ...]) -> tuple[Disk, ...]:
     left_out = {disk.target for disk in skipped}
     chosen = tuple(disk for disk in view.disks if disk.target not in left_out)
     for disk in chosen:
         if disk.remote is not None and not disk.chain:
-            _check_remote(wish, view, disk.target, disk.remote.path)
+            _check_remote(options, view, disk.target, disk.remote.path)
             continue
         if disk.source_type not in ("file", "block", "volume") or disk.active is None:
             exclude = "xclude it with disks: [{name: %s, snapshot: no}]" % disk.target
@@ -297,18 +299,18 @@ def _chosen_disks(wish: SnapshotWish, view: DomainView, skipped: tuple[SkippedDi
     return chosen
 
 
-def _check_remote(wish: SnapshotWish, view: DomainView, target: str, source: str) -> None:
+def _check_remote(options: SnapshotOptions, view: DomainView, target: str, source: str) -> None:
     """A disk on the network takes a local overlay, in a place that only the user can know."""
-    asked = wish.disk(target)
+    asked = options.disk(target)
     where = "Disk %s of domain %s is on the network (%s)" % (target, view.name, source)
     exclude = "exclude it with disks: [{name: %s, snapshot: no}]" % target
-    if wish.kind != KEPT:
+    if options.kind != KEPT:
         raise VirtopsError(
             "disk_unsuitable",
             "%s, where no image can be backed up or merged into." % where,
             "Exclude it with disks: [{name: %s, snapshot: no}]" % target,
         )
-    if wish.reuse:
+    if options.reuse:
         raise VirtopsError(
             "disk_unsuitable",
             "%s, so nothing tells whether an overlay that exists stands on it." % where,
@@ -329,17 +331,17 @@ def _check_remote(wish: SnapshotWish, view: DomainView, target: str, source: str
 
 
 def _plan_new(
-    wish: SnapshotWish, view: DomainView, chosen: tuple[Disk, ...], skipped: tuple[SkippedDisk, ...]
+    options: SnapshotOptions, view: DomainView, chosen: tuple[Disk, ...], skipped: tuple[SkippedDisk, ...]
 ) -> SnapshotPlan:
-    check_record_name(wish.name, wish.metadata)
+    check_record_name(options.name, options.metadata)
     refuse_jobs(view)
-    _check_state(wish, view)
-    planned = tuple(PlannedDisk(disk.target, _active(disk), _overlay_of(wish, view, disk)) for disk in chosen)
+    _check_state(options, view)
+    planned = tuple(PlannedDisk(disk.target, _active(disk), _overlay_of(options, view, disk)) for disk in chosen)
     paths = [disk.overlay for disk in planned]
-    if wish.memory in paths:
+    if options.memory in paths:
         raise VirtopsError(
             "memory_exists",
-            "The file %s was given for the memory of domain %s and for an overlay." % (wish.memory, view.name),
+            "The file %s was given for the memory of domain %s and for an overlay." % (options.memory, view.name),
             "Give the memory a file of its own",
         )
     twice = next((path for path in paths if paths.count(path) > 1), None)
@@ -352,23 +354,23 @@ def _plan_new(
     return SnapshotPlan(planned, skipped)
 
 
-def _overlay_of(wish: SnapshotWish, view: DomainView, disk: Disk) -> str:
-    asked = wish.disk(disk.target)
+def _overlay_of(options: SnapshotOptions, view: DomainView, disk: Disk) -> str:
+    asked = options.disk(disk.target)
     if asked is not None and asked.file is not None:
         return checked_path(asked.file)
-    if wish.overlay_dir is None and disk.on_device:
+    if options.overlay_dir is None and disk.on_device:
         raise VirtopsError(
             "overlay_needed",
             "Disk %s of domain %s stands on the block device %s, beside which no overlay can be made."
             % (disk.target, view.name, _active(disk).path),
             "Give overlay_dir, or a file for this disk in disks",
         )
-    directory = checked_path(wish.overlay_dir) if wish.overlay_dir else os.path.dirname(_active(disk).path)
-    return overlay_path(directory, view.name, disk.target, wish.name)
+    directory = checked_path(options.overlay_dir) if options.overlay_dir else os.path.dirname(_active(disk).path)
+    return overlay_path(directory, view.name, disk.target, options.name)
 
 
 def _plan_interrupted(
-    wish: SnapshotWish,
+    options: SnapshotOptions,
     view: DomainView,
     ours: Operation,
     chosen: tuple[Disk, ...],
@@ -377,8 +379,8 @@ def _plan_interrupted(
     """An earlier run died after it wrote PREPARED: the chain tells on which side of the switch."""
     switched = [disk.target for disk in ours.disks if is_in_chain(view, disk.target, disk.overlay)]
     if len(switched) == len(ours.disks):
-        _check_same_memory(wish, view.name, ours.memory)
-        _check_same_disks(wish, chosen, {disk.target: disk.overlay for disk in ours.disks})
+        _check_same_memory(options, view.name, ours.memory)
+        _check_same_disks(options, chosen, {disk.target: disk.overlay for disk in ours.disks})
         return SnapshotPlan(_as_planned(ours), skipped, CREATED)
     if switched:
         raise VirtopsError(
@@ -386,11 +388,11 @@ def _plan_interrupted(
             "Only %s of domain %s stand on the overlays of snapshot %r." % (", ".join(switched), view.name, ours.name),
             "Merge them with virtops.libvirt.block_commit and snapshot: %r, then run the play again" % ours.name,
         )
-    return replace(_plan_new(wish, view, chosen, skipped), found=PREPARED)
+    return replace(_plan_new(options, view, chosen, skipped), found=PREPARED)
 
 
 def _plan_recorded(
-    wish: SnapshotWish,
+    options: SnapshotOptions,
     view: DomainView,
     record: SnapshotRecord,
     chosen: tuple[Disk, ...],
@@ -404,26 +406,26 @@ def _plan_recorded(
             % (view.name, record.name, record.memory, ", ".join("%s %s" % (d.target, d.mode) for d in record.disks)),
             "Choose another name, or delete that snapshot first",
         )
-    _check_same_memory(wish, view.name, record.memory_file)
+    _check_same_memory(options, view.name, record.memory_file)
     made = {disk.target: disk.file or "" for disk in record.disks if disk.mode == "external"}
-    _check_same_disks(wish, chosen, made)
+    _check_same_disks(options, chosen, made)
     disks = []
     for target, overlay in sorted(made.items()):
         disk = view.disk(target)
         base = disk.below(overlay) if disk else None
         if base is None:
-            raise _stale(view.name, wish.name, target, overlay)
+            raise _stale(view.name, options.name, target, overlay)
         disks.append(PlannedDisk(target, base, overlay))
     return SnapshotPlan(tuple(disks), skipped, CREATED)
 
 
-def _check_same_memory(wish: SnapshotWish, domain: str, made: str | None) -> None:
-    if wish.memory == made:
+def _check_same_memory(options: SnapshotOptions, domain: str, made: str | None) -> None:
+    if options.memory == made:
         return
     raise VirtopsError(
         "snapshot_differs",
         "Snapshot %r of domain %s exists %s, but one %s was asked for."
-        % (wish.name, domain, _memory_words(made), _memory_words(wish.memory)),
+        % (options.name, domain, _memory_words(made), _memory_words(options.memory)),
         "Ask for the same, or choose another name",
     )
 
@@ -432,21 +434,21 @@ def _memory_words(path: str | None) -> str:
     return "of the disks only" if path is None else "with the memory in %s" % path
 
 
-def _check_same_disks(wish: SnapshotWish, chosen: tuple[Disk, ...], made: dict[str, str]) -> None:
+def _check_same_disks(options: SnapshotOptions, chosen: tuple[Disk, ...], made: dict[str, str]) -> None:
     wanted = {disk.target for disk in chosen}
     if wanted != set(made):
         raise VirtopsError(
             "snapshot_differs",
             "Snapshot %r exists with the disks %s, but %s were asked for."
-            % (wish.name, ", ".join(sorted(made)), ", ".join(sorted(wanted))),
+            % (options.name, ", ".join(sorted(made)), ", ".join(sorted(wanted))),
             "Ask for the same disks, or choose another name",
         )
-    for asked in wish.disks:
+    for asked in options.disks:
         if asked.file is not None and asked.target in made and asked.file != made[asked.target]:
             raise VirtopsError(
                 "snapshot_differs",
                 "Snapshot %r exists with the overlay %s for disk %s, but %s was asked for."
-                % (wish.name, made[asked.target], asked.target, asked.file),
+                % (options.name, made[asked.target], asked.target, asked.file),
                 "Ask for the same file, or choose another name",
             )
 

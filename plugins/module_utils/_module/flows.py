@@ -6,15 +6,15 @@
 
 from __future__ import annotations
 
-from .._core.backup import BackupWish
+from .._core.backup import BackupOptions
 from .._core.model import Outcome
 from .._host.helper import backup_target
 from .._service.backup import Backup
 from .entry import DomainContext
 
 
-def back_up(context: DomainContext, wish: BackupWish) -> Outcome:
+def back_up(context: DomainContext, options: BackupOptions) -> Outcome:
     """Copy the bases of a snapshot, for image_backup and recover."""
-    with backup_target(wish.stall_timeout) as (store, copier):
+    with backup_target(options.stall_timeout) as (store, copier):
         tools = context.domain, context.images, store, copier, context.clock, context.progress
-        return Backup(wish, *tools).run(context.check)
+        return Backup(options, *tools).run(context.check)

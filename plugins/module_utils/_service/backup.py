@@ -34,7 +34,7 @@ from .._core.backup import (
     DOMAIN_XML,
     MANIFEST,
     SUMS,
-    BackupWish,
+    BackupOptions,
     CopyOrder,
     CopyPort,
     Run,
@@ -94,18 +94,20 @@ class _Plan:
 
 
 def refuse_early(
-    wish: BackupWish, view: DomainView, bases: tuple[Source, ...], images: ImagePort, store: StorePort
+    options: BackupOptions, view: DomainView, bases: tuple[Source, ...], images: ImagePort, store: StorePort
 ) -> None:
     """Refuse, while there is no snapshot yet, a backup of these bases that could not succeed after one."""
-    store.check_destination(wish.dest)
-    orders = tuple(order_of(wish, source, view, images, store) for source in bases)
-    require_space(orders, store.free_bytes(wish.dest) + left_behind(wish, view, store), wish.dest)
+    store.check_destination(options.dest)
+    orders = tuple(order_of(options, source, view, images, store) for source in bases)
+    require_space(orders, store.free_bytes(options.dest) + left_behind(options, view, store), options.dest)
 
 
-def order_of(wish: BackupWish, source: Source, view: DomainView, images: ImagePort, store: StorePort) -> CopyOrder:
+def order_of(
+    options: BackupOptions, source: Source, view: DomainView, images: ImagePort, store: StorePort
+) -> CopyOrder:
     """How this base would be copied; refuses options that do not fit its image."""
     require_local(source.target, source.base)
-    return plan_copy(wish, _facts(source, view, images, store))
+    return plan_copy(options, _facts(source, view, images, store))
 
 
 def extras_of(view: DomainView, targets: frozenset[str], images: ImagePort, store: StorePort) -> Extras:
@@ -113,9 +115,9 @@ def extras_of(view: DomainView, targets: frozenset[str], images: ImagePort, stor
     return plan_extras(view, targets, store.tpm_root(), images.kind, images.names)
 
 
-def left_behind(wish: BackupWish, view: DomainView, store: StorePort) -> int:
+def left_behind(options: BackupOptions, view: DomainView, store: StorePort) -> int:
     """The bytes of the unfinished sets that a backup removes before it copies; refuses another domain's folder."""
-    unfinished = _unfinished(set_paths(wish.dest, view, "").parent, view, store)
+    unfinished = _unfinished(set_paths(options.dest, view, "").parent, view, store)
     return sum(partial.allocated for partial in removable(unfinished, view.uuid))
 
 
@@ -150,7 +152,7 @@ class Backup:
 
     def __init__(
         self,
-        wish: BackupWish,
+        options: BackupOptions,
         domain: ViewPort,
         images: ImagePort,
         store: StorePort,
@@ -158,7 +160,7 @@ class Backup:
         clock: Clock,
         progress: Progress | None = None,
     ) -> None:
-        self._wish = wish
+        self._options = options
         self._domain = domain
         self._images = images
         self._store = store
@@ -187,10 +189,10 @@ class Backup:
     def copy(self, check: bool) -> Outcome:
         """Plan, and where not `check`, copy. Raises VirtopsError; no partial set is left then, unless the target does
         not answer (`copy_stalled`)."""
-        self._store.check_destination(self._wish.dest)
+        self._store.check_destination(self._options.dest)
         view, journal = self._observe()
-        selection = select(self._wish, view, journal, self._images)
-        paths = set_paths(self._wish.dest, view, selection.started)
+        selection = select(self._options, view, journal, self._images)
+        paths = set_paths(self._options.dest, view, selection.started)
         found = self._store.manifest(paths.final)
         if found is not None:
             return self._present(found, view, selection, paths)
@@ -224,7 +226,7 @@ class Backup:
         the run is killed; see `finish_left`.
         """
         if self._mine is None or check:  # in check mode there may be nothing yet to look at
-            steps = () if self._mine is None else _finishing(self._mine, self._wish.verify)
+            steps = () if self._mine is None else _finishing(self._mine, self._options.verify)
             return Outcome(steps, values={"backup": self._backup})
         return self._finish(self._mine, check)
 
@@ -232,7 +234,7 @@ class Backup:
         """The same for what interrupted runs of this domain and host had copied. The value "backup" is the newest, or
         None. What cannot be finished is a warning, unless the target does not answer."""
         view = self._domain.view()
-        parent = set_paths(self._wish.dest, view, "").parent
+        parent = set_paths(self._options.dest, view, "").parent
         found, warnings = Outcome(values={"backup": None}), []
         for partial in awaiting(self._store.unfinished(parent), view.uuid):
             if self._mine is not None and partial.path == self._mine.partial:
@@ -254,7 +256,7 @@ class Backup:
         return view, view.journal
 
     def _present(self, found: dict[str, Any], view: DomainView, selection: Selection, paths: SetPaths) -> Outcome:
-        require_same_set(found, self._store.file_sizes(paths.final), selection, self._wish, paths.final, view.uuid)
+        require_same_set(found, self._store.file_sizes(paths.final), selection, self._options, paths.final, view.uuid)
         outcome = self._made((), paths, found)
         return replace(outcome, before=outcome.after)
 
@@ -276,7 +278,7 @@ class Backup:
             found = self._store.manifest(partial.path) if partial.path == paths.partial else None
             usable = found is not None and self._store.digests(partial.path) is not None
             if found is not None and usable and found["operation"] == selection.operation:
-                return found if has_same_disks(found, selection, self._wish) else None
+                return found if has_same_disks(found, selection, self._options) else None
         return None
 
     def _plan(self, view: DomainView, journal: Journal, selection: Selection, paths: SetPaths) -> _Plan:
@@ -285,12 +287,12 @@ class Backup:
         for source in selection.sources:
             require_identity(source, self._images.identity(source.base.path))
         facts = tuple(_facts(source, view, self._images, self._store) for source in selection.sources)
-        orders = tuple(plan_copy(self._wish, fact) for fact in facts)
+        orders = tuple(plan_copy(self._options, fact) for fact in facts)
         unfinished = _unfinished(paths.parent, view, self._store)
         require_nobody_writes(unfinished, view, paths)
         stale = removable(unfinished, view.uuid, paths.partial)
-        free = self._store.free_bytes(self._wish.dest) + sum(partial.allocated for partial in stale)
-        require_space(orders, free, self._wish.dest)
+        free = self._store.free_bytes(self._options.dest) + sum(partial.allocated for partial in stale)
+        require_space(orders, free, self._options.dest)
         return _Plan(selection, paths, orders, _locked(facts), stale, self._extras(view, selection))
 
     def _extras(self, view: DomainView, selection: Selection) -> Extras:
@@ -329,7 +331,7 @@ class Backup:
         extras = self._copy_extras(plan.extras, directory)
         began = self._clock.monotonic()
         watch = self._watch([source.overlay for source in plan.selection.sources])
-        copied = self._copier.copy_all(plan.orders, directory, self._wish.parallel, watch, self._progress.disk)
+        copied = self._copier.copy_all(plan.orders, directory, self._options.parallel, watch, self._progress.disk)
         seconds = self._clock.monotonic() - began
         size = sum(found.allocated for found in copied.values())
         self._progress.step("copied %d disks, %d MiB, in %.1f s" % (len(copied), mib(size), seconds))
@@ -358,7 +360,7 @@ class Backup:
         if not check:
             manifest, warnings = self._verify(paths, manifest, digests)
         return Outcome(
-            _finishing(paths, self._wish.verify),
+            _finishing(paths, self._options.verify),
             values={"backup": {**manifest, "path": paths.final}},
             warnings=warnings,
         )
@@ -368,10 +370,10 @@ class Backup:
     ) -> tuple[dict[str, Any], tuple[str, ...]]:
         directory = self._store.resume(paths)
         began = self._clock.monotonic()
-        orders = verify_orders(manifest, digests, self._wish.verify)
+        orders = verify_orders(manifest, digests, self._options.verify)
         try:
             verified = self._copier.verify_all(
-                orders, directory, self._wish.parallel, lambda: require_going(self._progress), self._progress.disk
+                orders, directory, self._options.parallel, lambda: require_going(self._progress), self._progress.disk
             )
         except VirtopsError as error:
             if error.code == "verify_failed":
@@ -385,7 +387,7 @@ class Backup:
         self._store.write(directory, SUMS, build_sums(sums))
         self._store.write(directory, MANIFEST, text)
         self._store.finish(paths)
-        if not self._wish.verify or all(found.from_disk for found in verified.values()):
+        if not self._options.verify or all(found.from_disk for found in verified.values()):
             return manifest, ()
         return manifest, (
             "The copies in %s were compared as they are in this host's page cache: their file system neither does "
@@ -407,7 +409,7 @@ class Backup:
 
         def watch() -> None:
             require_going(self._progress)
-            refuse_short(self._images, overlays, self._wish.keep_free)
+            refuse_short(self._images, overlays, self._options.keep_free)
 
         return watch
 

@@ -48,7 +48,7 @@ def _goes_on(view: DomainView, target: str) -> bool:
     return disk is not None and disk.job is not None and not disk.job.ending
 
 
-def told_job(job: BlockJob | None) -> dict[str, Any] | None:
+def describe_job(job: BlockJob | None) -> dict[str, Any] | None:
     """A job as every result shows it: bytes, bytes/s, percent; `target` is what an active commit goes into."""
     if job is None:
         return None
@@ -63,7 +63,7 @@ def told_job(job: BlockJob | None) -> dict[str, Any] | None:
     }
 
 
-def told_disks(
+def describe_disks(
     targets: Sequence[str],
     before: Mapping[str, list[str]],
     after: Mapping[str, list[str]],
@@ -83,7 +83,7 @@ def told_disks(
                 "before": before.get(target, []),
                 "after": left,
                 "merged": [path for path in merged.get(target, ()) if path not in left],
-                "job": told_job(disk.job if disk else None),
+                "job": describe_job(disk.job if disk else None),
             }
         )
         if errors is not None:

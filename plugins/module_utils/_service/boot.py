@@ -14,7 +14,7 @@ from .._core.boot import (
     LIBRARY,
     STARTED,
     UNIT,
-    BootWish,
+    BootOptions,
     Entry,
     FilesPort,
     in_removal_order,
@@ -29,8 +29,8 @@ _PARTS = ((LIBRARY, "the code in %s" % LIBRARY), (UNIT, "the unit %s" % UNIT), (
 class BootUnit:
     """The code, the unit, and the link that enables it."""
 
-    def __init__(self, wish: BootWish, sources: Mapping[str, str], entry: str, files: FilesPort) -> None:
-        self._wanted = wanted(wish, sources, entry)
+    def __init__(self, options: BootOptions, sources: Mapping[str, str], entry: str, files: FilesPort) -> None:
+        self._wanted = wanted(options, sources, entry)
         self._files = files
 
     def run(self, check: bool) -> Outcome:

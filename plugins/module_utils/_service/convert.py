@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from .._core.convert import Conversion, ConvertWish, interrupted, plan_conversions, removal_of
+from .._core.convert import Conversion, ConvertOptions, interrupted, plan_conversions, removal_of
 from .._core.errors import VirtopsError
 from .._core.images import why_not_alone
 from .._core.journal import JournalDisk, Operation
@@ -38,8 +38,8 @@ from .run import Run
 class Convert:
     """Put a domain that is off on qcow2 images instead of its raw ones."""
 
-    def __init__(self, wish: ConvertWish, guest: Guest[ConvertPort], images: ConvertImagePort) -> None:
-        self._wish = wish
+    def __init__(self, options: ConvertOptions, guest: Guest[ConvertPort], images: ConvertImagePort) -> None:
+        self._options = options
         self._guest = guest
         self._domain = guest.domain
         self._images = images
@@ -52,14 +52,14 @@ class Convert:
     def _run(self, run: Run) -> Outcome:
         view = self._guest.observe()
         others = self._guest.others()
-        plan = plan_conversions(self._wish, view, others)
+        plan = plan_conversions(self._options, view, others)
         left = interrupted(view.journal)
         steps, kept = ((), ()) if left is None else finished(left, view, others, self._guest)
         if plan:
             self._refuse(view, left)
         known = {one.source.path: self._images.identity(one.source.path) for one in plan}
         steps += tuple(step for one in plan for step in self._converting(one, others))
-        sources = self._doomed(known) if self._wish.delete_source else {}
+        sources = self._doomed(known) if self._options.delete_source else {}
         claims = {path: others.claims(path) for path in sources}
         sources = {path: identity for path, identity in sources.items() if claims[path] is None}
         run.warnings += kept

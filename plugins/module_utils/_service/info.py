@@ -15,7 +15,7 @@ from .._core.journal import Journal, Operation
 from .._core.model import Disk, DomainView, Layer, Outcome
 from .._core.ports import BlockInfoPort, ImagePort
 from .._core.refusals import require_read
-from .block_jobs import told_job
+from .block_jobs import describe_job
 from .observe import FileSet, observe
 from .strays import GuestRecords, lost_files, lost_operations, with_bases
 
@@ -73,8 +73,8 @@ def _guest(view: DomainView, views: Sequence[DomainView], records: GuestRecords,
         "agent": view.agent,
         "disks": [_disk(disk) for disk in view.disks],
         "journal": [
-            *(told_operation(operation) for operation in journal.operations),
-            *(told_operation(operation, noted=False) for operation in lost),
+            *(describe_operation(operation) for operation in journal.operations),
+            *(describe_operation(operation, noted=False) for operation in lost),
         ],
         "journal_error": unreadable,
         "journal_of": view.journal_of,
@@ -108,7 +108,7 @@ def _disk(disk: Disk) -> dict[str, Any]:
     }
 
 
-def told_operation(operation: Operation, noted: bool = True) -> dict[str, Any]:
+def describe_operation(operation: Operation, noted: bool = True) -> dict[str, Any]:
     """What the journal says of it, or should."""
     return {
         "id": operation.id,
@@ -146,7 +146,7 @@ def block(domain: BlockInfoPort, images: ImagePort, targets: Sequence[str]) -> O
             **_disk(disk),
             **_sizes(domain.sizes(disk.target)),
             "chain": [_layer(depth, layer, images, warnings) for depth, layer in enumerate(disk.chain)],
-            "job": told_job(disk.job),
+            "job": describe_job(disk.job),
         }
         for disk in wanted
     ]

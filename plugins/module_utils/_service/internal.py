@@ -13,8 +13,8 @@ from .._core import xml
 from .._core.errors import VirtopsError
 from .._core.internal import (
     Inside,
+    InternalOptions,
     InternalPlan,
-    InternalWish,
     has_no_state,
     leftovers,
     plan_deletion,
@@ -28,7 +28,7 @@ from .._core.refusals import refuse_open
 from .._core.snapshot import unknown_words
 from .._core.snapshot_tree import children_of, doomed_by
 from .guest import Guest
-from .snapshot_info import told_snapshot
+from .snapshot_info import describe_snapshot
 
 
 class InternalSnapshot:
@@ -41,13 +41,13 @@ class InternalSnapshot:
 
     # -- present
 
-    def present(self, wish: InternalWish, check: bool) -> Outcome:
+    def present(self, options: InternalOptions, check: bool) -> Outcome:
         """Raises VirtopsError; the guest is then as before."""
         view = self._guest.observe()
         records = self._domain.snapshots()
-        found = next((record for record in records if record.name == wish.name), None)
+        found = next((record for record in records if record.name == options.name), None)
         plan = plan_internal(
-            wish,
+            options,
             view,
             found,
             view.journal,
@@ -56,23 +56,25 @@ class InternalSnapshot:
         )
         current = self._domain.current_snapshot() if records else None
         request = xml.build_snapshot(
-            wish.name, wish.description, plan.disks, memory="internal" if plan.memory else "no"
+            options.name, options.description, plan.disks, memory="internal" if plan.memory else "no"
         )
         before: dict[str, object] = {"snapshots": _names(records), "state": view.state}
         with self._guest.run(check) as run:
             if found is not None:
-                told = told_snapshot(found, children_of(records)[found.name], current == found.name)
+                told = describe_snapshot(found, children_of(records)[found.name], current == found.name)
                 return run.outcome(before, before, {"snapshot": told})
-            words = ["take the internal snapshot %s of %s" % (wish.name, _held(plan))]
+            words = ["take the internal snapshot %s of %s" % (options.name, _held(plan))]
             words += ["turn %s off at that moment" % view.name] if plan.halt else []
             run.apply(Step(tuple(words), lambda: self._domain.create_internal_snapshot(request, plan.halt)))
-            made = _foreseen(wish, plan, view, current, self._guest.clock) if check else self._read_back(wish.name)
+            made = (
+                _foreseen(options, plan, view, current, self._guest.clock) if check else self._read_back(options.name)
+            )
             after: dict[str, object] = {
                 "snapshots": _names((*records, made)),
                 "state": "shut off" if plan.halt else view.state,
                 "snapshot": request,
             }
-            return run.outcome(before, after, {"snapshot": told_snapshot(made, [], True)})
+            return run.outcome(before, after, {"snapshot": describe_snapshot(made, [], True)})
 
     def _read_back(self, name: str) -> SnapshotRecord:
         made = self._domain.snapshot(name)
@@ -98,7 +100,7 @@ class InternalSnapshot:
             refuse_open(view, view.journal)
             plan_deletion(name, doomed, found, view, names, self._domain.libvirt_version())
         current = self._domain.current_snapshot() if records else None
-        told = None if found is None else told_snapshot(found, children_of(records)[name], current == name)
+        told = None if found is None else describe_snapshot(found, children_of(records)[name], current == name)
         gone = {record.name for record in doomed} | ({name} if stray else set())
         words = ["delete snapshot %s and its data" % record.name for record in doomed]
         words += ["delete snapshot %s in %s, which libvirt has no record of" % (name, path) for path in stray]
@@ -154,15 +156,15 @@ def names_inside(path: str, image_format: str, images: ImagePort) -> tuple[str, 
 
 
 def _foreseen(
-    wish: InternalWish, plan: InternalPlan, view: DomainView, parent: str | None, clock: Clock
+    options: InternalOptions, plan: InternalPlan, view: DomainView, parent: str | None, clock: Clock
 ) -> SnapshotRecord:
     """What check mode tells of a snapshot that is not there; its time is now."""
     return SnapshotRecord(
-        name=wish.name,
+        name=options.name,
         state="paused" if view.state == "paused" else ("running" if view.active else "shutoff"),
         creation_time=epoch(clock.utcnow()),
         disks=plan.disks,
-        description=wish.description,
+        description=options.description,
         parent=parent,
         memory="internal" if plan.memory else "no",
     )

@@ -18,10 +18,10 @@ from .._core.plan import Step
 from .._core.ports import MergePort
 from .._core.refusals import require_disk
 from .._core.snapshot import is_in_chain
-from .block_jobs import cancel_jobs, told_job
+from .block_jobs import cancel_jobs, describe_job
 from .guest import Guest
 from .merge import Merge
-from .merge_plan import MergeWish
+from .merge_plan import MergeOptions
 from .run import Run
 
 MIB = 1024 * 1024
@@ -32,7 +32,7 @@ _UNFINISHED = (
 
 
 @dataclass(frozen=True)
-class JobWish:
+class JobOptions:
     """`state` is present, pivoted or cancelled; `bandwidth` in MiB/s (None: leave it)."""
 
     disk: str
@@ -45,8 +45,8 @@ class JobWish:
 class JobControl:
     """Bring the block job of one disk into the state that was asked for."""
 
-    def __init__(self, wish: JobWish, guest: Guest[MergePort]) -> None:
-        self._wish = wish
+    def __init__(self, options: JobOptions, guest: Guest[MergePort]) -> None:
+        self._options = options
         self._guest = guest
         self._domain = guest.domain
 
@@ -55,19 +55,19 @@ class JobControl:
         with self._guest.run(check) as run:
             view = self._guest.observe()
             job = self._job(view)
-            if self._wish.state == "pivoted" and job is not None:
+            if self._options.state == "pivoted" and job is not None:
                 return self._pivot(view, job, run)
-            if self._wish.state == "pivoted":
+            if self._options.state == "pivoted":
                 self._refuse_unmerged(view)
             run.apply(*self._steps(job))
-            after = None if self._wish.state == "cancelled" else self._with_speed(job)
+            after = None if self._options.state == "cancelled" else self._with_speed(job)
             if run.actions and not check:
                 after = self._job(self._domain.view())
-            return run.outcome({"job": told_job(job)}, {"job": told_job(after)}, {"job": told_job(after)})
+            return run.outcome({"job": describe_job(job)}, {"job": describe_job(after)}, {"job": describe_job(after)})
 
     def _job(self, view: DomainView) -> BlockJob | None:
-        disk = require_disk(view, self._wish.disk)
-        if disk.job is None and self._wish.state == "present":
+        disk = require_disk(view, self._options.disk)
+        if disk.job is None and self._options.state == "present":
             raise VirtopsError(
                 "no_job",
                 "No block job runs on disk %s of domain %s." % (disk.target, view.name),
@@ -77,7 +77,7 @@ class JobControl:
 
     def _refuse_unmerged(self, view: DomainView) -> None:
         """A job that is gone means nothing: the chain tells whether it came to its end."""
-        target = self._wish.disk
+        target = self._options.disk
         for operation in view.journal.operations:
             if not operation.open or operation.kind in (PULL, REVERT):
                 continue
@@ -97,20 +97,20 @@ class JobControl:
     def _steps(self, job: BlockJob | None) -> tuple[Step, ...]:
         if job is None:
             return ()
-        if self._wish.state == "cancelled":
-            return (Step(("cancel the %s job of %s" % (job.kind, self._wish.disk),), self._cancel),)
-        wanted = self._wish.bandwidth
+        if self._options.state == "cancelled":
+            return (Step(("cancel the %s job of %s" % (job.kind, self._options.disk),), self._cancel),)
+        wanted = self._options.bandwidth
         if wanted is None or job.bandwidth == wanted * MIB:
             return ()
-        words = "limit the %s job of %s to %d MiB/s (0 is no limit)" % (job.kind, self._wish.disk, wanted)
-        return (Step((words,), partial(self._domain.set_job_speed, self._wish.disk, wanted * MIB)),)
+        words = "limit the %s job of %s to %d MiB/s (0 is no limit)" % (job.kind, self._options.disk, wanted)
+        return (Step((words,), partial(self._domain.set_job_speed, self._options.disk, wanted * MIB)),)
 
     def _with_speed(self, job: BlockJob | None) -> BlockJob | None:
-        wanted = self._wish.bandwidth
+        wanted = self._options.bandwidth
         return job if job is None or wanted is None else replace(job, bandwidth=wanted * MIB)
 
     def _cancel(self) -> None:
-        disk = cancel_jobs(self._domain, [self._wish.disk], self._guest.clock).disk(self._wish.disk)
+        disk = cancel_jobs(self._domain, [self._options.disk], self._guest.clock).disk(self._options.disk)
         if disk is not None and disk.job is not None:
             raise VirtopsError(
                 "job_ending",
@@ -124,7 +124,7 @@ class JobControl:
             raise VirtopsError(
                 "no_pivot",
                 "The %s job on disk %s of domain %s ends by itself: it has no pivot."
-                % (job.kind, self._wish.disk, view.name),
+                % (job.kind, self._options.disk, view.name),
                 "Wait for its end, or cancel it with state: cancelled",
             )
         run.apply(*self._steps(job))
@@ -133,21 +133,23 @@ class JobControl:
 
     def _finish(self, view: DomainView, base: str, check: bool) -> Outcome:
         """The merge that began this job, as the journal has it; a job of somebody else's is a merge by path."""
-        wish = MergeWish(disks=(self._wish.disk,), deadline=self._wish.deadline, delete_merged=self._wish.delete_merged)
+        options = MergeOptions(
+            disks=(self._options.disk,), deadline=self._options.deadline, delete_merged=self._options.delete_merged
+        )
         operation = self._operation(view, base)
         if operation is None:
-            return Merge(replace(wish, base=base), self._guest).run(check)
+            return Merge(replace(options, base=base), self._guest).run(check)
         if operation.kind != DELETE:
-            return Merge(replace(wish, snapshot=operation.name), self._guest).run(check)
-        goal = goal_to_base(require_disk(view, self._wish.disk), base, None, view.name)
-        outcome = Merge(wish, self._guest).run_goals(() if goal is None else (goal,), operation, check)
+            return Merge(replace(options, snapshot=operation.name), self._guest).run(check)
+        goal = goal_to_base(require_disk(view, self._options.disk), base, None, view.name)
+        outcome = Merge(options, self._guest).run_goals(() if goal is None else (goal,), operation, check)
         return replace(outcome, warnings=(*outcome.warnings, _UNFINISHED))
 
     def _operation(self, view: DomainView, base: str) -> Operation | None:
         """The one that this job belongs to: of a snapshot, or of a deletion, which is not for us to end."""
         for operation in view.journal.operations:
             ours = operation.kind == DELETE or operation.kind not in RESERVED
-            mine = [disk for disk in operation.disks if (disk.target, disk.base) == (self._wish.disk, base)]
+            mine = [disk for disk in operation.disks if (disk.target, disk.base) == (self._options.disk, base)]
             if operation.open and ours and mine:
                 return operation
         return None

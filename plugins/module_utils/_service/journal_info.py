@@ -16,10 +16,10 @@ from .._core.journal import CREATED, KEPT, RESERVED, JournalDisk, Operation
 from .._core.model import DomainView, Outcome
 from .._core.ports import DeletePort, ImagePort
 from .._core.snapshot import is_in_chain
-from .block_jobs import told_job
+from .block_jobs import describe_job
 from .guest import Guest
-from .info import told_operation
-from .recover import RecoverWish, Recovery
+from .info import describe_operation
+from .recover import RecoverOptions, Recovery
 from .strays import lost_operations
 
 
@@ -32,11 +32,11 @@ def journal(guest: Guest[DeletePort]) -> Outcome:
     recovery = _recovery(guest) if any(operation.open for operation in operations) else ""
     told = [
         {
-            **told_operation(operation, noted=operation not in lost),
+            **describe_operation(operation, noted=operation not in lost),
             "memory": operation.memory,
             "disks": [
                 {**disk, **_standing(noted, view, images)}
-                for disk, noted in zip(told_operation(operation)["disks"], operation.disks)
+                for disk, noted in zip(describe_operation(operation)["disks"], operation.disks)
             ],
             "recovery": " ".join((recovery, _play(operation))).strip() if operation.open else None,
         }
@@ -54,7 +54,7 @@ def _standing(noted: JournalDisk, view: DomainView, images: ImagePort) -> dict[s
         "in_chain": is_in_chain(view, noted.target, noted.overlay),
         "overlay_exists": images.exists(noted.overlay),
         "base_unchanged": _unchanged(noted, images),
-        "job": told_job(job),
+        "job": describe_job(job),
     }
 
 
@@ -66,9 +66,9 @@ def _unchanged(noted: JournalDisk, images: ImagePort) -> bool | None:
 
 def _recovery(guest: Guest[DeletePort]) -> str:
     """What virtops.libvirt.recover would do: its own plan, so that the words cannot differ from the deed."""
-    wish = RecoverWish(deadline=Deadline(timeout=0))  # who only looks waits for no job of libvirt's
+    options = RecoverOptions(deadline=Deadline(timeout=0))  # who only looks waits for no job of libvirt's
     try:
-        outcome = Recovery(wish, guest).run(check=True)
+        outcome = Recovery(options, guest).run(check=True)
     except VirtopsError as error:
         if error.code in ("connection_lost", "no_such_domain"):
             raise

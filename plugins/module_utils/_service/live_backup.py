@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from .._core.backup import BackupWish, CopyPort, Source, StorePort
+from .._core.backup import BackupOptions, CopyPort, Source, StorePort
 from .._core.backup_set import stamp_of_iso
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
@@ -26,14 +26,14 @@ from .._core.model import DomainView, Outcome
 from .._core.ports import ImagePort, LiveBackupPort, ReaperPort
 from .._core.preflight_facts import AGENT, FAILED, WARNING, HostPort, Limits
 from .._core.refusals import require_going
-from .._core.snapshot import SnapshotPlan, SnapshotWish
+from .._core.snapshot import SnapshotOptions, SnapshotPlan
 from .backup import Backup, refuse_early
 from .foreseen import ForeseenDomain, ForeseenImages
 from .guest import Guest
 from .merge import Merge
-from .merge_plan import MergeWish
-from .preflight import Preflight, PreflightWish
-from .recover import RecoverWish, Recovery
+from .merge_plan import MergeOptions
+from .preflight import Preflight, PreflightOptions
+from .recover import RecoverOptions, Recovery
 from .snapshot import ExternalSnapshot
 
 #: The kind of the operation in the journal.
@@ -48,8 +48,8 @@ class LiveBackupOptions:
     the backup of an interrupted run that is no older counts as this one.
     """
 
-    snapshot: SnapshotWish
-    backup: BackupWish
+    snapshot: SnapshotOptions
+    backup: BackupOptions
     limits: Limits | None
     bandwidth: int = 0
     deadline: Deadline = field(default_factory=Deadline)
@@ -139,7 +139,7 @@ class LiveBackup:
         return finish
 
     def _recovery(self, finish: Callable[[str], Outcome] | None) -> Recovery:
-        wish = RecoverWish((KIND,), self._options.deadline)
+        wish = RecoverOptions((KIND,), self._options.deadline)
         return Recovery(wish, self._guest, finish, self._tools.reaper)
 
     def _counts(self, started: str, recovered: Outcome) -> bool:
@@ -171,7 +171,7 @@ class LiveBackup:
         with self._phase("preflight"):
             tools = self._tools
             this = (self._guest.domain.view().uuid,)
-            wish = PreflightWish(options.backup, options.snapshot, options.limits, this, states=())
+            wish = PreflightOptions(options.backup, options.snapshot, options.limits, this, states=())
             told = Preflight(wish, tools.host, self._guest.images, tools.store, tools.apparmor).run()
         guests = cast("list[dict[str, Any]]", told.values["guests"])
         checks = [check for guest in guests for check in guest["checks"]]
@@ -259,12 +259,12 @@ class LiveBackup:
 
         return ExternalSnapshot(options.snapshot, self._guest, refuse)
 
-    def _copy_flow(self, wish: BackupWish, guest: Guest[LiveBackupPort]) -> Backup:
+    def _copy_flow(self, wish: BackupOptions, guest: Guest[LiveBackupPort]) -> Backup:
         store, copier = self._tools.store, self._tools.copier
         return Backup(wish, guest.domain, guest.images, store, copier, guest.clock, guest.progress)
 
     def _merge_flow(self, options: LiveBackupOptions, guest: Guest[LiveBackupPort]) -> Merge:
-        wish = MergeWish(
+        wish = MergeOptions(
             snapshot=options.snapshot.name,
             bandwidth=options.bandwidth,
             deadline=options.deadline,

@@ -18,13 +18,13 @@ from .._core.model import DomainView, Outcome
 from .._core.plan import Step
 from .._core.ports import MergePort
 from .away import require_here
-from .block_jobs import told_disks
+from .block_jobs import describe_disks
 from .brake import letting_go
 from .clean_up import CleanUp, Clearance
 from .guest import Guest
 from .interrupted import awake, undoing, unswitched
 from .merge_loop import MergeLoop
-from .merge_plan import Layers, MergePlanner, MergeWish, journalled, merged_by
+from .merge_plan import Layers, MergeOptions, MergePlanner, journalled, merged_by
 from .observe import chains
 from .ours import noted
 from .run import Run
@@ -33,23 +33,23 @@ from .run import Run
 class Merge:
     """Merge layers of one domain's disks."""
 
-    def __init__(self, wish: MergeWish, guest: Guest[MergePort]) -> None:
-        self._wish = wish
+    def __init__(self, options: MergeOptions, guest: Guest[MergePort]) -> None:
+        self._options = options
         self._guest = guest
-        self._planner = MergePlanner(wish, guest)
-        self._loop = MergeLoop(wish, self._planner, guest)
+        self._planner = MergePlanner(options, guest)
+        self._loop = MergeLoop(options, self._planner, guest)
 
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError with what was done per disk."""
         with self._guest.run(check) as run:
             view = self._guest.observe()
             journal = view.journal
-            if self._wish.adopted is not None:
-                journal = journal.put(self._wish.adopted)
+            if self._options.adopted is not None:
+                journal = journal.put(self._options.adopted)
             prepared = self._prepared(journal)
             if prepared is not None:
                 require_here(view, self._guest.images)
-                view = awake(prepared, self._guest, self._wish.deadline.timeout, run)
+                view = awake(prepared, self._guest, self._options.deadline.timeout, run)
                 journal = view.journal
                 if len(unswitched(prepared, view, self._guest)) == len(prepared.disks):
                     undone = undoing(prepared, view, self._guest)
@@ -75,7 +75,7 @@ class Merge:
 
     def _prepared(self, journal: Journal) -> Operation | None:
         """The snapshot whose creation was interrupted: its disks may or may not stand on the overlays."""
-        found = journal.of_snapshot(self._wish.snapshot) if self._wish.snapshot is not None else None
+        found = journal.of_snapshot(self._options.snapshot) if self._options.snapshot is not None else None
         return found if found is not None and found.phase == PREPARED and found.kind not in RESERVED else None
 
     def _steps(self, layers: Layers, clearance: Clearance | None, view: DomainView) -> tuple[Step, ...]:
@@ -95,8 +95,8 @@ class Merge:
     def _new_operation(self, goals: tuple[MergeGoal, ...]) -> Operation:
         operation = Operation(
             id=str(uuid.uuid4()),
-            kind=PULL if self._wish.pull else COMMIT,
-            name=self._wish.snapshot or "%s into %s" % (goals[0].kind, goals[0].into.path),
+            kind=PULL if self._options.pull else COMMIT,
+            name=self._options.snapshot or "%s into %s" % (goals[0].kind, goals[0].into.path),
             phase=COMMITTING,
             started=self._guest.clock.utcnow(),
             boot=self._guest.clock.boot(),
@@ -106,7 +106,7 @@ class Merge:
 
     def _stale_records(self, layers: Layers) -> tuple[str, ...]:
         """A merge by path leaves libvirt's records as they are, as virsh does; they no longer say what is."""
-        if self._wish.snapshot is not None:
+        if self._options.snapshot is not None:
             return ()
         merged = {layer.path for goal in layers.goals for layer in goal.merged}
         return tuple(
@@ -119,13 +119,13 @@ class Merge:
     def _outcome(self, run: Run, view: DomainView, goals: tuple[MergeGoal, ...] = (), applied: bool = False) -> Outcome:
         """The chains as they are; in check mode as they will be."""
         merged = merged_by(goals)
-        foreseen = {layer.path for goal in goals if not goal.pivots or self._wish.pivots for layer in goal.merged}
+        foreseen = {layer.path for goal in goals if not goal.pivots or self._options.pivots for layer in goal.merged}
         seen = self._guest.observe() if applied and not run.check else view
         before, after = chains(view), chains(seen)
         if run.check:
             after = {target: [path for path in chain if path not in foreseen] for target, chain in after.items()}
-        values: dict[str, object] = {"disks": told_disks(self._wish.disks, before, after, merged, seen)}
-        if self._wish.deadline.brakes:
+        values: dict[str, object] = {"disks": describe_disks(self._options.disks, before, after, merged, seen)}
+        if self._options.deadline.brakes:
             values["held_seconds"] = round(self._loop.brake.held_seconds, 1)
             values["suspended_seconds"] = round(self._loop.brake.suspended_seconds, 1)
         return run.outcome({"disks": before}, {"disks": after}, values)

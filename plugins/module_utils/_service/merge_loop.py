@@ -23,10 +23,10 @@ from .._core.model import IO_ERROR, DomainView
 from .._core.plan import Done, Step
 from .._core.ports import MergePort
 from .._core.refusals import refuse_away
-from .block_jobs import cancel_jobs, told_disks
+from .block_jobs import cancel_jobs, describe_disks
 from .brake import GuestBrake
 from .guest import Guest
-from .merge_plan import Layers, MergePlanner, MergeWish, config_words, merged_by
+from .merge_plan import Layers, MergeOptions, MergePlanner, config_words, merged_by
 from .observe import chains
 
 #: Seconds between two looks while no event comes: libvirtd's restart loses events.
@@ -59,14 +59,14 @@ class MergeLoop:
     """Merges the layers that were planned. `pivoted` are the disks whose base has more than their overlay, as the plan
     or this run saw: those overlays are never merged, nor deleted."""
 
-    def __init__(self, wish: MergeWish, planner: MergePlanner, guest: Guest[MergePort]) -> None:
-        self._wish = wish
+    def __init__(self, options: MergeOptions, planner: MergePlanner, guest: Guest[MergePort]) -> None:
+        self._options = options
         self._guest = guest
         self._domain = guest.domain
         self._images = guest.images
         self._clock = guest.clock
         self._planner = planner
-        self.brake = GuestBrake(wish.deadline, guest)
+        self.brake = GuestBrake(options.deadline, guest)
         self.pivoted: frozenset[str] = frozenset()
 
     def steps(self, layers: Layers, operation: Operation | None) -> tuple[Step, ...]:
@@ -121,7 +121,9 @@ class MergeLoop:
         causes = dict.fromkeys(error.cause.rstrip(".") for error in errors.values())
         remedies = dict.fromkeys(error.remedy.rstrip(".") for error in errors.values())
         after = self._guest.observe()
-        partial = told_disks(self._wish.disks, chains(view), chains(after), merged_by(layers.goals), after, errors)
+        partial = describe_disks(
+            self._options.disks, chains(view), chains(after), merged_by(layers.goals), after, errors
+        )
         return VirtopsError(first.code, ". ".join(causes), ". ".join(remedies), partial, words)
 
     def _held(self) -> tuple[str, ...]:
@@ -156,15 +158,15 @@ class MergeLoop:
     def _act(self, item: _Course, view: DomainView) -> bool:
         """One step for one disk. True where the next observation may differ at once."""
         phase = phase_of(item.goal, view)
-        step = next_step(phase, self._wish.pivots)
+        step = next_step(phase, self._options.pivots)
         try:
             if step is Next.START:
-                item.done = not self._wish.wait and not item.started
+                item.done = not self._options.wait and not item.started
                 return self._start(item)
             item.seen = True
             self._refuse_lost(item, view)
             if step is Next.WAIT:
-                item.done = not self._wish.wait
+                item.done = not self._options.wait
                 return item.done
             if step is Next.PIVOT:
                 return self._pivot(item)
@@ -226,7 +228,7 @@ class MergeLoop:
             raise _ended_without_merging(item.goal)
         item.started = True
         goal = item.goal
-        bandwidth = self._wish.bandwidth * 1024 * 1024
+        bandwidth = self._options.bandwidth * 1024 * 1024
         relative = goal.above is not None and self._images.info(goal.above, "qcow2").backing_is_relative
         if goal.kind == PULL:
             below = goal.below.path if goal.below else None
@@ -275,7 +277,7 @@ class MergeLoop:
 
         def check() -> None:
             if self.brake.is_over:
-                raise _timed_out(goal, self._wish.deadline.timeout)
+                raise _timed_out(goal, self._options.deadline.timeout)
 
         if not goal.pivots:
             self._domain.set_config_disks({goal.target: config_layer(goal, view)})
@@ -302,7 +304,7 @@ class MergeLoop:
             elif phase in (Phase.ENDING, Phase.COPYING, Phase.READY):
                 item.error = _still_ending(item.goal, view)
             else:
-                item.error = _timed_out(item.goal, self._wish.deadline.timeout)
+                item.error = _timed_out(item.goal, self._options.deadline.timeout)
 
 
 def _ended_without_merging(goal: MergeGoal) -> VirtopsError:

@@ -43,7 +43,7 @@ LAG_NS_PER_BYTE = 10**9 / 1024**2
 
 
 @dataclass(frozen=True)
-class MergeWish:
+class MergeOptions:
     """What the user asked for; `bandwidth` in MiB/s (0: no limit).
 
     `adopted` is an operation as the journal should have it, and has not.
@@ -91,8 +91,8 @@ class Layers:
 class MergePlanner:
     """Plans the merge of one domain, or refuses it."""
 
-    def __init__(self, wish: MergeWish, guest: Guest[MergePort]) -> None:
-        self._wish = wish
+    def __init__(self, options: MergeOptions, guest: Guest[MergePort]) -> None:
+        self._options = options
         self._guest = guest
         self._domain = guest.domain
         self._images = guest.images
@@ -100,11 +100,11 @@ class MergePlanner:
     def plan(self, view: DomainView, journal: Journal) -> tuple[Layers, Clearance | None]:
         """What is to be merged, and what is left to do where then no layer of the snapshot or operation is in a chain.
         Raises VirtopsError for what must not be merged."""
-        wish = self._wish
-        record = self._domain.snapshot(wish.snapshot) if wish.snapshot else None
-        operation = journal.of_snapshot(wish.snapshot) if wish.snapshot else None
+        options = self._options
+        record = self._domain.snapshot(options.snapshot) if options.snapshot else None
+        operation = journal.of_snapshot(options.snapshot) if options.snapshot else None
         goals = self._goals(view, operation, record)
-        if wish.snapshot is None:
+        if options.snapshot is None:
             operation = _interrupted_merge(journal, goals)
         if goals or operation is not None:
             require_here(view, self._images)
@@ -145,22 +145,22 @@ class MergePlanner:
         view: DomainView,
         journal: Journal,
     ) -> Clearance:
-        wish = self._wish
-        deletes = wish.delete_merged
+        options = self._options
+        deletes = options.delete_merged
         paths = self._deletions(layers.goals, operation, view, journal) if deletes else ()
         paths = tuple(path for path in paths if path not in layers.unsure)
         ends = deletes and bool(layers.goals or operation)
         sweep, kept = sweeping(view, journal, self._guest) if ends else ((), ())
-        if wish.snapshot is not None and operation is None and record is None:
-            kept = unknown_words(wish.snapshot, view)
-        moved = {} if wish.snapshot is None else moved_layers(layers.goals, operation, view)
+        if options.snapshot is not None and operation is None and record is None:
+            kept = unknown_words(options.snapshot, view)
+        moved = {} if options.snapshot is None else moved_layers(layers.goals, operation, view)
         return clearance(
             {path: "delete the merged overlay %s" % path for path in paths},
             self._memory(record, operation) if deletes else (),
             () if operation is None else operation.disks,
             self._guest.ours(view),
             records=() if record is None else (record.name,),
-            gone=frozenset(() if wish.snapshot is None else (wish.snapshot,)),
+            gone=frozenset(() if options.snapshot is None else (options.snapshot,)),
             writes=self._writes(moved, texts),
             moved=moved,
             sweep=sweep,
@@ -171,20 +171,20 @@ class MergePlanner:
     def _goals(
         self, view: DomainView, operation: Operation | None, record: SnapshotRecord | None
     ) -> tuple[MergeGoal, ...]:
-        wish = self._wish
-        for target in wish.disks:
+        options = self._options
+        for target in options.disks:
             require_disk(view, target)
-        if wish.snapshot is not None:
+        if options.snapshot is not None:
             return self._goals_of_snapshot(view, operation, record)
-        disks = [disk for disk in view.disks if disk.target in wish.disks] if wish.disks else list(view.disks)
-        if not wish.disks and wish.base is not None:
-            disks = [disk for disk in disks if disk.index_of(wish.base) is not None] or disks[:1]
-        elif not wish.disks:
+        disks = [disk for disk in view.disks if disk.target in options.disks] if options.disks else list(view.disks)
+        if not options.disks and options.base is not None:
+            disks = [disk for disk in disks if disk.index_of(options.base) is not None] or disks[:1]
+        elif not options.disks:
             disks = [disk for disk in disks if disk.chain]
-        if wish.pull:
-            found = [goal_to_pull(disk, wish.base, view.name) for disk in disks]
+        if options.pull:
+            found = [goal_to_pull(disk, options.base, view.name) for disk in disks]
         else:
-            found = [goal_to_base(disk, wish.base or "", wish.top, view.name) for disk in disks]
+            found = [goal_to_base(disk, options.base or "", options.top, view.name) for disk in disks]
         return tuple(goal for goal in found if goal is not None)
 
     def _goals_of_snapshot(
@@ -204,14 +204,14 @@ class MergePlanner:
             layers.update({disk.target: (disk.overlay, disk.base) for disk in operation.disks})
         goals = []
         for target, (overlay, base) in sorted(layers.items()):
-            if self._wish.disks and target not in self._wish.disks:
+            if self._options.disks and target not in self._options.disks:
                 continue
             disk = view.disk(target)
             if disk is None:
                 raise VirtopsError(
                     "chain_changed",
                     "Disk %s, which snapshot %r gave the overlay %s, is no longer attached to domain %s."
-                    % (target, self._wish.snapshot, overlay, view.name),
+                    % (target, self._options.snapshot, overlay, view.name),
                     "Attach it again, or name the other disks in disks",
                 )
             if disk.active is not None and disk.active.path == overlay:
@@ -234,7 +234,7 @@ class MergePlanner:
         phase = phase_of(goal, view)
         for layer in goal.merged if phase is Phase.OFFLINE and goal.kind != PULL else ():
             self._require_layer(layer.path, goal.target, view)
-        if next_step(phase, self._wish.pivots) is not Next.REFUSE:
+        if next_step(phase, self._options.pivots) is not Next.REFUSE:
             return
         disk = view.disk(goal.target)
         if phase is Phase.FOREIGN_JOB and disk is not None and disk.job is not None:
@@ -291,7 +291,7 @@ class MergePlanner:
         """After a revert, another branch may stand on an image of the guest's chain, which must not change then."""
         if not texts or all(goal.kind == PULL for goal in goals):
             return
-        points = [point for point in points_of(texts, journal) if point.snapshot != self._wish.snapshot]
+        points = [point for point in points_of(texts, journal) if point.snapshot != self._options.snapshot]
         forest = forest_of(points, view, self._images, frozenset())
         points = list(with_bases(points, forest.below))
         needed = closure((point.base.path for point in points if point.base is not None), forest)
@@ -305,15 +305,15 @@ class MergePlanner:
 
     def _writes(self, moved: dict[str, Layer], texts: dict[str, str]) -> tuple[RecordWrite, ...]:
         """A merge by path leaves the records as they are, as virsh does."""
-        if self._wish.snapshot is None or not texts:
+        if self._options.snapshot is None or not texts:
             return ()
-        return record_writes(texts, moved, frozenset({self._wish.snapshot}), current_of(self._domain, texts))
+        return record_writes(texts, moved, frozenset({self._options.snapshot}), current_of(self._domain, texts))
 
     def _is_left(self, goal: MergeGoal, view: DomainView) -> bool:
         """Does this run still have something to do for the goal?"""
         phase = phase_of(goal, view)
-        step = next_step(phase, self._wish.pivots)
-        if step is Next.WAIT and not self._wish.wait:
+        step = next_step(phase, self._options.pivots)
+        if step is Next.WAIT and not self._options.wait:
             return False
         return step not in (Next.DONE, Next.HOLD)
 
@@ -325,7 +325,7 @@ class MergePlanner:
         record: SnapshotRecord | None,
     ) -> bool:
         """Will no layer of this snapshot or operation be in a chain when this run ends well?"""
-        if goals and not (self._wish.wait and (self._wish.pivot or not any(goal.pivots for goal in goals))):
+        if goals and not (self._options.wait and (self._options.pivot or not any(goal.pivots for goal in goals))):
             return False
         layers = {(disk.target, disk.overlay) for disk in operation.disks} if operation else set()
         if record is not None:
@@ -347,11 +347,11 @@ class MergePlanner:
 
     def _memory(self, record: SnapshotRecord | None, operation: Operation | None) -> tuple[str, ...]:
         """The file that the snapshot's memory is in, which nothing can go on from when its disks are no more."""
-        if self._wish.snapshot is None:
+        if self._options.snapshot is None:
             return ()
         noted = operation.memory if operation is not None else None
         path = noted if record is None or record.memory != "external" else record.memory_file
-        others = {found.memory_file for found in self._domain.snapshots() if found.name != self._wish.snapshot}
+        others = {found.memory_file for found in self._domain.snapshots() if found.name != self._options.snapshot}
         return () if path is None or path in others or not self._images.exists(path) else (path,)
 
     def has_pivoted(self, goal: MergeGoal, view: DomainView, operation: Operation | None) -> bool:
@@ -415,7 +415,7 @@ class MergePlanner:
             words.append("%s (%s)" % (doing, goal.target))
         elif phase is Phase.COPYING:
             words.append("wait for the %s into %s that runs already (%s)" % (goal.kind, goal.into.path, goal.target))
-        if goal.pivots and self._wish.pivots:
+        if goal.pivots and self._options.pivots:
             words.append("pivot %s to %s" % (goal.target, goal.into.path))
         return tuple(words)
 

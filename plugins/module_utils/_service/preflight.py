@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
-from .._core.backup import BackupWish, CopyOrder, Source, StorePort
+from .._core.backup import BackupOptions, CopyOrder, Source, StorePort
 from .._core.errors import VirtopsError
 from .._core.extras import Lack
 from .._core.images import Use
@@ -45,7 +45,7 @@ from .._core.preflight_facts import (
 )
 from .._core.preflight_space import usage, usage_as_dict
 from .._core.refusals import guest_paused
-from .._core.snapshot import PlannedDisk, SnapshotWish, is_overlay_name, plan_snapshot
+from .._core.snapshot import PlannedDisk, SnapshotOptions, is_overlay_name, plan_snapshot
 from .._core.strays import is_stray_name, with_strays
 from .away import require_here
 from .backup import extras_of, left_behind, order_of
@@ -60,11 +60,11 @@ _HOPELESS = ("connection_lost", "uri_unreachable", "missing_program")
 
 
 @dataclass(frozen=True)
-class PreflightWish:
+class PreflightOptions:
     """Which guests, and the backup that is to be made of them. `freeze_timeout` is in seconds."""
 
-    backup: BackupWish
-    snapshot: SnapshotWish
+    backup: BackupOptions
+    snapshot: SnapshotOptions
     limits: Limits
     guests: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
@@ -76,13 +76,13 @@ class Preflight:
 
     def __init__(
         self,
-        wish: PreflightWish,
+        options: PreflightOptions,
         host: HostPort,
         images: ImagePort,
         store: StorePort,
         apparmor: Callable[[str], str],
     ) -> None:
-        self._wish = wish
+        self._options = options
         self._host = host
         self._images = images
         self._store = store
@@ -96,14 +96,14 @@ class Preflight:
         capabilities = self._host.capabilities()
         views = self._host.domains()
         owners = self._owners(views)
-        wanted = [view for view in views if is_chosen(view, self._wish.guests, self._wish.exclude)]
+        wanted = [view for view in views if is_chosen(view, self._options.guests, self._options.exclude)]
         found = [self._guest(view, capabilities, owners) for view in wanted]
         # An interrupted operation is the run's to finish, also on a guest that was shut off meanwhile.
         guests = [
-            guest for guest in found if self._is_wanted(guest.view) or resumed(guest, self._wish.limits) is not None
+            guest for guest in found if self._is_wanted(guest.view) or resumed(guest, self._options.limits) is not None
         ]
         guests = self._with_agents(guests)
-        checks = judge(guests, capabilities, self._wish.limits)
+        checks = judge(guests, capabilities, self._options.limits)
         told = [
             {
                 "name": guest.view.name,
@@ -117,13 +117,13 @@ class Preflight:
         values: dict[str, object] = {
             "guests": told,
             "ready": all(guest["ready"] for guest in told),
-            "file_systems": [usage_as_dict(one) for one in usage(guests, self._wish.limits)],
-            "unmatched": unmatched(views, self._wish.guests),
+            "file_systems": [usage_as_dict(one) for one in usage(guests, self._options.limits)],
+            "unmatched": unmatched(views, self._options.guests),
         }
         return Outcome(values=values)
 
     def _is_wanted(self, view: DomainView) -> bool:
-        return not self._wish.states or view.state in self._wish.states
+        return not self._options.states or view.state in self._options.states
 
     # -- one guest
 
@@ -138,9 +138,9 @@ class Preflight:
             facts = replace(facts, refusals=(*facts.refusals, Refusal(STATE, error)))
         if "apparmor" in host.security_models and view.active:
             facts = replace(facts, denied=denied_writes(self._apparmor(view.uuid)))
-        if not self._is_wanted(view) or resumed(facts, self._wish.limits) is not None:
+        if not self._is_wanted(view) or resumed(facts, self._options.limits) is not None:
             return facts
-        look = _Look(self._wish, self._images, self._store, owners, self._names, view.qemu_ids or host.qemu_ids)
+        look = _Look(self._options, self._images, self._store, owners, self._names, view.qemu_ids or host.qemu_ids)
         with look.noting(IMAGES):
             view = observe_view(view, self._images)
         unseen = tuple(found for uuid, found in self._unseen.items() if uuid != view.uuid)
@@ -148,7 +148,7 @@ class Preflight:
         with look.noting(DISKS):
             # Jobs and operations are told by themselves: they must not hide what else is wrong.
             bare = view.with_disks(tuple(replace(disk, job=None) for disk in view.disks))
-            plan = plan_snapshot(self._wish.snapshot, bare, None, Journal())
+            plan = plan_snapshot(self._options.snapshot, bare, None, Journal())
             facts = replace(facts, skipped=plan.skipped, disks=look.disks(view, plan.disks))
         with look.noting(EXTRAS):
             facts = replace(facts, lacks=look.lacks(view, facts.disks))
@@ -180,7 +180,7 @@ class Preflight:
 
     def _with_agents(self, guests: list[GuestFacts]) -> list[GuestFacts]:
         """All agents are asked at once: each deaf one costs its timeout."""
-        limits, snapshot = self._wish.limits, self._wish.snapshot
+        limits, snapshot = self._options.limits, self._options.snapshot
         if limits.quiesce == "never":
             return guests
         fresh = [guest.view for guest in guests if not guest.view.unread and resumed(guest, limits) is None]
@@ -235,7 +235,7 @@ class _Look:
 
     def __init__(
         self,
-        wish: PreflightWish,
+        options: PreflightOptions,
         images: ImagePort,
         store: StorePort,
         owners: _Owners,
@@ -243,7 +243,7 @@ class _Look:
         qemu_ids: tuple[int, int] | None,
     ) -> None:
         self._qemu_ids = qemu_ids
-        self._wish = wish
+        self._options = options
         self._images = images
         self._store = store
         self._owners = owners
@@ -319,7 +319,7 @@ class _Look:
     def _order(self, view: DomainView, planned: PlannedDisk) -> CopyOrder | None:
         source = Source(planned.target, planned.base, planned.overlay)
         try:
-            return order_of(self._wish.backup, source, view, self._images, self._store)
+            return order_of(self._options.backup, source, view, self._images, self._store)
         except VirtopsError as error:
             self._note(TARGET, error, planned.target)
         return None
@@ -353,9 +353,9 @@ class _Look:
         return extras_of(view, frozenset(disk.target for disk in disks), self._images, self._store).lacks
 
     def target(self, view: DomainView) -> tuple[FileSystem, int]:
-        wish = self._wish.backup
-        self._store.check_destination(wish.dest)
-        return self._file_system(wish.dest), left_behind(wish, view, self._store)
+        options = self._options.backup
+        self._store.check_destination(options.dest)
+        return self._file_system(options.dest), left_behind(options, view, self._store)
 
     def _file_system(self, path: str) -> FileSystem:
         key = self._images.file_key(path)

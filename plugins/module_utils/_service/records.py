@@ -27,11 +27,11 @@ from .._core.snapshot import is_in_chain, unknown_words
 from .._core.snapshot_tree import children_of, doomed_by
 from .forest import RecordWrite
 from .guest import Guest
-from .snapshot_info import told_snapshot
+from .snapshot_info import describe_snapshot
 
 
 @dataclass(frozen=True)
-class RecordWish:
+class RecordOptions:
     """What the user asked for. `text` is the XML of a record to write; without it `name` is there already."""
 
     name: str | None = None
@@ -55,8 +55,8 @@ class _Plan:
 class Records:
     """Bring one snapshot record of a domain into the form that was asked for."""
 
-    def __init__(self, wish: RecordWish, guest: Guest[RecordPort]) -> None:
-        self._wish = wish
+    def __init__(self, options: RecordOptions, guest: Guest[RecordPort]) -> None:
+        self._options = options
         self._guest = guest
         self._domain = guest.domain
 
@@ -89,32 +89,32 @@ class Records:
     # -- plan
 
     def _plan(self, texts: dict[str, str], current: str | None) -> _Plan:
-        wish = self._wish
+        options = self._options
         name = self._name()
-        if wish.new_name is not None and wish.new_name != name:
-            return self._plan_copy(name, wish.new_name, texts, current)
+        if options.new_name is not None and options.new_name != name:
+            return self._plan_copy(name, options.new_name, texts, current)
         wanted = self._wanted(name, texts)
         self._check_place(wanted, texts)
-        return _Plan(name, _writes(name, wanted, texts, current, wish.current))
+        return _Plan(name, _writes(name, wanted, texts, current, options.current))
 
     def _name(self) -> str:
-        wish = self._wish
-        if wish.text is None:
-            return wish.name or ""
-        found = xml.parse_snapshot(wish.text).name
-        if not found or (wish.name is not None and wish.name != found):
+        options = self._options
+        if options.text is None:
+            return options.name or ""
+        found = xml.parse_snapshot(options.text).name
+        if not found or (options.name is not None and options.name != found):
             raise VirtopsError(
                 "bad_option",
-                "The XML is of snapshot %r, and name is %r." % (found, wish.name),
+                "The XML is of snapshot %r, and name is %r." % (found, options.name),
                 "Give the XML of that snapshot, or leave name out",
             )
         return found
 
     def _wanted(self, name: str, texts: dict[str, str]) -> str:
-        text = self._wish.text if self._wish.text is not None else texts.get(name)
+        text = self._options.text if self._options.text is not None else texts.get(name)
         if text is None:
             raise _no_such_snapshot(name)
-        return xml.edited_snapshot(text, description=self._wish.description)
+        return xml.edited_snapshot(text, description=self._options.description)
 
     def _check_place(self, wanted: str, texts: dict[str, str]) -> None:
         """What libvirt would refuse, said in the order in which a whole tree is written."""
@@ -138,20 +138,20 @@ class Records:
     def _plan_copy(self, name: str, new_name: str, texts: dict[str, str], current: str | None) -> _Plan:
         """A rename is a copy, then the children moved to it, then the end of the old one."""
         if name not in texts:
-            if new_name in texts and not self._wish.clone:  # renamed already
-                return _Plan(new_name, self._writes_found(new_name, texts, current, self._wish.current))
+            if new_name in texts and not self._options.clone:  # renamed already
+                return _Plan(new_name, self._writes_found(new_name, texts, current, self._options.current))
             raise _no_such_snapshot(name)
         old = xml.parse_snapshot(texts[name])
         _refuse_internal(old, new_name)
-        kept = self._wish.current or (current == name and not self._wish.clone)
+        kept = self._options.current or (current == name and not self._options.clone)
         if new_name in texts:
             self._refuse_other(old, xml.parse_snapshot(texts[new_name]))
             writes = list(self._writes_found(new_name, texts, current, kept))
         else:
-            wanted = xml.edited_snapshot(texts[name], name=new_name, description=self._wish.description)
-            verb = "clone" if self._wish.clone else "copy"
+            wanted = xml.edited_snapshot(texts[name], name=new_name, description=self._options.description)
+            verb = "clone" if self._options.clone else "copy"
             writes = [RecordWrite(wanted, kept, "%s the record of snapshot %s as %s" % (verb, name, new_name))]
-        if self._wish.clone:
+        if self._options.clone:
             return _Plan(new_name, tuple(writes))
         records = [xml.parse_snapshot(text) for text in texts.values()]
         for child in children_of(records)[name]:
@@ -163,13 +163,13 @@ class Records:
         self, name: str, texts: dict[str, str], current: str | None, kept: bool
     ) -> tuple[RecordWrite, ...]:
         """The copy is there, as an earlier run made it: what of it is to be otherwise now."""
-        wanted = xml.edited_snapshot(texts[name], description=self._wish.description)
+        wanted = xml.edited_snapshot(texts[name], description=self._options.description)
         return _writes(name, wanted, texts, current, kept)
 
     def _refuse_other(self, old: SnapshotRecord, found: SnapshotRecord) -> None:
         """A copy may have been described anew since; but where the old one goes, its words may be nowhere else."""
         wanted, there = _facts(old), _facts(found)
-        if self._wish.clone or self._wish.description is not None:
+        if self._options.clone or self._options.description is not None:
             del wanted["description"]
         differs = ["%s: %s, not %s" % (what, there[what], one) for what, one in wanted.items() if there[what] != one]
         if differs:
@@ -182,7 +182,7 @@ class Records:
     # -- effects
 
     def _steps(self, plan: _Plan) -> list[Step]:
-        redefine, validate = self._domain.redefine_snapshot, self._wish.validate
+        redefine, validate = self._domain.redefine_snapshot, self._options.validate
         steps = [Step((one.words,), partial(redefine, one.text, one.current, validate)) for one in plan.writes]
         if plan.doomed is not None:
             words = "delete the record of snapshot %s, not its data" % plan.doomed
@@ -249,7 +249,7 @@ def _told(texts: dict[str, str], name: str, current: str | None) -> dict[str, An
         return None
     records: Sequence[SnapshotRecord] = [xml.parse_snapshot(text) for text in texts.values()]
     found = next(record for record in records if record.name == name)
-    return told_snapshot(found, children_of(records)[name], name == current)
+    return describe_snapshot(found, children_of(records)[name], name == current)
 
 
 def delete_record(guest: Guest[RecordPort], name: str, children: str, check: bool) -> Outcome:
@@ -262,7 +262,9 @@ def delete_record(guest: Guest[RecordPort], name: str, children: str, check: boo
     doomed = doomed_by(name, children, records)
     found = next((record for record in records if record.name == name), None)
     told = (
-        None if found is None else told_snapshot(found, children_of(records)[name], domain.current_snapshot() == name)
+        None
+        if found is None
+        else describe_snapshot(found, children_of(records)[name], domain.current_snapshot() == name)
     )
     before = tuple(record.name for record in records)
     after = tuple(left for left in before if left not in {record.name for record in doomed})

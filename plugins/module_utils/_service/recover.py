@@ -41,7 +41,7 @@ from .convert import finished
 from .guest import Guest
 from .interrupted import awake, ending, undoing, unswitched
 from .merge import Merge
-from .merge_plan import MergeWish
+from .merge_plan import MergeOptions
 from .observe import chains
 from .ours import foreign_journal
 from .overlays import is_unused, refuse_data, removable
@@ -55,7 +55,7 @@ Backup = Callable[[str], Outcome]
 
 
 @dataclass(frozen=True)
-class RecoverWish:
+class RecoverOptions:
     """`operations`: the kinds of operation to recover (none given: all)."""
 
     operations: tuple[str, ...] = ()
@@ -67,12 +67,12 @@ class Recovery:
 
     def __init__(
         self,
-        wish: RecoverWish,
+        options: RecoverOptions,
         guest: Guest[DeletePort],
         backup: Backup | None = None,
         reaper: ReaperPort | None = None,
     ) -> None:
-        self._wish = wish
+        self._options = options
         self._guest = guest
         self._domain = guest.domain
         self._images = guest.images
@@ -94,7 +94,7 @@ class Recovery:
         found = [op for op in journal.operations if op.open]
         lost = lost_operations(view, journal, self._domain.snapshots)
         self._refuse_lost(view)
-        foreign = [op for op in (*found, *lost) if self._wish.operations and op.kind not in self._wish.operations]
+        foreign = [op for op in (*found, *lost) if self._options.operations and op.kind not in self._options.operations]
         if foreign:
             raise operation_open(view.name, foreign[0])
         if found or lost:
@@ -186,7 +186,7 @@ class Recovery:
             run.apply(*ending(operation, paths, "remove %s, which an interrupted revert left", self._guest))
             run.warnings += kept
         elif operation.kind == DELETE:
-            flow = SnapshotDeletion(operation.name, operation.children, self._wish.deadline, self._guest)
+            flow = SnapshotDeletion(operation.name, operation.children, self._options.deadline, self._guest)
             self._after.update(_changed_chains(run.include(flow.run(run.check))))
         else:
             if operation.phase == CREATED:
@@ -198,7 +198,7 @@ class Recovery:
 
     def _recover_prepared(self, operation: Operation, run: Run) -> None:
         done = len(run.actions)
-        view = awake(operation, self._guest, self._wish.deadline.timeout, run)
+        view = awake(operation, self._guest, self._options.deadline.timeout, run)
         operation = operation.held(None)
         left = unswitched(operation, view, self._guest)
         if len(left) == len(operation.disks):
@@ -246,23 +246,23 @@ class Recovery:
 
     def _merge(self, operation: Operation, run: Run, adopted: Operation | None = None) -> None:
         """The merge by the operation's own goal; a commit that runs is adopted, one that vanished begins anew."""
-        for wish in self._wishes(operation):
-            outcome = Merge(replace(wish, adopted=adopted), self._guest).run(run.check)
+        for options in self._wishes(operation):
+            outcome = Merge(replace(options, adopted=adopted), self._guest).run(run.check)
             self._after.update(_changed_chains(run.include(outcome)))
 
-    def _wishes(self, operation: Operation) -> list[MergeWish]:
+    def _wishes(self, operation: Operation) -> list[MergeOptions]:
         if operation.kind not in (COMMIT, PULL) or self._domain.snapshot(operation.name) is not None:
-            return [MergeWish(snapshot=operation.name, deadline=self._wish.deadline, delete_merged=True)]
+            return [MergeOptions(snapshot=operation.name, deadline=self._options.deadline, delete_merged=True)]
         pull = operation.kind == PULL
         tops: dict[str, JournalDisk] = {}
         for disk in operation.disks:
             tops.setdefault(disk.target, disk)  # the topmost of each disk's layers is the first
         return [
-            MergeWish(
+            MergeOptions(
                 disks=(target,),
                 base=top.base or None,
                 top=None if pull else top.overlay,
-                deadline=self._wish.deadline,
+                deadline=self._options.deadline,
                 pull=pull,
             )
             for target, top in tops.items()

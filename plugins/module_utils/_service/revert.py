@@ -17,13 +17,13 @@ from typing import Any
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.external_revert import interrupted, memory_file, view_after, why_not_by_libvirt
 from .._core.journal import Journal, Reverted
 from .._core.model import DomainView, Layer, Outcome, SnapshotRecord
 from .._core.plan import Step
 from .._core.ports import RevertPort
 from .._core.refusals import refuse_open
-from .._core.revert import RevertWish, journal_after, refuse_internal, refuse_revert, state_after
+from .._core.revert import RevertOptions, journal_after, refuse_internal, refuse_revert, state_after
+from .._core.revert_manual import interrupted, memory_file, view_after, why_not_by_libvirt
 from .._core.snapshot_tree import children_of
 from .._core.text import command
 from .away import require_here
@@ -32,7 +32,7 @@ from .internal import names_inside
 from .observe import chains
 from .revert_manual import ManualRevert
 from .run import Run
-from .snapshot_info import told_snapshot
+from .snapshot_info import describe_snapshot
 
 #: libvirt chooses the name of an overlay that it makes.
 _NEW = "(a new overlay)"
@@ -41,8 +41,8 @@ _NEW = "(a new overlay)"
 class Revert:
     """Bring a domain back to a snapshot."""
 
-    def __init__(self, wish: RevertWish, guest: Guest[RevertPort]) -> None:
-        self._wish = wish
+    def __init__(self, options: RevertOptions, guest: Guest[RevertPort]) -> None:
+        self._options = options
         self._guest = guest
         self._domain = guest.domain
         self._images = guest.images
@@ -64,13 +64,13 @@ class Revert:
         journal = view.journal
         left = interrupted(record, journal)
         refuse_open(view, journal, own=None if left is None else left.id)
-        told = told_snapshot(record, children_of(records)[name], True)
+        told = describe_snapshot(record, children_of(records)[name], True)
         before: dict[str, object] = {"state": view.state, "current": current, "disks": chains(view)}
         if left is None and self._stands_on(record, view, current, journal):
             found: dict[str, object] = {"snapshot": told, "state_before": view.state, "state_after": view.state}
             return Outcome(before=before, after=before, values=found)
-        goal = state_after(self._wish, record)
-        refuse_revert(self._wish, record, view, self._domain.libvirt_version())
+        goal = state_after(self._options, record)
+        refuse_revert(self._options, record, view, self._domain.libvirt_version())
         require_here(
             replace(view, state="shut off"),  # as one that runs may be turned off on the way
             self._images,
@@ -105,8 +105,8 @@ class Revert:
         if why_not is None:
             after = {**chains(view), **{name: [_NEW, *_paths(chain)] for name, chain in bases.items()}}
             return self._by_libvirt(record, view), after
-        fresh = self._wish.reset_nvram
-        if fresh and state_after(self._wish, record) == "shut off":
+        fresh = self._options.reset_nvram
+        if fresh and state_after(self._options, record) == "shut off":
             raise VirtopsError(
                 "unsupported",
                 "libvirt does not revert this domain itself (%s), so its UEFI variables can be reset only when it "
@@ -116,7 +116,7 @@ class Revert:
         layers = manual.plan(view, journal, why_not)
         memory = memory_file(record)
         definition = None if memory is None else manual.definition(layers)
-        goal = state_after(self._wish, record)
+        goal = state_after(self._options, record)
         steps = manual.steps(layers, view, journal)
         if definition is not None:
             words = "go on with the memory in %s, %s" % (memory, goal)
@@ -132,18 +132,18 @@ class Revert:
     def _by_libvirt(self, record: SnapshotRecord, view: DomainView) -> tuple[Step, ...]:
         what = "disks and memory" if record.memory != "no" else "disks"
         words = "take the %s of %s back to snapshot %s; it is then %s"
-        text = words % (what, view.name, record.name, state_after(self._wish, record))
-        wish = self._wish
-        back = partial(self._domain.revert, record.name, wish.run_state, wish.force, wish.reset_nvram)
+        text = words % (what, view.name, record.name, state_after(self._options, record))
+        options = self._options
+        back = partial(self._domain.revert, record.name, options.run_state, options.force, options.reset_nvram)
         return (Step((text,), back),)
 
     def _told(self, name: str) -> dict[str, Any]:
         records = self._domain.snapshots()
         record = next(record for record in records if record.name == name)
-        return told_snapshot(record, children_of(records)[name], True)
+        return describe_snapshot(record, children_of(records)[name], True)
 
     def _named(self, current: str | None, view: DomainView) -> str:
-        name = self._wish.name if self._wish.name is not None else current
+        name = self._options.name if self._options.name is not None else current
         if name is None:
             raise VirtopsError(
                 "no_such_snapshot",
@@ -157,7 +157,7 @@ class Revert:
     def _stands_on(self, record: SnapshotRecord, view: DomainView, current: str | None, journal: Journal) -> bool:
         """Only of a guest that is off it can be known: nobody wrote to its images since the last revert."""
         last = journal.reverted
-        if view.active or last is None or self._wish.reset_nvram or state_after(self._wish, record) != "shut off":
+        if view.active or last is None or self._options.reset_nvram or state_after(self._options, record) != "shut off":
             return False
         if record.memory != "no" or not (record.name == current == last.name):
             return False

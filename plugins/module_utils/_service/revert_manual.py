@@ -15,7 +15,13 @@ from functools import partial
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.external_revert import (
+from .._core.images import Named, Place, Use
+from .._core.journal import PREPARED, Journal, Operation
+from .._core.model import DomainView, Layer, SnapshotRecord
+from .._core.plan import Step
+from .._core.ports import RevertPort
+from .._core.refusals import require_disk
+from .._core.revert_manual import (
     NewLayer,
     base_of,
     check_untouched,
@@ -27,12 +33,6 @@ from .._core.external_revert import (
     settled,
     switched,
 )
-from .._core.images import Named, Place, Use
-from .._core.journal import PREPARED, Journal, Operation
-from .._core.model import DomainView, Layer, SnapshotRecord
-from .._core.plan import Step
-from .._core.ports import RevertPort
-from .._core.refusals import require_disk
 from .._core.snapshot import PlannedDisk
 from .guest import Guest
 from .interrupted import Undoing, ending, take_back, undoing

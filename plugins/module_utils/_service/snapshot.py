@@ -26,8 +26,8 @@ from .._core.ports import WATCHDOG_GRACE, ImagePort, SnapshotPort
 from .._core.refusals import guest_paused, operation_open
 from .._core.snapshot import (
     PlannedDisk,
+    SnapshotOptions,
     SnapshotPlan,
-    SnapshotWish,
     is_in_chain,
     journal_disks,
     plan_snapshot,
@@ -63,8 +63,8 @@ Refusal = Callable[[DomainView, SnapshotPlan], None]
 class ExternalSnapshot:
     """Create one external snapshot, or find that it is there."""
 
-    def __init__(self, wish: SnapshotWish, guest: Guest[SnapshotPort], refuse: Refusal | None = None) -> None:
-        self._wish = wish
+    def __init__(self, options: SnapshotOptions, guest: Guest[SnapshotPort], refuse: Refusal | None = None) -> None:
+        self._options = options
         self._refuse = refuse
         self._guest = guest
         self._domain = guest.domain
@@ -82,15 +82,15 @@ class ExternalSnapshot:
         """Plan, and where not `check`, apply. Raises VirtopsError; the guest is then as before."""
         with self._guest.run(check) as run:
             view = self._observe(run)
-            interrupted = view.journal.of_snapshot(self._wish.name)
+            interrupted = view.journal.of_snapshot(self._options.name)
             self._refuse_lost(view, view.journal)
-            plan = plan_snapshot(self._wish, view, self._domain.snapshot(self._wish.name), view.journal)
+            plan = plan_snapshot(self._options, view, self._domain.snapshot(self._options.name), view.journal)
             plan = replace(plan, disks=tuple(replace(disk, block=self._is_block(disk)) for disk in plan.disks))
             if plan.found == CREATED:
                 return self._present(view, plan, run)
             left = Undoing()
             if interrupted is not None:
-                keep = {disk.overlay for disk in plan.disks} if self._wish.reuse else frozenset()
+                keep = {disk.overlay for disk in plan.disks} if self._options.reuse else frozenset()
                 left = undoing(interrupted, view, self._guest, keep)
             require_here(view, self._images)
             self._check_host(plan, view, left.files)
@@ -106,17 +106,19 @@ class ExternalSnapshot:
     def _observe(self, run: Run) -> DomainView:
         """The domain once an interrupted request has come to its end, and its guest runs on."""
         view = self._guest.observe()
-        interrupted = view.journal.of_snapshot(self._wish.name)
+        interrupted = view.journal.of_snapshot(self._options.name)
         if interrupted is None or interrupted.phase != PREPARED:
             return view
-        return awake(interrupted, self._guest, self._wish.timeout, run)
+        return awake(interrupted, self._guest, self._options.timeout, run)
 
     def _refuse_lost(self, view: DomainView, journal: Journal) -> None:
         """A live backup on top of one whose journal is gone would leave that one's layer in the chain for ever."""
         for operation in lost_operations(view, journal, self._domain.snapshots):
-            if operation.name != self._wish.name:
+            if operation.name != self._options.name:
                 raise operation_open(view.name, operation, lost=True)
-        for operation in lost_files(view, journal, self._images, self._guest.others) if self._wish.kind != KEPT else ():
+        for operation in (
+            lost_files(view, journal, self._images, self._guest.others) if self._options.kind != KEPT else ()
+        ):
             raise left_behind(operation, view)
 
     def _is_block(self, disk: PlannedDisk) -> bool:
@@ -124,26 +126,28 @@ class ExternalSnapshot:
 
     def _present(self, view: DomainView, plan: SnapshotPlan, run: Run) -> Outcome:
         """The snapshot is there. An interrupted run may not have noted so: note it, nothing else."""
-        operation = view.journal.of_snapshot(self._wish.name)
+        operation = view.journal.of_snapshot(self._options.name)
         self._noted = operation.id if operation else None
         if operation is not None and operation.phase == PREPARED:
             operation = replace(operation, consistency="crash")
-            words = ("note in the journal that snapshot %s was taken" % self._wish.name,)
+            words = ("note in the journal that snapshot %s was taken" % self._options.name,)
             run.apply(Step(words, partial(self._note_created, operation)))
-        if self._wish.metadata and not self._is_recorded(plan):
-            run.warnings.append(_unrecorded(self._wish.name))
+        if self._options.metadata and not self._is_recorded(plan):
+            run.warnings.append(_unrecorded(self._options.name))
         return self._outcome(view, plan, _Taken(operation.consistency if operation else "crash"), run)
 
     def _is_recorded(self, plan: SnapshotPlan) -> bool:
         """Has libvirt a record of the snapshot, or is it to have one?"""
-        return self._wish.metadata if plan.found != CREATED else self._domain.snapshot(self._wish.name) is not None
+        return (
+            self._options.metadata if plan.found != CREATED else self._domain.snapshot(self._options.name) is not None
+        )
 
     # -- refusals that need a look at the host or at the agent
 
     def _check_host(self, plan: SnapshotPlan, view: DomainView, stale: Container[str]) -> None:
-        if self._wish.memory is not None:
-            require_memory_place(self._wish.memory, view, self._images, stale)
-        others = self._domain.other_images() if self._wish.reuse else None
+        if self._options.memory is not None:
+            require_memory_place(self._options.memory, view, self._images, stale)
+        others = self._domain.other_images() if self._options.reuse else None
         for disk in plan.disks:
             require_sound(view, disk.target, Use.SNAPSHOT, self._images)
             if others is None:
@@ -153,30 +157,30 @@ class ExternalSnapshot:
 
     def _quiesce_mode(self, view: DomainView, thaws: bool) -> tuple[bool, tuple[str, ...]]:
         """Will the guest be frozen? With `preferred`, why not, as a warning. `thaws`: the run would have thawed it."""
-        if self._wish.memory is not None:
+        if self._options.memory is not None:
             return False, self._memory_warnings(view)
-        if self._wish.quiesce == "never" or not view.active:
+        if self._options.quiesce == "never" or not view.active:
             return False, ()
         try:
             if view.state != "running":
                 raise guest_paused(view)
-            self._domain.agent_ping(self._wish.ping_timeout)
+            self._domain.agent_ping(self._options.ping_timeout)
         except VirtopsError as error:
             if thaws and error.code == "already_frozen":
                 return True, ()
-            if self._wish.quiesce == "required" or error.code in _NO_GUEST:
+            if self._options.quiesce == "required" or error.code in _NO_GUEST:
                 raise
             return False, (_not_quiesced(error),)
         return True, ()
 
     def _memory_warnings(self, view: DomainView) -> tuple[str, ...]:
         warnings = []
-        if self._wish.quiesce == "preferred":
+        if self._options.quiesce == "preferred":
             warnings.append(
                 "The guest was not frozen. A snapshot with memory does not need this: what its file systems have not "
                 "written yet is in the memory. Without that memory the disks are crash-consistent"
             )
-        if view.state == "paused" and not self._wish.halt:
+        if view.state == "paused" and not self._options.halt:
             warnings.append(
                 "The guest was paused before. QEMU closed its images to save the memory, so nothing can be merged "
                 "until the guest is resumed"
@@ -190,17 +194,17 @@ class ExternalSnapshot:
         nothing is logged: the log may lie on the guest's own storage."""
         operation = Operation(
             id=str(uuid.uuid4()),
-            kind=self._wish.kind,
-            name=self._wish.name,
+            kind=self._options.kind,
+            name=self._options.name,
             phase=PREPARED,
             started=self._clock.utcnow(),
-            disks=journal_disks(self._wish, plan),
-            memory=self._wish.memory,
+            disks=journal_disks(self._options, plan),
+            memory=self._options.memory,
             boot=self._clock.boot(),
         )
         undo = partial(self._undo, operation)
         steps = [Step((), partial(self._guest.put, operation), undo)]
-        verb = "reuse" if self._wish.reuse else "create"
+        verb = "reuse" if self._options.reuse else "create"
         words = ["%s the overlay %s on %s (%s)" % (verb, d.overlay, d.base.path, d.target) for d in plan.disks]
         if self._creates(plan):
             for disk, text in zip(plan.disks, words):
@@ -227,29 +231,29 @@ class ExternalSnapshot:
         taken = self._taken or _Taken("crash")
         self._note_created(replace(operation, consistency=taken.consistency))
         self._noted = operation.id
-        if self._wish.quiesce == "required" and view.active and taken.consistency != "filesystem":
+        if self._options.quiesce == "required" and view.active and taken.consistency != "filesystem":
             raise VirtopsError(
                 "freeze_lost",
                 "Snapshot %r was taken, but the guest did not stay frozen until then (%s)."
-                % (self._wish.name, "; ".join(taken.warnings)),
+                % (self._options.name, "; ".join(taken.warnings)),
                 "Merge it with virtops.libvirt.block_commit and snapshot: %r, then try again with a longer "
-                "freeze_timeout" % self._wish.name,
+                "freeze_timeout" % self._options.name,
             )
 
     def _creates(self, plan: SnapshotPlan) -> bool:
         """Do we create the overlays, before the freeze? Not those that are there, nor any on a base on the network."""
-        return not self._wish.reuse and not plan.remote
+        return not self._options.reuse and not plan.remote
 
     def _request(self, plan: SnapshotPlan) -> str:
-        wish = self._wish
-        memory = None if wish.memory is None else "external"
-        return xml.build_snapshot(wish.name, wish.description, snapshot_disks(plan), memory, wish.memory)
+        options = self._options
+        memory = None if options.memory is None else "external"
+        return xml.build_snapshot(options.name, options.description, snapshot_disks(plan), memory, options.memory)
 
     def _create(self, plan: SnapshotPlan) -> None:
-        wish = self._wish
-        memory, reuse = wish.memory is not None, wish.reuse or not plan.remote
+        options = self._options
+        memory, reuse = options.memory is not None, options.reuse or not plan.remote
         self._domain.create_snapshot(
-            self._request(plan), Creation(wish.metadata, reuse, memory, live=wish.live, halt=wish.halt)
+            self._request(plan), Creation(options.metadata, reuse, memory, live=options.live, halt=options.halt)
         )
 
     def _switch(self, plan: SnapshotPlan, view: DomainView, frozen: Operation | None) -> _Taken:
@@ -258,7 +262,7 @@ class ExternalSnapshot:
         if frozen is None:
             self._create(plan)
             return _Taken("crash" if view.active else "offline")
-        limit = self._wish.freeze_timeout
+        limit = self._options.freeze_timeout
         self._domain.write_journal(self._guest.journal.put(frozen), lasting=False)
         self._watchdog.arm(view.uuid, limit + WATCHDOG_GRACE, Hold(frozen=True))
         began = self._clock.monotonic()
@@ -267,7 +271,7 @@ class ExternalSnapshot:
         failed: VirtopsError | None = None
         try:
             self._create(plan)
-            halted = self._wish.halt
+            halted = self._options.halt
         except VirtopsError as error:
             failed = error
             raise
@@ -312,20 +316,20 @@ class ExternalSnapshot:
                     raise
                 self._frozen = False  # it answered that it did not freeze, and may be kept from either
             self._watchdog.disarm()
-            if self._wish.quiesce == "required" or error.code in _NO_GUEST:
+            if self._options.quiesce == "required" or error.code in _NO_GUEST:
                 raise
             return 0, (_not_quiesced(error),)
         return frozen, ()
 
     def _thaw(self) -> int:
-        thawed = self._domain.thaw(self._wish.thaw_timeout)
+        thawed = self._domain.thaw(self._options.thaw_timeout)
         self._frozen = False
         return thawed
 
     def _note_created(self, operation: Operation) -> None:
         """Write down what the bases are now: from here on nothing may change them but our merge."""
         view = self._domain.view()
-        shown = view.active or self._wish.halt
+        shown = view.active or self._options.halt
         missing = [
             disk.target for disk in operation.disks if shown and not is_in_chain(view, disk.target, disk.overlay)
         ]
@@ -352,9 +356,11 @@ class ExternalSnapshot:
         steps = []
         if quiesce:
             steps.append("freeze the file systems of %s" % view.name)
-        if self._wish.memory is not None:
-            steps.append("save the memory of %s to %s" % (view.name, self._wish.memory))
-        steps.append("take the external snapshot %s of %s" % (self._wish.name, ", ".join(d.target for d in plan.disks)))
+        if self._options.memory is not None:
+            steps.append("save the memory of %s to %s" % (view.name, self._options.memory))
+        steps.append(
+            "take the external snapshot %s of %s" % (self._options.name, ", ".join(d.target for d in plan.disks))
+        )
         if self._halts(view):
             steps.append("turn %s off at that moment" % view.name)
         elif quiesce:
@@ -362,7 +368,7 @@ class ExternalSnapshot:
         return steps
 
     def _halts(self, view: DomainView) -> bool:
-        return self._wish.halt and view.active
+        return self._options.halt and view.active
 
     def _outcome(self, view: DomainView, plan: SnapshotPlan, taken: _Taken, run: Run) -> Outcome:
         before = chains(view)
@@ -372,10 +378,10 @@ class ExternalSnapshot:
                 after[disk.target] = [disk.overlay, *before.get(disk.target, [disk.base.path])]
         values: dict[str, Any] = {
             "snapshot": {
-                "name": self._wish.name,
+                "name": self._options.name,
                 "kind": "external",
                 "metadata": self._is_recorded(plan),
-                "memory": self._wish.memory,
+                "memory": self._options.memory,
                 "operation": self._noted,
                 "xml": self._request(plan),
             },
@@ -389,7 +395,7 @@ class ExternalSnapshot:
         }
         started: dict[str, object] = {"disks": before}
         shown: dict[str, object] = {"disks": after}
-        if self._wish.halt:
+        if self._options.halt:
             started["state"] = shown["state"] = view.state
         if run.actions and plan.found != CREATED:
             shown["snapshot"] = values["snapshot"]["xml"]

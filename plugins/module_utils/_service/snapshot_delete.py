@@ -44,7 +44,7 @@ from .._core.snapshot import unknown_words
 from .._core.snapshot_tree import doomed_by
 from .._core.text import command
 from .away import require_here
-from .block_jobs import cancel_jobs, told_disks
+from .block_jobs import cancel_jobs, describe_disks
 from .clean_up import CleanUp, Clearance, clearance
 from .forest import (
     current_of,
@@ -59,7 +59,7 @@ from .forest import (
 from .guest import Guest
 from .merge import Merge
 from .merge_loop import MergeLoop
-from .merge_plan import Layers, MergePlanner, MergeWish
+from .merge_plan import Layers, MergeOptions, MergePlanner
 from .observe import chains
 from .ours import Ours, noted
 from .run import Run
@@ -87,11 +87,11 @@ class SnapshotDeletion:
     def __init__(self, name: str, children: str, deadline: Deadline, guest: Guest[DeletePort]) -> None:
         self._name = name
         self._children = children
-        self._wish = MergeWish(snapshot=name, deadline=deadline, delete_merged=True)
+        self._options = MergeOptions(snapshot=name, deadline=deadline, delete_merged=True)
         self._guest = guest
         self._domain = guest.domain
         self._images = guest.images
-        self._planner = MergePlanner(self._wish, guest)
+        self._planner = MergePlanner(self._options, guest)
 
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError; the journal then tells the next run to go on."""
@@ -119,7 +119,7 @@ class SnapshotDeletion:
 
     def _finish_merge(self, check: bool) -> Outcome:
         """A workflow's snapshot, or one whose merge another task began: the merge by its name ends both."""
-        outcome = Merge(self._wish, self._guest).run(check)
+        outcome = Merge(self._options, self._guest).run(check)
         return replace(outcome, values={"snapshot": self._told(), **outcome.values})
 
     # -- plan
@@ -254,7 +254,7 @@ class SnapshotDeletion:
             if begun:
                 begin = (Step(("end the block jobs of the deletion that was interrupted",), self._end_jobs),)
             return (*begin, Step(words, act), *clean_up.steps(plan.operation, frozenset))
-        loop = MergeLoop(self._wish, self._planner, self._guest)
+        loop = MergeLoop(self._options, self._planner, self._guest)
         steps = [*begin, Step(words, nothing)]
         steps += loop.steps(plan.layers, plan.operation)
         for one in plan.aside:
@@ -293,7 +293,7 @@ class SnapshotDeletion:
         return run.outcome(
             {"disks": before, "snapshots": sorted(texts)},
             {"disks": after, "snapshots": sorted(set(texts) - gone)},
-            {"snapshot": self._told(), "disks": told_disks((), before, after, merged)},
+            {"snapshot": self._told(), "disks": describe_disks((), before, after, merged)},
         )
 
 

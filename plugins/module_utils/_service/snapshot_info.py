@@ -18,7 +18,7 @@ from .._core.snapshot_tree import Filters, children_of, selected, tree_data, tre
 
 
 @dataclass(frozen=True)
-class SnapshotInfoWish:
+class SnapshotInfoOptions:
     """`xml`: each snapshot's XML as well, with `security_info` passwords and the like in it."""
 
     filters: Filters = field(default_factory=Filters)
@@ -26,24 +26,24 @@ class SnapshotInfoWish:
     security_info: bool = False
 
 
-def snapshots(wish: SnapshotInfoWish, domain: SnapshotInfoPort) -> Outcome:
+def snapshots(options: SnapshotInfoOptions, domain: SnapshotInfoPort) -> Outcome:
     """Those that pass the filters, parents first; their tree, in words and as data; and which one is current."""
-    texts = domain.snapshot_xmls(wish.security_info)
+    texts = domain.snapshot_xmls(options.security_info)
     records = tuple(xml.parse_record(text) for text in texts)
-    if wish.filters.start is not None and wish.filters.start not in {record.name for record in records}:
+    if options.filters.start is not None and options.filters.start not in {record.name for record in records}:
         raise VirtopsError(
             "no_such_snapshot",
-            "The domain has no snapshot %r." % wish.filters.start,
+            "The domain has no snapshot %r." % options.filters.start,
             "virtops.libvirt.snapshot_info without from lists them",
         )
     current = domain.current_snapshot() if records else None
     known = {record.name for record in records}
     everything = records + tuple(record for record in _unrecorded(domain) if record.name not in known)
-    chosen = selected(everything, current, wish.filters)
+    chosen = selected(everything, current, options.filters)
     children = children_of(everything)
     by_name = dict(zip((record.name for record in records), texts))
-    told = [told_snapshot(record, children[record.name], record.name == current) for record in chosen]
-    if wish.xml:
+    told = [describe_snapshot(record, children[record.name], record.name == current) for record in chosen]
+    if options.xml:
         told = [{**one, "xml": by_name.get(one["name"])} for one in told]
     values: dict[str, object] = {
         "snapshots": told,
@@ -75,7 +75,7 @@ def _as_record(operation: Operation) -> SnapshotRecord:
     )
 
 
-def told_snapshot(record: SnapshotRecord, children: list[str], current: bool) -> dict[str, Any]:
+def describe_snapshot(record: SnapshotRecord, children: list[str], current: bool) -> dict[str, Any]:
     """A snapshot as results show it; `creation_time` in seconds since 1970."""
     return {
         "name": record.name,

@@ -16,12 +16,12 @@ libvirt = pytest.importorskip("libvirt")
 lxml = pytest.importorskip("lxml")
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._boot import recover  # noqa: E402
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.boot import LIBRARY, BootWish, wanted  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.boot import LIBRARY, BootOptions, wanted  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.modules import boot_recovery  # noqa: E402
 
 
 def test_the_code_stands_alone(tmp_path: Path) -> None:
-    wish = BootWish("present", "test:///default", 60, sys.executable)
+    wish = BootOptions("present", "test:///default", 60, sys.executable)
     for path, entry in wanted(wish, boot_recovery._sources(), recover.__name__).items():
         if path.startswith(LIBRARY) and entry.text is not None:
             file = tmp_path / path[len(LIBRARY) + 1 :]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import (
-    BackupWish,
+    BackupOptions,
     Copied,
     CopyOrder,
     PlainFile,
@@ -74,8 +74,8 @@ def facts(base: Layer, *below: Layer, regular: bool = True) -> SourceFacts:
     return SourceFacts(Source("vda", base, "/img/o.qcow2"), info, (base, *below), 30 * MIB, regular)
 
 
-def wish(**options: Any) -> BackupWish:
-    return BackupWish("/backup", "s1", **options)
+def wish(**options: Any) -> BackupOptions:
+    return BackupOptions("/backup", "s1", **options)
 
 
 def refused(call: Any, *arguments: Any) -> str:

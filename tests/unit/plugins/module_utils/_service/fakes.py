@@ -27,7 +27,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     SnapshotDisk,
     SnapshotRecord,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import (
     build_journal,
     build_snapshot,
@@ -595,6 +595,6 @@ class FakeLab:
         return {name: disk.chain[0].path for name, disk in self.domain.live.items() if disk.chain}
 
     def snapshot(self, name: str, kind: str = "snapshot", **wish: Any) -> None:
-        ExternalSnapshot(SnapshotWish(name, kind=kind, **wish), self.guest).run(False)
+        ExternalSnapshot(SnapshotOptions(name, kind=kind, **wish), self.guest).run(False)
         self.domain.calls.clear()
         self.images.calls.clear()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import (
-    BackupWish,
+    BackupOptions,
     SetPaths,
     Source,
 )
@@ -43,7 +43,7 @@ def domain(host: FakeHost) -> FakeDomain:
 
 
 def backup(host: FakeHost, domain: FakeDomain, **options: Any) -> Backup:
-    wish = BackupWish(**{"dest": "/backup", "snapshot": None if "overlays" in options else "s1", **options})
+    wish = BackupOptions(**{"dest": "/backup", "snapshot": None if "overlays" in options else "s1", **options})
     return Backup(wish, domain, host, host, host, FakeClock())
 
 
@@ -304,7 +304,7 @@ class Stopping(Silent):
 
 @pytest.mark.parametrize(("before", "left"), [("copy_all", []), ("verify_all", [PARTIAL])])
 def test_an_order_to_stop(host: FakeHost, domain: FakeDomain, before: str, left: list[str]) -> None:
-    flow = Backup(BackupWish("/backup", "s1"), domain, host, host, host, FakeClock(), Stopping(host, before))
+    flow = Backup(BackupOptions("/backup", "s1"), domain, host, host, host, FakeClock(), Stopping(host, before))
     with pytest.raises(VirtopsError) as caught:
         flow.run(check=False)
     assert (caught.value.code, list(host.sets)) == ("stopped", left)
@@ -358,7 +358,7 @@ def test_what_another_made_is_not_touched(
     if code == "set_foreign":
         bases = [Source(target, base(target), overlay(target).path) for target in TARGETS]
         with pytest.raises(VirtopsError) as caught:
-            refuse_early(BackupWish("/backup"), domain.view(), tuple(bases), host, host)
+            refuse_early(BackupOptions("/backup"), domain.view(), tuple(bases), host, host)
         assert caught.value.code == code
 
 

@@ -12,7 +12,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.boot import 
     LIBRARY,
     STARTED,
     UNIT,
-    BootWish,
+    BootOptions,
     Entry,
     unit_text,
 )
@@ -46,7 +46,7 @@ class FakeFiles:
 
 
 def run(files: FakeFiles, check: bool = False, state: str = "present", timeout: int = 600) -> Outcome:
-    return BootUnit(BootWish(state, "qemu:///system", timeout, "/usr/bin/python3"), SOURCES, "a.b.one", files).run(
+    return BootUnit(BootOptions(state, "qemu:///system", timeout, "/usr/bin/python3"), SOURCES, "a.b.one", files).run(
         check
     )
 
@@ -96,7 +96,7 @@ def test_what_differs_is_put_right() -> None:
 
 def test_words_of_the_command_line() -> None:
     text = unit_text(
-        BootWish("present", 'qemu+unix:///system?socket=/a "b%20$c\\d', 5, "/opt/my venv/python"), "a.b.one"
+        BootOptions("present", 'qemu+unix:///system?socket=/a "b%20$c\\d', 5, "/opt/my venv/python"), "a.b.one"
     )
     (command,) = [line for line in text.splitlines() if line.startswith("ExecStart=")]
     assert command == (

@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Hold, Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import WATCHDOG_GRACE
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverOptions, Recovery
 
 from .fakes import Died
 from .test_merge import Lab
@@ -141,7 +141,7 @@ def test_killed_while_it_holds_the_guest_back(lab: Lab, call: str, by: str) -> N
 def _again(lab: Lab, by: str, check: bool) -> Outcome:
     if by == "merge":
         return lab.run(check, **WISH)
-    return Recovery(RecoverWish(), lab.guest).run(check)
+    return Recovery(RecoverOptions(), lab.guest).run(check)
 
 
 def test_a_merge_that_is_refused_lets_go_all_the_same(lab: Lab) -> None:

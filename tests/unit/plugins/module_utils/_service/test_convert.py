@@ -15,7 +15,7 @@ import pytest
 libvirt = pytest.importorskip("libvirt")
 pytest.importorskip("lxml")
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.convert import ConvertWish  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.convert import ConvertOptions  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import ImageInfo, Layer, Outcome  # noqa: E402
@@ -24,7 +24,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain im
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.convert import Convert  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import (  # noqa: E402
-    RecoverWish,
+    RecoverOptions,
     Recovery,
 )
 
@@ -81,7 +81,7 @@ def domain(tmp_path: Path) -> Iterator[Domain]:
 
 
 def convert(domain: Domain, images: Images, check: bool = False, **wish: Any) -> Outcome:
-    return Convert(ConvertWish(**wish), Guest(domain, images, FakeClock(), FakeWatchdog()), images).run(check)
+    return Convert(ConvertOptions(**wish), Guest(domain, images, FakeClock(), FakeWatchdog()), images).run(check)
 
 
 def paths(domain: Domain) -> dict[str, str]:
@@ -151,7 +151,7 @@ def finish(domain: Domain, images: Images, how: str, check: bool) -> Outcome:
     if how == "again":
         return convert(domain, images, check)
     watchdog: Any = FakeWatchdog()
-    return Recovery(RecoverWish(), Guest(domain, images, FakeClock(), watchdog)).run(check)
+    return Recovery(RecoverOptions(), Guest(domain, images, FakeClock(), watchdog)).run(check)
 
 
 @pytest.mark.parametrize("how", ["again", "recover"])

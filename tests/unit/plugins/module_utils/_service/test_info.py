@@ -21,10 +21,10 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     Layer,
     SnapshotRecord,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._service import info, journal_info
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverOptions, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 from .fakes import UNREADABLE, Died, FakeClock, FakeDomain, FakeImages, FakeWatchdog, running_guest
@@ -247,7 +247,7 @@ def test_a_lost_connection_is_no_warning() -> None:
 def snapshotted(kind: str = "live_backup", die_after: str | None = None) -> tuple[FakeDomain, FakeImages, FakeClock]:
     domain, images, clock, watchdog = running_guest()
     domain.die_after = die_after
-    wish = SnapshotWish("s", kind=kind)
+    wish = SnapshotOptions("s", kind=kind)
     if die_after is None:
         ExternalSnapshot(wish, Guest(domain, images, clock, watchdog)).run(check=False)
     else:
@@ -290,7 +290,7 @@ def test_its_recovery_is_what_recover_then_does() -> None:
     words = operation_of(domain, images, clock)["recovery"]
     assert (domain.calls, images.calls) == ([], []), "looking changes nothing"
     assert "The play that began it (live_backup) finishes its backup first" in words
-    done = Recovery(RecoverWish(), Guest(domain, images, clock, FakeWatchdog())).run(check=False)
+    done = Recovery(RecoverOptions(), Guest(domain, images, clock, FakeWatchdog())).run(check=False)
     assert words.startswith("virtops.libvirt.recover would: %s." % "; ".join(done.steps))
     assert journal_info.journal(Guest(domain, images, clock, FakeWatchdog())).values == {"operations": []}
 
@@ -361,6 +361,6 @@ def test_a_forged_operation_names_a_file_that_is_not_ours() -> None:
     domain.journal = xml.build_journal(Journal((replace(operation, disks=(disk,)),)))
     kept = "%s was kept: the journal names it, and it is no qcow2 image" % victim
     assert kept in operation_of(domain, images, clock)["recovery"]
-    done = Recovery(RecoverWish(), Guest(domain, images, clock, FakeWatchdog())).run(check=False)
+    done = Recovery(RecoverOptions(), Guest(domain, images, clock, FakeWatchdog())).run(check=False)
     assert [kept in warning for warning in done.warnings] == [True]
     assert images.exists(victim)

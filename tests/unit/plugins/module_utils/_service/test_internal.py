@@ -18,7 +18,7 @@ pytest.importorskip("lxml")
 from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.internal import (  # noqa: E402
-    InternalWish,
+    InternalOptions,
     plan_internal,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal, Operation  # noqa: E402
@@ -90,7 +90,7 @@ def cycle(domain: Domain, images: Images, **wish: Any) -> Outcome:
     def run(check: bool) -> Outcome:
         if "state" in wish:
             return flow(domain, images).absent(wish["name"], wish.get("children", "keep"), check)
-        return flow(domain, images).present(InternalWish(**wish), check)
+        return flow(domain, images).present(InternalOptions(**wish), check)
 
     before = state_of(domain)
     foreseen = run(check=True)
@@ -132,14 +132,14 @@ def test_halt_turns_it_off_and_not_twice(domain: Domain, images: Images) -> None
     assert domain.state() == "shut off"
     domain._domain.create()
     with pytest.raises(VirtopsError) as caught:
-        flow(domain, images).present(InternalWish("parked", halt=True), check=False)
+        flow(domain, images).present(InternalOptions("parked", halt=True), check=False)
     assert caught.value.code == "guest_running"
     assert domain.state() == "running"
 
 
 def tree(domain: Domain, images: Images) -> None:
     for name in ("a", ODD, "c"):
-        flow(domain, images).present(InternalWish(name), check=False)
+        flow(domain, images).present(InternalOptions(name), check=False)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_one_that_is_not_there(domain: Domain, images: Images) -> None:
 def test_data_without_a_record(domain: Domain, images: Images) -> None:
     images.stray = {"/img/b": ("lost",)}
     with pytest.raises(VirtopsError) as caught:
-        flow(domain, images).present(InternalWish("lost"), check=True)
+        flow(domain, images).present(InternalOptions("lost"), check=True)
     assert (caught.value.code, "/img/b" in caught.value.cause) == ("snapshot_data_exists", True)
     foreseen = flow(domain, images).absent("lost", "keep", check=True)
     assert foreseen.steps == ("delete snapshot lost in /img/b, which libvirt has no record of",)
@@ -188,7 +188,7 @@ def test_a_record_without_data_is_no_way_back(domain: Domain, images: Images) ->
     before = state_of(domain)
     for check in (True, False):
         with pytest.raises(VirtopsError) as caught:
-            flow(domain, images).present(InternalWish(ODD), check)
+            flow(domain, images).present(InternalOptions(ODD), check)
         assert (caught.value.code, "/img/b" in caught.value.cause) == ("snapshot_stale", True)
         assert "snapshot_metadata" in caught.value.remedy
     assert state_of(domain) == before
@@ -216,7 +216,7 @@ def test_a_name_that_qemu_takes_for_no_job_is_not_deleted_while_the_guest_runs(
 
 
 def test_external_ones_are_refused(domain: Domain, images: Images) -> None:
-    flow(domain, images).present(InternalWish("a"), check=False)
+    flow(domain, images).present(InternalOptions("a"), check=False)
     overlays = tuple(SnapshotDisk(target, "external", "/img/e" + target, "qcow2") for target in ("vda", "vdb"))
     text = xml.build_record("e", (*overlays, SnapshotDisk("hda", "no")), domain.domain_xml())
     text = text.replace("<disks>", "<parent><name>a</name></parent><disks>")
@@ -229,15 +229,15 @@ def test_external_ones_are_refused(domain: Domain, images: Images) -> None:
         assert "snapshot_external" in caught.value.remedy
         assert state_of(domain) == before
     with pytest.raises(VirtopsError) as caught:
-        flow(domain, images).present(InternalWish("e"), check=False)
+        flow(domain, images).present(InternalOptions("e"), check=False)
     assert caught.value.code == "snapshot_differs"
 
 
 def test_an_open_operation_is_refused(domain: Domain, images: Images) -> None:
-    flow(domain, images).present(InternalWish("a"), check=False)
+    flow(domain, images).present(InternalOptions("a"), check=False)
     domain.write_journal(Journal((Operation("1", "live_backup", "n", "created", "now", ()),)))
     for run in (
-        lambda: flow(domain, images).present(InternalWish("b"), check=True),
+        lambda: flow(domain, images).present(InternalOptions("b"), check=True),
         lambda: flow(domain, images).absent("a", "keep", check=True),
     ):
         with pytest.raises(VirtopsError) as caught:
@@ -264,7 +264,7 @@ VIEW = DomainView("web", "uuid", "running", True, (VDA,), (VDA,))
 )
 def test_disks_that_are_refused(change: dict[str, Any], code: str, words: str) -> None:
     with pytest.raises(VirtopsError) as caught:
-        plan_internal(InternalWish("s"), VIEW.with_disks((replace(VDA, **change),)), None, Journal(), {}, 9_000_000)
+        plan_internal(InternalOptions("s"), VIEW.with_disks((replace(VDA, **change),)), None, Journal(), {}, 9_000_000)
     assert caught.value.code == code
     assert words in caught.value.cause
 
@@ -282,17 +282,17 @@ def test_disks_that_are_refused(change: dict[str, Any], code: str, words: str) -
 def test_guests_that_are_refused(change: dict[str, Any], wish: dict[str, Any], version: int, code: str | None) -> None:
     view = replace(VIEW, **change)
     if code is None:
-        assert not plan_internal(InternalWish("s", **wish), view, None, Journal(), {}, version).found
+        assert not plan_internal(InternalOptions("s", **wish), view, None, Journal(), {}, version).found
         return
     with pytest.raises(VirtopsError) as caught:
-        plan_internal(InternalWish("s", **wish), view, None, Journal(), {}, version)
+        plan_internal(InternalOptions("s", **wish), view, None, Journal(), {}, version)
     assert caught.value.code == code
 
 
 def test_other_disks_are_another_snapshot() -> None:
     record = SnapshotRecord("s", "running", 1, (SnapshotDisk("vdb", "internal"),), memory="internal")
     with pytest.raises(VirtopsError) as caught:
-        plan_internal(InternalWish("s"), VIEW, record, Journal(), {}, 9_000_000)
+        plan_internal(InternalOptions("s"), VIEW, record, Journal(), {}, 9_000_000)
     assert caught.value.code == "snapshot_differs"
     assert "vdb" in caught.value.cause
     assert "vda" in caught.value.cause
@@ -306,11 +306,11 @@ def test_data_in_a_layer_below_and_of_an_image_elsewhere_count_as_there() -> Non
     }
     for chain in chains.values():
         view = VIEW.with_disks((replace(VDA, chain=chain),))
-        assert plan_internal(InternalWish("s"), view, record, Journal(), {"/img/a": ("s",)}, 9_000_000).found
+        assert plan_internal(InternalOptions("s"), view, record, Journal(), {"/img/a": ("s",)}, 9_000_000).found
 
 
 def test_data_below_other_layers_are_not_deleted_by_half(domain: Domain, images: Images) -> None:
-    flow(domain, images).present(InternalWish("a"), check=False)
+    flow(domain, images).present(InternalOptions("a"), check=False)
     images.backing["/img/a"] = ("qcow2", "/img/below")
     images.backing["/img/below"] = ("qcow2", None)
     domain._domain.destroy()  # of a guest that is off the images tell the chain

@@ -13,7 +13,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.convergence 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import COMMITTING
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.job_control import JobControl, JobWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.job_control import JobControl, JobOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_delete import SnapshotDeletion
 
 from .fakes import Died
@@ -30,7 +30,7 @@ def lab() -> Lab:
 
 
 def control(lab: Lab, disk: str, state: str, check: bool = False, bandwidth: int | None = None) -> Outcome:
-    wish = JobWish(disk, state, bandwidth)
+    wish = JobOptions(disk, state, bandwidth)
     return JobControl(wish, lab.guest).run(check)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, FileIdentity, Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import Silent
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, Reserve
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_backup import (
     KIND,
     LiveBackup,
@@ -84,7 +84,7 @@ class Lab(test_merge.MergeLab):
     def back_up(self, check: bool = False, **options: Any) -> Outcome:
         self.host.views = [self.domain.view()]
         wish = LiveBackupOptions(
-            SnapshotWish("", quiesce="preferred", kind=KIND), BackupWish("/srv/backup"), LIMITS, **options
+            SnapshotOptions("", quiesce="preferred", kind=KIND), BackupOptions("/srv/backup"), LIMITS, **options
         )
         tools = Tools(self.host, self.store, self.store, NoProcesses(), lambda _uuid: "")
         return LiveBackup(wish, replace(self.guest, progress=self.progress), tools).run(check)

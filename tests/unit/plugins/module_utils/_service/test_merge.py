@@ -20,7 +20,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     Outcome,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeOptions
 
 from .fakes import Died, FakeLab
 
@@ -30,7 +30,7 @@ class MergeLab(FakeLab):
 
     def run(self, check: bool = False, **wish: object) -> Outcome:
         limits = {item.name: wish.pop(item.name) for item in fields(Deadline) if item.name in wish}
-        asked = MergeWish(**wish, deadline=Deadline(**limits))  # type: ignore[arg-type]
+        asked = MergeOptions(**wish, deadline=Deadline(**limits))  # type: ignore[arg-type]
         return Merge(asked, self.guest).run(check)
 
     @property

@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Layer
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import PIVOT_DOUBT_NS
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
@@ -29,7 +29,7 @@ class Lab(test_merge.MergeLab):
     def die_at(self, call: str, **options: object) -> None:
         """The module that takes snapshot s1 is killed before this call."""
         self.domain.die_before = call
-        wish = SnapshotWish("s1", **options)  # type: ignore[arg-type]
+        wish = SnapshotOptions("s1", **options)  # type: ignore[arg-type]
         with pytest.raises(Died):
             ExternalSnapshot(wish, self.guest).run(False)
         self.domain.revive()
@@ -115,7 +115,7 @@ def test_half_a_memory_file_goes(lab: Lab) -> None:
 
 
 def test_the_memory_goes_with_the_snapshot(lab: Lab) -> None:
-    wish = SnapshotWish("s1", memory="/img/s1.mem")
+    wish = SnapshotOptions("s1", memory="/img/s1.mem")
     ExternalSnapshot(wish, lab.guest).run(False)
     lab.images.backing["/img/s1.mem"] = ("memory", None)
     foreseen = lab.run(True, **WISH)

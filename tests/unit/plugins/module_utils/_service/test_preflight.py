@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import Journal, JournalDisk, Operation
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
@@ -22,15 +22,15 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     SnapshotRecord,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Capabilities, Limits, Reserve
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.preflight import Preflight, PreflightWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskOptions, SnapshotOptions
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.preflight import Preflight, PreflightOptions
 
 from .fakes import UNREADABLE, FakeImages
 from .fakes_backup import FakeHost as FakeStore
 
-WISH = PreflightWish(
-    backup=BackupWish("/srv/backup"),
-    snapshot=SnapshotWish("preflight", freeze_timeout=3),
+WISH = PreflightOptions(
+    backup=BackupOptions("/srv/backup"),
+    snapshot=SnapshotOptions("preflight", freeze_timeout=3),
     limits=Limits(25, Reserve(5, True), "preferred", "live_backup"),
 )
 
@@ -107,13 +107,13 @@ class Lab:
         self.store = FakeStore()
         self.rules: dict[str, str] = {}
 
-    def run(self, wish: PreflightWish = WISH) -> dict[str, Any]:
+    def run(self, wish: PreflightOptions = WISH) -> dict[str, Any]:
         outcome = Preflight(wish, self.host, self.images, self.store, lambda uuid: self.rules.get(uuid, "")).run()
         assert not outcome.changed
         assert self.images.calls == []
         return outcome.values
 
-    def found(self, wish: PreflightWish = WISH) -> dict[str, list[tuple[str, str, str]]]:
+    def found(self, wish: PreflightOptions = WISH) -> dict[str, list[tuple[str, str, str]]]:
         """Of each guest what is not as it should be."""
         return {
             guest["name"]: [
@@ -159,7 +159,7 @@ def test_an_unsuitable_disk_can_be_left_out(lab: Lab) -> None:
     view = lab.host.add("web")
     lab.host.views = [replace(view, disks=(*view.disks, Disk("vdb", source_type="network")))]
     assert lab.found()["web"][0] == ("disks", "failed", "disk_unsuitable")
-    wish = replace(WISH, snapshot=replace(WISH.snapshot, disks=(DiskWish("vdb", "no"),)))
+    wish = replace(WISH, snapshot=replace(WISH.snapshot, disks=(DiskOptions("vdb", "no"),)))
     assert lab.found(wish) == {"web": []}
 
 

@@ -25,7 +25,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest  # noqa: E402
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.records import Records, RecordWish  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.records import RecordOptions, Records  # noqa: E402
 
 from .fakes import FakeClock, FakeImages, FakeWatchdog  # noqa: E402
 from .test_snapshot_info import NODE, RECORDS, _xml  # noqa: E402
@@ -61,7 +61,7 @@ def state_of(domain: Domain) -> tuple[list[str], str | None]:
 
 
 def records(domain: Domain, **wish: Any) -> Records:
-    return Records(RecordWish(**wish), Guest(domain, FakeImages({}), FakeClock(), FakeWatchdog()))
+    return Records(RecordOptions(**wish), Guest(domain, FakeImages({}), FakeClock(), FakeWatchdog()))
 
 
 def cycle(domain: Domain, **wish: Any) -> Outcome:

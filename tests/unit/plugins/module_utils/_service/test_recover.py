@@ -13,10 +13,10 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import ReaperPort
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeOptions
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverOptions, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 from . import test_merge
@@ -51,9 +51,9 @@ class Lab(test_merge.MergeLab):
         if step == "merge":
             self.snapshot("s1", kind)
         setattr(self.domain, "die_" + when, call)
-        wish = SnapshotWish("s1", kind=kind, quiesce="required")
+        wish = SnapshotOptions("s1", kind=kind, quiesce="required")
         snapshot = ExternalSnapshot(wish, self.guest)
-        merge = Merge(MergeWish(snapshot="s1", delete_merged=True), self.guest)
+        merge = Merge(MergeOptions(snapshot="s1", delete_merged=True), self.guest)
         with pytest.raises(Died):
             (merge if step == "merge" else snapshot).run(False)
         self.domain.revive()
@@ -67,7 +67,7 @@ class Lab(test_merge.MergeLab):
         reaper: ReaperPort | None = None,
     ) -> Outcome:
         flow = Recovery(
-            RecoverWish(operations),
+            RecoverOptions(operations),
             self.guest,
             self._back_up if backup else None,
             reaper,
@@ -151,7 +151,7 @@ def test_a_killed_merge_by_path_is_finished(lab: Lab, pull: bool) -> None:
     lab.snapshot("s1")
     lab.snapshot("s2")
     lab.domain.die_after = "start_pull" if pull else "start_commit"
-    wish = MergeWish(disks=("vda",), base="/img/a.raw", pull=pull)
+    wish = MergeOptions(disks=("vda",), base="/img/a.raw", pull=pull)
     merge = Merge(wish, lab.guest)
     with pytest.raises(Died):
         merge.run(False)
@@ -270,7 +270,7 @@ def test_an_orphaned_copy_is_ended_before_anything_else(lab: Lab) -> None:
     reaper = FakeReaper({uuid: 4711, "another": 4712})
 
     def recover(check: bool) -> Outcome:
-        return Recovery(RecoverWish(), lab.guest, reaper=reaper).run(check)
+        return Recovery(RecoverOptions(), lab.guest, reaper=reaper).run(check)
 
     foreseen = recover(True)
     assert reaper.orphans(uuid) == (4711,)

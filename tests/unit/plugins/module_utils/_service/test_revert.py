@@ -17,7 +17,7 @@ pytest.importorskip("lxml")
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core import xml  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError  # noqa: E402
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.internal import InternalWish  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.internal import InternalOptions  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import (  # noqa: E402
     Journal,
     JournalDisk,
@@ -35,7 +35,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     SnapshotRecord,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.revert import (  # noqa: E402
-    RevertWish,
+    RevertOptions,
     journal_after,
     refuse_internal,
     refuse_revert,
@@ -63,13 +63,13 @@ def domain(tmp_path: Path) -> Iterator[Domain]:
 def images(domain: Domain) -> Images:
     """Snapshots: ran (running), off (shut off)."""
     found = Images(domain)
-    flow(domain, found).present(InternalWish("ran", halt=True), check=False)
-    flow(domain, found).present(InternalWish("off"), check=False)
+    flow(domain, found).present(InternalOptions("ran", halt=True), check=False)
+    flow(domain, found).present(InternalOptions("off"), check=False)
     return found
 
 
 def revert(domain: Domain, images: Images, check: bool = False, **wish: Any) -> Outcome:
-    return Revert(RevertWish(**wish), Guest(domain, images, FakeClock(), FakeWatchdog())).run(check)
+    return Revert(RevertOptions(**wish), Guest(domain, images, FakeClock(), FakeWatchdog())).run(check)
 
 
 def checked(domain: Domain, images: Images, **wish: Any) -> Outcome:
@@ -128,7 +128,7 @@ def test_what_makes_it_go_back_once_more(domain: Domain, images: Images, event: 
         changed = domain.domain_xml().replace(">8192<", ">4096<")
         domain._connection.handle.defineXML(changed)
     elif event == "other snapshot":
-        flow(domain, images).present(InternalWish("later"), check=False)
+        flow(domain, images).present(InternalOptions("later"), check=False)
     elif event == "reset":
         wish["reset_nvram"] = True
         domain.revert = lambda *_args: None  # type: ignore[method-assign] # as the test driver knows nothing of it
@@ -265,7 +265,7 @@ def test_images_that_are_refused(saved: str, inside: Any, others: tuple[str, ...
 )
 def test_guests_that_are_refused(wish: dict[str, Any], view: DomainView, code: str) -> None:
     with pytest.raises(VirtopsError) as caught:
-        refuse_revert(RevertWish("s", **wish), RECORD, view, 8_000_000)
+        refuse_revert(RevertOptions("s", **wish), RECORD, view, 8_000_000)
     assert caught.value.code == code
 
 
@@ -279,7 +279,7 @@ def test_guests_that_are_refused(wish: dict[str, Any], view: DomainView, code: s
     ],
 )
 def test_libvirt_starts_a_new_qemu_where_it_may(wish: dict[str, Any], state: str, version: int) -> None:
-    refuse_revert(RevertWish("s", **wish), RECORD, replace(VIEW, state=state), version)
+    refuse_revert(RevertOptions("s", **wish), RECORD, replace(VIEW, state=state), version)
 
 
 def test_the_last_revert_in_the_journal() -> None:

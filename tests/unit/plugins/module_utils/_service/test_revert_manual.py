@@ -33,12 +33,12 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     Outcome,
     SnapshotDisk,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.revert import RevertWish  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.revert import RevertOptions  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import (  # noqa: E402
-    RecoverWish,
+    RecoverOptions,
     Recovery,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.revert import Revert  # noqa: E402
@@ -114,7 +114,7 @@ def images() -> FakeImages:
 
 
 def revert(domain: Domain, images: FakeImages, check: bool = False, **wish: Any) -> Outcome:
-    return Revert(RevertWish(**{"name": "s", **wish}), Guest(domain, images, FakeClock(), FakeWatchdog())).run(check)
+    return Revert(RevertOptions(**{"name": "s", **wish}), Guest(domain, images, FakeClock(), FakeWatchdog())).run(check)
 
 
 def journal_of(domain: Domain) -> Journal:
@@ -210,7 +210,7 @@ def test_or_it_is_undone_by_recover(domain: Domain, images: FakeImages, call: st
     with pytest.raises(Died):
         revert(domain, images)
     revive()
-    assert Recovery(RecoverWish(), Guest(domain, images, FakeClock(), FakeWatchdog())).run(check=False).changed
+    assert Recovery(RecoverOptions(), Guest(domain, images, FakeClock(), FakeWatchdog())).run(check=False).changed
     assert journal_of(domain).operations == (KEPT,)
     assert not set(NEW.values()) & set(images.backing)
     assert {disk.active.path for disk in domain.view().disks if disk.active} == {"/img/a.s", "/img/b.s"}
@@ -222,7 +222,7 @@ def test_what_is_left_after_the_switch_recover_removes(domain: Domain, images: F
     with pytest.raises(Died):
         revert(domain, images)
     revive()
-    assert Recovery(RecoverWish(), Guest(domain, images, FakeClock(), FakeWatchdog())).run(check=False).changed
+    assert Recovery(RecoverOptions(), Guest(domain, images, FakeClock(), FakeWatchdog())).run(check=False).changed
     (operation,) = journal_of(domain).operations
     assert {disk.target: disk.overlay for disk in operation.disks} == NEW
     assert set(images.backing) == {"/img/a", "/img/b", *NEW.values()}

@@ -19,9 +19,9 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     Outcome,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import (
-    DiskWish,
+    DiskOptions,
+    SnapshotOptions,
     SnapshotPlan,
-    SnapshotWish,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import build_journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
@@ -35,7 +35,7 @@ OVERLAY_B = "/img/vm.vdb.s1.qcow2"
 class Lab(FakeLab):
     def run(self, check: bool = False, **wish: object) -> Outcome:
         flow = ExternalSnapshot(
-            SnapshotWish(**{"name": "s1", **wish}),  # type: ignore[arg-type]
+            SnapshotOptions(**{"name": "s1", **wish}),  # type: ignore[arg-type]
             self.guest,
         )
         return flow.run(check)
@@ -126,7 +126,7 @@ def test_a_recorded_snapshot_that_the_journal_does_not_know(lab: Lab) -> None:
 
 
 def test_excluded_disk(lab: Lab) -> None:
-    outcome = lab.run(disks=(DiskWish("vda", snapshot="no"),))
+    outcome = lab.run(disks=(DiskOptions("vda", snapshot="no"),))
     assert lab.tops == {"vda": "/img/a.raw", "vdb": OVERLAY_B}
     assert {"disk": "vda", "reason": "excluded by the request"} in outcome.values["skipped_disks"]  # type: ignore[operator]
 
@@ -143,7 +143,7 @@ def test_a_disk_whose_definition_speaks_against_it(lab: Lab, said: str) -> None:
 
 def test_a_disk_that_is_named_takes_part_whatever_its_definition_says(lab: Lab) -> None:
     lab.domain.live["vda"] = replace(lab.domain.live["vda"], snapshot="no")
-    lab.run(disks=(DiskWish("vda"),))
+    lab.run(disks=(DiskOptions("vda"),))
     assert lab.tops["vda"] != "/img/a.raw"
 
 
@@ -183,21 +183,21 @@ def test_no_overlay_is_put_beside_a_volume_that_is_a_device(lab: Lab) -> None:
 
 def test_overlay_paths_of_the_user(lab: Lab) -> None:
     lab.images.folders.add("/fast, ünd gut")
-    lab.run(overlay_dir="/fast, ünd gut", disks=(DiskWish("vdb", file="/img/mine.qcow2"),))
+    lab.run(overlay_dir="/fast, ünd gut", disks=(DiskOptions("vdb", file="/img/mine.qcow2"),))
     assert lab.tops == {"vda": "/fast, ünd gut/vm.vda.s1.qcow2", "vdb": "/img/mine.qcow2"}
 
 
 @pytest.mark.parametrize(
     ("wish", "code"),
     [
-        ({"disks": (DiskWish("vdz"),)}, "no_such_disk"),
-        ({"disks": (DiskWish("sda"),)}, "disk_unsuitable"),
+        ({"disks": (DiskOptions("vdz"),)}, "no_such_disk"),
+        ({"disks": (DiskOptions("sda"),)}, "disk_unsuitable"),
         ({"overlay_dir": "/nowhere"}, "no_directory"),
         ({"overlay_dir": "img"}, "bad_path"),
         ({"overlay_dir": "/img/../etc"}, "bad_path"),
-        ({"disks": (DiskWish("vda", file="/img/b.qcow2"),)}, "overlay_exists"),
-        ({"disks": (DiskWish("vda", file="/img/x"), DiskWish("vdb", file="/img/x"))}, "overlay_exists"),
-        ({"disks": (DiskWish("vda", "no"), DiskWish("vdb", "no"))}, "nothing_to_snapshot"),
+        ({"disks": (DiskOptions("vda", file="/img/b.qcow2"),)}, "overlay_exists"),
+        ({"disks": (DiskOptions("vda", file="/img/x"), DiskOptions("vdb", file="/img/x"))}, "overlay_exists"),
+        ({"disks": (DiskOptions("vda", "no"), DiskOptions("vdb", "no"))}, "nothing_to_snapshot"),
         ({"name": ""}, "name_unsuitable"),
         ({"name": "a/b"}, "name_unsuitable"),
         ({"name": "a/b", "metadata": False}, "name_unsuitable"),
@@ -224,7 +224,7 @@ def test_what_the_caller_refuses_is_refused_before_the_first_effect(lab: Lab, ch
         seen.append((view.name, [disk.base.path for disk in plan.disks]))
         raise VirtopsError("dest_missing", "No.", "Mount it.")
 
-    flow = ExternalSnapshot(SnapshotWish("s1"), lab.guest, refuse)
+    flow = ExternalSnapshot(SnapshotOptions("s1"), lab.guest, refuse)
     with pytest.raises(VirtopsError, match="Mount it"):
         flow.run(check)
     assert seen == [("vm", ["/img/a.raw", "/img/b.qcow2"])]
@@ -268,7 +268,7 @@ def test_a_snapshot_whose_merge_began_is_no_snapshot_any_more(lab: Lab) -> None:
 def test_same_name_other_disks(lab: Lab) -> None:
     lab.run()
     with pytest.raises(VirtopsError) as caught:
-        lab.run(disks=(DiskWish("vda", snapshot="no"),))
+        lab.run(disks=(DiskOptions("vda", snapshot="no"),))
     assert caught.value.code == "snapshot_differs"
     assert "vda, vdb" in caught.value.cause
 
@@ -329,8 +329,8 @@ def test_a_guest_that_thawed_by_itself_is_not_called_consistent(lab: Lab) -> Non
     assert caught.value.code == "freeze_lost"
 
 
-@pytest.mark.parametrize("disks", [(), (DiskWish("vdb", file="/elsewhere/of any name"),)])
-def test_creation_fails_no_stray_file_no_frozen_guest(lab: Lab, disks: tuple[DiskWish, ...]) -> None:
+@pytest.mark.parametrize("disks", [(), (DiskOptions("vdb", file="/elsewhere/of any name"),)])
+def test_creation_fails_no_stray_file_no_frozen_guest(lab: Lab, disks: tuple[DiskOptions, ...]) -> None:
     lab.images.folders.add("/elsewhere")
     lab.domain.fail["create_snapshot"] = VirtopsError("libvirt_error", "No.", "Look.")
     with pytest.raises(VirtopsError, match=r"No[.]"):

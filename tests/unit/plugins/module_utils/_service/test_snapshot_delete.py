@@ -27,9 +27,9 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.xml import (
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.observe import observe
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverOptions, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_delete import SnapshotDeletion
 
 from .fakes import Died, FakeLab
@@ -86,7 +86,7 @@ class Lab(FakeLab):
 
     def recover(self) -> Outcome:
         self.domain.ticks_until_ready = 2
-        return Recovery(RecoverWish(), self.guest).run(False)
+        return Recovery(RecoverOptions(), self.guest).run(False)
 
     def turn_off(self) -> None:
         self.domain.state = "shut off"
@@ -237,7 +237,7 @@ def test_what_only_looks_needs_no_secrets() -> None:
         lab.delete("b", due={"count": 0, "at": 1, "before": False})
     lab.domain.readonly = True
     assert lab.delete("b", check=True).steps
-    wish = MergeWish(snapshot="a")
+    wish = MergeOptions(snapshot="a")
     whole = Lab()
     whole.domain.readonly = True
     assert Merge(wish, whole.guest).run(True).steps
@@ -279,7 +279,7 @@ def test_no_other_merge_changes_what_a_branch_stands_on(wish: dict[str, str]) ->
     lab = branched()
     before = lab.state()
     with pytest.raises(VirtopsError) as error:
-        Merge(MergeWish(**wish), lab.guest).run(False)  # type: ignore[arg-type]
+        Merge(MergeOptions(**wish), lab.guest).run(False)  # type: ignore[arg-type]
     assert error.value.code == "branches_above"
     assert lab.state() == before
 
@@ -287,7 +287,7 @@ def test_no_other_merge_changes_what_a_branch_stands_on(wish: dict[str, str]) ->
 def test_a_merge_by_name_keeps_the_records_in_step_too() -> None:
     lab = Lab()
     lab.images.times[overlay("b")] = 7
-    wish = MergeWish(snapshot="b", delete_merged=True)
+    wish = MergeOptions(snapshot="b", delete_merged=True)
     foreseen = Merge(wish, lab.guest).run(True)
     outcome = Merge(wish, lab.guest).run(False)
     assert foreseen.steps == outcome.steps

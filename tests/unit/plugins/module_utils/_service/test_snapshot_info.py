@@ -16,14 +16,14 @@ libvirt = pytest.importorskip("libvirt")
 pytest.importorskip("lxml")
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError  # noqa: E402
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotOptions  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot_tree import Filters  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.guest import Guest  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_info import (  # noqa: E402
-    SnapshotInfoWish,
+    SnapshotInfoOptions,
     snapshots,
 )
 
@@ -78,7 +78,7 @@ def _xml(raw: Any, name: str, parent: str | None, state: str, disk: str) -> str:
 
 
 def _names(domain: Domain, **filters: Any) -> list[str]:
-    return [one["name"] for one in snapshots(SnapshotInfoWish(Filters(**filters)), domain).values["snapshots"]]  # type: ignore[attr-defined]
+    return [one["name"] for one in snapshots(SnapshotInfoOptions(Filters(**filters)), domain).values["snapshots"]]  # type: ignore[attr-defined]
 
 
 def test_each_filter_and_each_pair_are_libvirts_own(domain: Domain) -> None:
@@ -94,7 +94,7 @@ def test_each_filter_and_each_pair_are_libvirts_own(domain: Domain) -> None:
 
 
 def test_what_is_told_of_one(domain: Domain) -> None:
-    outcome = snapshots(SnapshotInfoWish(Filters(name="b <é> & 'c'"), xml=True), domain)
+    outcome = snapshots(SnapshotInfoOptions(Filters(name="b <é> & 'c'"), xml=True), domain)
     assert not outcome.changed
     (told,) = outcome.values["snapshots"]  # type: ignore[attr-defined]
     assert "<name>b &lt;é&gt; &amp;" in told.pop("xml")
@@ -114,14 +114,14 @@ def test_what_is_told_of_one(domain: Domain) -> None:
 
 
 def test_none_is_current_until_one_is(domain: Domain) -> None:
-    assert snapshots(SnapshotInfoWish(), domain).values["current"] is None
+    assert snapshots(SnapshotInfoOptions(), domain).values["current"] is None
     assert _names(domain, current=True) == []
     raw = domain._domain
     raw.snapshotCreateXML(
         _xml(raw, "d", "a", "paused", "internal"),
         libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT,
     )
-    assert snapshots(SnapshotInfoWish(), domain).values["current"] == "d"
+    assert snapshots(SnapshotInfoOptions(), domain).values["current"] == "d"
     assert _names(domain, current=True) == ["d"]
 
 
@@ -149,9 +149,9 @@ class WithoutRecords:
 
 def test_a_snapshot_without_metadata_is_in_the_journal() -> None:
     fake, images, clock, watchdog = running_guest()
-    ExternalSnapshot(SnapshotWish("s1", metadata=False), Guest(fake, images, clock, watchdog)).run(False)
+    ExternalSnapshot(SnapshotOptions("s1", metadata=False), Guest(fake, images, clock, watchdog)).run(False)
     found: Any = WithoutRecords(fake)
-    (told,) = snapshots(SnapshotInfoWish(Filters(metadata=False)), found).values["snapshots"]  # type: ignore[attr-defined]
+    (told,) = snapshots(SnapshotInfoOptions(Filters(metadata=False)), found).values["snapshots"]  # type: ignore[attr-defined]
     assert (told["name"], told["kind"], told["metadata"], told["state"]) == ("s1", "external", False, "disk-snapshot")
     assert [disk["file"] for disk in told["disks"]] == ["/img/vm.vda.s1.qcow2", "/img/vm.vdb.s1.qcow2"]
     assert _names(found, metadata=True) == []
@@ -159,9 +159,9 @@ def test_a_snapshot_without_metadata_is_in_the_journal() -> None:
 
 def test_a_snapshot_without_metadata_has_its_memory_told() -> None:
     fake, images, clock, watchdog = running_guest()
-    wish = SnapshotWish("s1", metadata=False, memory="/img/s1.ram")
+    wish = SnapshotOptions("s1", metadata=False, memory="/img/s1.ram")
     ExternalSnapshot(wish, Guest(fake, images, clock, watchdog)).run(False)
-    (told,) = snapshots(SnapshotInfoWish(Filters(active=True)), WithoutRecords(fake)).values["snapshots"]  # type: ignore[arg-type,attr-defined]
+    (told,) = snapshots(SnapshotInfoOptions(Filters(active=True)), WithoutRecords(fake)).values["snapshots"]  # type: ignore[arg-type,attr-defined]
     assert (told["state"], told["memory"]) == ("running", {"snapshot": "external", "file": "/img/s1.ram"})
 
 
@@ -182,6 +182,6 @@ def test_each_record_is_read_once(domain: Domain, monkeypatch: pytest.MonkeyPatc
 
     for name in ways:
         monkeypatch.setattr(libvirt.virDomainSnapshot, name, counted(name))
-    snapshots(SnapshotInfoWish(filters, xml=True), domain)
+    snapshots(SnapshotInfoOptions(filters, xml=True), domain)
     assert asked.count("getXMLDesc") == len(RECORDS)
     assert len([name for name in asked if name != "getXMLDesc"]) <= 1

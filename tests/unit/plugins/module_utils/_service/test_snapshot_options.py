@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupWish, select
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions, select
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import CREATED
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
@@ -22,10 +22,10 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     Outcome,
     SnapshotRecord,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskWish, SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskOptions, SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeOptions
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverOptions, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 
 from .fakes import Died, FakeLab
@@ -42,13 +42,13 @@ class Lab(FakeLab):
 
     def run(self, check: bool = False, **wish: object) -> Outcome:
         flow = ExternalSnapshot(
-            SnapshotWish("s1", **wish),  # type: ignore[arg-type]
+            SnapshotOptions("s1", **wish),  # type: ignore[arg-type]
             self.guest,
         )
         return flow.run(check)
 
     def recover(self, check: bool = False) -> Outcome:
-        return Recovery(RecoverWish(), self.guest).run(check)
+        return Recovery(RecoverOptions(), self.guest).run(check)
 
     def refused(self, **wish: object) -> VirtopsError:
         """The refusal, which check mode gives too, and which comes before any effect."""
@@ -349,7 +349,7 @@ def test_reuse(lab: Lab) -> None:
 def test_an_overlay_on_a_block_device(lab: Lab) -> None:
     lab.images.backing["/dev/vg/o"] = ("qcow2", "/img/a.raw")
     lab.images.kinds["/dev/vg/o"] = "block"
-    wish = {"reuse": True, "disks": (DiskWish("vda", file="/dev/vg/o"), DiskWish("vdb", snapshot="no"))}
+    wish = {"reuse": True, "disks": (DiskOptions("vda", file="/dev/vg/o"), DiskOptions("vdb", snapshot="no"))}
     done = lab.cycle(**wish)
     assert '<source dev="/dev/vg/o"/>' in str(done.values["snapshot"]["xml"])  # type: ignore[index]
     assert lab.tops["vda"] == "/dev/vg/o"
@@ -408,7 +408,7 @@ def test_an_overlay_that_is_taken(lab: Lab, by: str) -> None:
     elif by == "a process":
         lab.images.open_by[OVERLAYS["vda"]] = (42,)
     else:
-        wish["disks"] = (DiskWish("vda", file="/img/golden.raw"),)
+        wish["disks"] = (DiskOptions("vda", file="/img/golden.raw"),)
     assert lab.refused(**wish).code == "overlay_taken"
 
 
@@ -485,7 +485,7 @@ def far(lab: Lab) -> Lab:
 
 
 def test_a_disk_on_the_network_takes_a_local_overlay(far: Lab) -> None:
-    done = far.cycle(disks=(DiskWish("vdc", file="/img/c.qcow2"),))
+    done = far.cycle(disks=(DiskOptions("vdc", file="/img/c.qcow2"),))
     # Only libvirt knows how to name that base in the overlay, and it makes all of a request or none
     assert far.domain.created == [Creation(reuse=False)]
     assert not [call for call in far.images.calls if call.startswith("create_overlay")]
@@ -501,8 +501,8 @@ def test_a_disk_on_the_network_takes_a_local_overlay(far: Lab) -> None:
     [
         ({}, "overlay_needed"),
         ({"overlay_dir": "/img"}, "overlay_needed"),
-        ({"disks": (DiskWish("vdc", file="/img/c.qcow2"),), "kind": "live_backup"}, "disk_unsuitable"),
-        ({"disks": (DiskWish("vdc", file="/img/c.qcow2"),), "reuse": True}, "disk_unsuitable"),
+        ({"disks": (DiskOptions("vdc", file="/img/c.qcow2"),), "kind": "live_backup"}, "disk_unsuitable"),
+        ({"disks": (DiskOptions("vdc", file="/img/c.qcow2"),), "reuse": True}, "disk_unsuitable"),
     ],
 )
 def test_a_disk_on_the_network_that_is_refused(far: Lab, wish: dict[str, object], code: str) -> None:
@@ -514,13 +514,13 @@ def test_a_disk_on_the_network_that_is_refused(far: Lab, wish: dict[str, object]
 
 def test_a_disk_on_the_network_of_a_domain_that_is_off(far: Lab) -> None:
     far.domain.state = "shut off"
-    refusal = far.refused(disks=(DiskWish("vdc", file="/img/c.qcow2"),))
+    refusal = far.refused(disks=(DiskOptions("vdc", file="/img/c.qcow2"),))
     assert refusal.code == "disk_unsuitable"
     assert "Start the domain" in refusal.remedy
 
 
 def test_a_disk_on_the_network_may_be_left_out(far: Lab) -> None:
-    far.cycle(disks=(DiskWish("vdc", snapshot="no"),))
+    far.cycle(disks=(DiskOptions("vdc", snapshot="no"),))
     assert far.domain.created == [Creation(reuse=True)]
 
 
@@ -534,31 +534,31 @@ def test_what_libvirt_created_before_it_failed_is_removed(far: Lab) -> None:
 
     far.domain.create_snapshot = fails  # type: ignore[method-assign]
     with pytest.raises(VirtopsError, match="No"):
-        far.run(disks=(DiskWish("vdc", file="/img/c.qcow2"),))
+        far.run(disks=(DiskOptions("vdc", file="/img/c.qcow2"),))
     assert set(far.images.backing) == far.before
     assert far.domain.journal is None
 
 
 def test_a_base_on_the_network_is_neither_merged_into_nor_copied(far: Lab) -> None:
-    far.run(disks=(DiskWish("vdc", file="/img/c.qcow2"),))
+    far.run(disks=(DiskOptions("vdc", file="/img/c.qcow2"),))
     calls = list(far.domain.calls)
     for check in (True, False):
         with pytest.raises(VirtopsError) as caught:
-            Merge(MergeWish(snapshot="s1"), far.guest).run(check)
+            Merge(MergeOptions(snapshot="s1"), far.guest).run(check)
         assert caught.value.code == "base_remote"
         assert "virsh blockcommit vm vdc" in caught.value.remedy
     assert far.domain.calls == calls
-    for wish in (BackupWish("/backup", snapshot="s1"), BackupWish("/backup", overlays=("/img/c.qcow2",))):
+    for wish in (BackupOptions("/backup", snapshot="s1"), BackupOptions("/backup", overlays=("/img/c.qcow2",))):
         with pytest.raises(VirtopsError) as caught:
             select(wish, far.domain.view(), far.journal, far.images)
         assert caught.value.code == "base_remote"
 
 
 def test_what_is_left_of_one_that_was_merged_by_hand_goes(far: Lab) -> None:
-    far.run(disks=(DiskWish("vda", "no"), DiskWish("vdb", "no"), DiskWish("vdc", file="/img/c.qcow2")))
+    far.run(disks=(DiskOptions("vda", "no"), DiskOptions("vdb", "no"), DiskOptions("vdc", file="/img/c.qcow2")))
     far.domain.live["vdc"] = Disk("vdc", source_type="network", remote=NBD)
     far.domain.config["vdc"] = ()
-    wish = MergeWish(snapshot="s1", delete_merged=True)
+    wish = MergeOptions(snapshot="s1", delete_merged=True)
     assert Merge(wish, far.guest).run(False).changed
     assert far.domain.journal is None
     assert not far.domain.records

@@ -12,10 +12,10 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.convergence import Deadline
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge import Merge
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeWish
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.merge_plan import MergeOptions
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverOptions, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot_delete import SnapshotDeletion
 
@@ -33,11 +33,11 @@ def save(lab: Lab) -> None:
 
 
 def merge(lab: Lab, **wish: Any) -> Callable[[bool], object]:
-    return Merge(MergeWish(**wish), lab.guest).run
+    return Merge(MergeOptions(**wish), lab.guest).run
 
 
 def snapshot(lab: Lab, name: str) -> Callable[[bool], object]:
-    return ExternalSnapshot(SnapshotWish(name), lab.guest).run
+    return ExternalSnapshot(SnapshotOptions(name), lab.guest).run
 
 
 def deletion(lab: Lab, children: str) -> Callable[[bool], object]:
@@ -45,7 +45,7 @@ def deletion(lab: Lab, children: str) -> Callable[[bool], object]:
 
 
 def recovery(lab: Lab) -> Callable[[bool], object]:
-    return Recovery(RecoverWish(), lab.guest).run
+    return Recovery(RecoverOptions(), lab.guest).run
 
 
 FLOWS: dict[str, Callable[[Lab], Callable[[bool], object]]] = {
@@ -143,7 +143,7 @@ def test_a_crashed_guest_is_merged_as_a_running_one(lab: Lab) -> None:
 
 def test_a_crashed_guest_cannot_be_frozen(lab: Lab) -> None:
     lab.domain.state = "crashed"
-    wish = SnapshotWish("s2", quiesce="required")
+    wish = SnapshotOptions("s2", quiesce="required")
     with pytest.raises(VirtopsError) as caught:
         ExternalSnapshot(wish, lab.guest).run(False)
     assert caught.value.code == "guest_crashed"

@@ -12,10 +12,10 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import PREPARED, Journal
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome, SnapshotRecord
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotWish
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.strays import snapshot_of, strays
 from ansible_collections.virtops.libvirt.plugins.module_utils._service import info, journal_info
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverWish, Recovery
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverOptions, Recovery
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.snapshot import ExternalSnapshot
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.strays import lost_operations
 
@@ -29,7 +29,7 @@ class Lab(FakeLab):
     """A running guest on its own images."""
 
     def snapshot(self, name: str, kind: str = "live_backup", metadata: bool = True) -> None:
-        wish = SnapshotWish(name, kind=kind, metadata=metadata)
+        wish = SnapshotOptions(name, kind=kind, metadata=metadata)
         ExternalSnapshot(wish, self.guest).run(check=False)
 
     def forget(self) -> None:
@@ -38,7 +38,7 @@ class Lab(FakeLab):
 
     def recover(self, check: bool = False, backup: bool = False) -> Outcome:
         back_up = self.back_up if backup else None
-        return Recovery(RecoverWish(), self.guest, back_up).run(check)
+        return Recovery(RecoverOptions(), self.guest, back_up).run(check)
 
     def back_up(self, snapshot: str) -> Outcome:
         raise AssertionError("nothing tells what the base was")

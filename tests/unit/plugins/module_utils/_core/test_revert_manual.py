@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.external_revert import why_not_by_libvirt
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import (
     Disk,
     DomainView,
@@ -18,6 +17,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
     SnapshotDisk,
     SnapshotRecord,
 )
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.revert_manual import why_not_by_libvirt
 
 
 def disk(target: str, *paths: str, **more: Any) -> Disk:
