@@ -258,6 +258,10 @@ backup:
       description: Whether the domain starts with the host.
       type: bool
       sample: true
+    verified:
+      description: Whether the copies were read back and compared with what was written to them, see O(verify).
+      type: bool
+      sample: true
     nvram:
       description: The copied NVRAM with source, file, bytes and sha256, as in C(extras). Null if there is none.
       type: dict

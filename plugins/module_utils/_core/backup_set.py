@@ -164,10 +164,13 @@ def verify_orders(
     return (*images, *plain)
 
 
-def finished(manifest: dict[str, Any], verified: Mapping[str, Verified], stamp: str) -> dict[str, Any]:
-    """The manifest of a set that was read back."""
-    disks = [{**disk, "sha256": verified[disk["file"]].sha256} for disk in manifest["disks"]]
-    return {**manifest, "disks": disks, "times": {**manifest["times"], "finished": iso8601(stamp)}}
+def finished(
+    manifest: dict[str, Any], read: Mapping[str, Verified], stamp: str, verified: bool = True
+) -> dict[str, Any]:
+    """The manifest of a set whose files were read, and where `verified` compared with what was written."""
+    disks = [{**disk, "sha256": read[disk["file"]].sha256} for disk in manifest["disks"]]
+    times = {**manifest["times"], "finished": iso8601(stamp)}
+    return {**manifest, "disks": disks, "times": times, "verified": verified}
 
 
 def build_sums(digests: Mapping[str, str]) -> str:
@@ -228,6 +231,7 @@ class Manifest:
             "consistency": self.selection.consistency,
             "domain_xml": DOMAIN_XML,
             "autostart": self.autostart,
+            "verified": False,
             "nvram": self._nvram(),
             "extras": [{**asdict(file), "taken": iso8601(file.taken)} for file in self.extras.files],
             "lacks": [asdict(lack) for lack in self.extras.lacks],

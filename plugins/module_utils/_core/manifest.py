@@ -26,8 +26,12 @@ _ITEMS_LIMIT = 1000
 _Reader = Callable[[Any], Any]
 
 
+class NewerSchema(ValueError):
+    """A manifest of a later release."""
+
+
 def parse_manifest(data: bytes) -> dict[str, Any]:
-    """The manifest; ValueError, with words for it, where it is none."""
+    """The manifest; ValueError, with words for it, where it is none; `NewerSchema` where we cannot know."""
     manifest: dict[str, Any] = _MANIFEST(_json(data, MANIFEST_LIMIT))
     targets = [disk["target"] for disk in manifest["disks"]]
     if len(set(targets)) != len(targets):
@@ -99,6 +103,8 @@ def _flag(value: object) -> bool:
 
 
 def _version(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+        raise NewerSchema("the schema version %d, which only later releases know" % value)
     if value != 1 or isinstance(value, bool):
         raise ValueError("a version that this release does not know")
     return 1
@@ -131,6 +137,8 @@ def _object(fields: dict[str, _Reader], later: dict[str, _Reader] | None = None)
                 raise ValueError("%s is missing" % name)
             try:
                 found[name] = read(value[name])
+            except NewerSchema:
+                raise
             except ValueError as error:
                 raise ValueError("%s: %s" % (name, error)) from None
         return found
@@ -178,5 +186,12 @@ _MANIFEST = _object(
         "nvram": _maybe(_PLAIN_FILE),
         "disks": _list_of(_DISK),
     },
-    later={"machine": _text, "autostart": _flag, "extras": _list_of(_EXTRA), "lacks": _list_of(_LACK)},
+    later={
+        "machine": _text,
+        "autostart": _flag,
+        "extras": _list_of(_EXTRA),
+        "lacks": _list_of(_LACK),
+        "verified": _flag,
+        "base": _maybe(_file_name),
+    },
 )

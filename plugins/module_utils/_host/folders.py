@@ -31,6 +31,16 @@ def held(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+def require_plain_path(path: str) -> None:
+    """Refuse one that is not the way from the root."""
+    if not os.path.isabs(path) or ".." in path.split("/"):
+        raise VirtopsError(
+            "dest_unsafe",
+            "The dest %r is not an absolute path, or goes through '..'" % path,
+            "Give the directory's own path from the root on",
+        )
+
+
 def reach(path: str) -> int:
     """A descriptor of a directory, reached over no symlink."""
     fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -146,6 +156,16 @@ def shown(directory: str) -> str:
         return os.readlink(directory)
     except OSError:
         return directory
+
+
+def read_plain(folder: int, name: str, limit: int) -> bytes:
+    """A regular file; ValueError where it is none. One byte more than the limit, so that it shows."""
+    # O_NONBLOCK: a FIFO in its place would never open
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is no regular file")
+        return file.read(limit + 1)
 
 
 def open_plain(path: str) -> int:

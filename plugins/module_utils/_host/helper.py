@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, cast
 from .._core.backup import Copied, CopyOrder, CopyPort, StorePort, Told, Verified, VerifyOrder
 from .._core.errors import VirtopsError
 from .._core.ports import Clock
+from .._core.sets import SetsPort
 from .clock import SystemClock
 from .command import child_environment, failing
 from .image_lock import ImageLock
@@ -205,6 +206,16 @@ def backup_target(stall_timeout: float, clock: Clock | None = None) -> Iterator[
         helper.end()
 
 
+@contextlib.contextmanager
+def backup_sets(stall_timeout: float, clock: Clock | None = None) -> Iterator[tuple[SetsPort, CopyPort]]:
+    """The sets that lie in a target, and reading them back; likewise."""
+    helper = Helper(stall_timeout, clock)
+    try:
+        yield cast(SetsPort, _Proxy(helper, "sets")), HelpedCopier(helper)
+    finally:
+        helper.end()
+
+
 # -- both ends
 
 
@@ -253,6 +264,7 @@ class _Frames:
 def serve() -> None:
     """Answer calls until there are no more: the helper's whole life."""
     from .copy import ImageCopier
+    from .sets import BackupSets
     from .store import BackupStore
 
     answers = os.fdopen(os.dup(1), "wb")
@@ -263,7 +275,7 @@ def serve() -> None:
     def tell(done: dict[str, tuple[int, int]], life: int) -> None:
         _send(answers, ("signs", done, life))
 
-    objects = {"store": BackupStore(), "copier": ImageCopier(tell)}
+    objects = {"store": BackupStore(), "sets": BackupSets(), "copier": ImageCopier(tell)}
     _send(answers, ("ready",))
     calls = _Frames(os.fdopen(0, "rb", closefd=False))
     with contextlib.suppress(_Ended):

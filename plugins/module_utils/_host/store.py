@@ -31,7 +31,19 @@ from .._core.backup_set import lost, under_way
 from .._core.errors import VirtopsError
 from .._core.manifest import DIGESTS_LIMIT, MANIFEST_LIMIT, parse_digests, parse_manifest
 from .command import os_failure
-from .folders import held, is_at, make_own, not_private, open_plain, reach, reach_own, shown, way_to
+from .folders import (
+    held,
+    is_at,
+    make_own,
+    not_private,
+    open_plain,
+    reach,
+    reach_own,
+    read_plain,
+    require_plain_path,
+    shown,
+    way_to,
+)
 from .locks import never_stop
 from .transfer import read_back
 
@@ -62,12 +74,7 @@ class BackupStore:
 
     def check_destination(self, dest: str) -> None:
         """A symlink is refused anywhere in the path: whoever may change it could send the images elsewhere."""
-        if not os.path.isabs(dest) or ".." in dest.split("/"):
-            raise VirtopsError(
-                "dest_unsafe",
-                "The dest %r is not an absolute path, or goes through '..'" % dest,
-                "Give the directory's own path from the root on",
-            )
+        require_plain_path(dest)
         os.close(reach(dest))
         if not os.access(dest, os.W_OK | os.X_OK):
             raise VirtopsError(
@@ -250,7 +257,7 @@ class BackupStore:
         with contextlib.suppress(OSError, ValueError), _opened_parent(os.path.dirname(directory)) as parent:
             if parent is not None:
                 with held(reach_own(parent, os.path.basename(directory), directory)) as folder:
-                    return parse_digests(_read(folder, DIGESTS, DIGESTS_LIMIT))
+                    return parse_digests(read_plain(folder, DIGESTS, DIGESTS_LIMIT))
         return None
 
     def write(self, directory: str, name: str, text: str) -> None:
@@ -359,16 +366,7 @@ def _copy_steady(source: int, target: BinaryIO) -> bool:
 
 
 def _read_manifest(folder: int) -> dict[str, Any]:
-    return parse_manifest(_read(folder, MANIFEST, MANIFEST_LIMIT))
-
-
-def _read(folder: int, name: str, limit: int) -> bytes:
-    """O_NONBLOCK: a FIFO in its place would never open. One byte more than the limit, so that it shows."""
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ValueError("it is no regular file")
-        return file.read(limit + 1)
+    return parse_manifest(read_plain(folder, MANIFEST, MANIFEST_LIMIT))
 
 
 def _entries(folder: int) -> list[tuple[str, os.stat_result]]:

@@ -380,7 +380,7 @@ class Backup:
                 self._give_up(paths, error)
             raise
         self._progress.step("read %d files back in %.1f s" % (len(orders), self._clock.monotonic() - began))
-        manifest = finished(manifest, verified, self._clock.utcnow())
+        manifest = finished(manifest, verified, self._clock.utcnow(), self._options.verify)
         text = _text(manifest)
         sums = {file: found.sha256 for file, found in verified.items()}
         sums[MANIFEST] = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

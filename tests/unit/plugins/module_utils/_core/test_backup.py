@@ -272,6 +272,7 @@ def test_the_manifest_before_and_after() -> None:
         "consistency": "crash",
         "domain_xml": "domain.xml",
         "autostart": True,
+        "verified": True,
         "nvram": {"source": "/nvram/web.fd", "file": "nvram.fd", "bytes": 1, "sha256": "d"},
         "extras": [
             {

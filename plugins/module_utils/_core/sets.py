@@ -1,0 +1,298 @@
+# SPDX-FileCopyrightText: 2026 virtops.libvirt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+"""Private to virtops.libvirt: the backup sets that lie in a dest, and what is known of each without reading its images.
+
+What is found out later about a set is noted in it (notes.json), outside of its manifest and of SHA256SUMS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+from .backup import DIGESTS, DOMAIN_XML, MANIFEST, SUMS
+from .backup_set import iso8601, stamp_of_iso
+from .manifest import NewerSchema, parse_manifest
+
+#: Of a complete set, outside of its manifest and its sums: what was found out later.
+NOTES = "notes.json"
+#: Bytes of it, at most.
+NOTES_LIMIT = 1 << 16
+_WORDS_LIMIT = 4096
+
+COMPLETE = "complete"
+#: Under way, interrupted, or half removed.
+UNFINISHED = "unfinished"
+#: Ours, but not what was written.
+DAMAGED = "damaged"
+#: Not ours, or not where and how we put sets: nothing touches it.
+FOREIGN = "foreign"
+#: Of a later release, whose manifests this one does not know.
+UNKNOWN = "unknown"
+
+#: The name of a complete set: its point in time.
+STAMP = re.compile(r"\d{8}T\d{6}Z")
+#: A set under way, which has its manifest not yet where it is named after a host, too; and one that is being removed.
+_HIDDEN = re.compile(r"\.(\d{8}T\d{6}Z)(?:\.[0-9a-f]+)?\.(partial|removing)")
+REMOVING = ".removing"
+
+
+class Note(NamedTuple):
+    """What came of looking at a set: when (20261120T120000Z), whether all was well, and in words what was not."""
+
+    stamp: str
+    ok: bool
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What is known of a set besides its manifest. `when_made`: its manifest says that it was read back when it was
+    made; that is not written to notes.json."""
+
+    verified: Note | None = None
+    booted: Note | None = None
+    when_made: bool = False
+
+    @property
+    def is_verified(self) -> bool:
+        """The last time that it was read back, when it was made or later, it was whole."""
+        return self.when_made if self.verified is None else self.verified.ok
+
+    @property
+    def is_failed(self) -> bool:
+        """It was read back after it was made, and was not whole."""
+        return self.verified is not None and not self.verified.ok
+
+
+@dataclass(frozen=True)
+class BackupSet:
+    """One set, or what lies where one would be. `path` is by its name, for words and for the caller's next call.
+
+    `state` is one of the above, `why` says in words what is wrong with one that is not complete. `domain`, `uuid` and
+    `machine` (the host that made it) are "" where nothing tells them; `taken` and `finished` are UTC times as
+    20261120T120000Z, `size` and `allocated` bytes. `base` is the set beside it that it is incremental on.
+    """
+
+    path: str
+    state: str
+    why: str = ""
+    domain: str = ""
+    uuid: str = ""
+    machine: str = ""
+    taken: str | None = None
+    finished: str | None = None
+    size: int = 0
+    allocated: int = 0
+    base: str | None = None
+    manifest: Mapping[str, Any] | None = None
+    notes: Notes = field(default_factory=Notes)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.state == COMPLETE
+
+    @property
+    def is_verified(self) -> bool:
+        """See `Notes`."""
+        return self.notes.is_verified
+
+    @property
+    def is_half_removed(self) -> bool:
+        """Its removal was interrupted: `SetsPort.remove` finishes it."""
+        return self.path.endswith(REMOVING)
+
+
+class SetsPort(Protocol):
+    """The sets in a dest. Raises `copy_stalled` where the target does not answer."""
+
+    def list(self, dest: str, domain: str | None) -> tuple[BackupSet, ...]:
+        """Those of all domains, or of one by its name or UUID; by folder and name, so the oldest first.
+
+        No image is read. What does not belong to a set of ours counts only beside such sets, and is named. Raises
+        `dest_missing` and the like, where `dest` cannot be read.
+        """
+
+    def note(self, path: str, notes: Notes) -> None:
+        """Note this in the set, and leave what else is noted there: what is None in `notes` says nothing."""
+
+    def remove(self, path: str) -> None:
+        """Remove a complete set, or finish an interrupted removal. One that is gone is fine."""
+
+
+# Reading one
+
+
+def is_shaped(name: str) -> bool:
+    """Is this a name that we give, of a set or of one under way?"""
+    return bool(STAMP.fullmatch(name) or _HIDDEN.fullmatch(name))
+
+
+def judge(path: str, files: Mapping[str, int], manifest: bytes | None, notes: bytes | None) -> BackupSet:
+    """What lies at `path`, by its name, the bytes of each regular file in it, its manifest and its notes (None where
+    there are none). The chain that it stands on is looked at by `with_chains`."""
+    name = os.path.basename(path)
+    hidden = _HIDDEN.fullmatch(name)
+    found = BackupSet(path, FOREIGN, taken=hidden.group(1) if hidden else name if STAMP.fullmatch(name) else None)
+    if manifest is None:
+        return _without_manifest(found, files, hidden)
+    try:
+        said = parse_manifest(manifest)
+    except NewerSchema as error:
+        return replace(found, state=UNKNOWN, why="Its %s has %s" % (MANIFEST, error))
+    except ValueError as error:
+        return replace(found, state=DAMAGED, why="Its %s cannot be used: %s" % (MANIFEST, error))
+    found = replace(
+        found,
+        domain=said["domain"]["name"],
+        uuid=said["domain"]["uuid"],
+        machine=said.get("machine", ""),
+        finished=_stamp(said["times"]["finished"]),
+        base=said.get("base"),
+        manifest=said,
+        notes=_notes(notes, bool(said.get("verified"))),
+    )
+    if hidden:
+        return replace(found, state=UNFINISHED, why=_why_unfinished(hidden.group(2), files))
+    if found.taken is None:
+        why = "It has another name than the time of a backup: somebody renamed it"
+        return replace(found, taken=_stamp(said["times"]["snapshot"]), why=why)
+    if said["times"]["snapshot"] != iso8601(found.taken):
+        why = "Its %s is another set's, of %s" % (MANIFEST, said["times"]["snapshot"])
+        return replace(found, state=DAMAGED, why=why)
+    if said["times"]["finished"] is None:
+        return replace(found, state=DAMAGED, why="Its %s is that of a set under way" % MANIFEST)
+    lost = [_why_lost(file, size, files) for file, size in expected_files(said).items()]
+    why = "; ".join(words for words in lost if words)
+    return replace(found, state=DAMAGED if why else COMPLETE, why=why)
+
+
+def expected_files(manifest: Mapping[str, Any]) -> dict[str, int | None]:
+    """Each file that a set of this manifest has, but for the manifest, and its bytes, None where nothing tells them."""
+    found: dict[str, int | None] = {manifest["domain_xml"]: None}
+    # Earlier releases wrote no sums and no list of extras
+    if "verified" in manifest:
+        found[SUMS] = None
+    nvram = [manifest["nvram"]] if manifest.get("nvram") else []
+    for entry in (*nvram, *manifest.get("extras", ()), *manifest["disks"]):
+        found[entry["file"]] = entry["bytes"]
+    return found
+
+
+def _without_manifest(found: BackupSet, files: Mapping[str, int], hidden: re.Match[str] | None) -> BackupSet:
+    if hidden:
+        return replace(found, state=UNFINISHED, why=_why_unfinished(hidden.group(2), files))
+    if DOMAIN_XML in files:
+        return replace(found, state=DAMAGED, why="%s is missing" % MANIFEST)
+    return replace(found, why="It has no %s" % MANIFEST)
+
+
+def _why_unfinished(kind: str, files: Mapping[str, int]) -> str:
+    if kind == "removing":
+        return "Its removal was interrupted"
+    if DIGESTS in files:
+        return "It is copied, and was not verified yet: its backup runs, or was interrupted"
+    return "Its backup runs, or was interrupted"
+
+
+def _why_lost(file: str, size: int | None, files: Mapping[str, int]) -> str:
+    if file not in files:
+        return "%s is missing" % file
+    if size is not None and files[file] != size:
+        return "%s has %d bytes instead of %d" % (file, files[file], size)
+    return ""
+
+
+def _stamp(text: str | None) -> str | None:
+    stamp = stamp_of_iso(text or "")
+    return stamp if STAMP.fullmatch(stamp) else None
+
+
+# Reading several
+
+
+def with_chains(sets: Iterable[BackupSet]) -> tuple[BackupSet, ...]:
+    """The sets of one folder; one whose chain is broken is damaged, too."""
+    by_name = {os.path.basename(found.path): found for found in sets}
+    return tuple(_with_chain(found, by_name) for found in by_name.values())
+
+
+def _with_chain(found: BackupSet, by_name: Mapping[str, BackupSet]) -> BackupSet:
+    at, seen = found, {os.path.basename(found.path)}
+    while found.state == COMPLETE and at.base is not None:
+        below = by_name.get(at.base)
+        if below is None:
+            why = "is gone"
+        elif at.base in seen:
+            why = "stands on it itself"
+        elif below.uuid != found.uuid:
+            why = "is of another domain"
+        elif below.state != COMPLETE:
+            why = "is %s" % below.state
+        else:
+            seen.add(at.base)
+            at = below
+            continue
+        return replace(found, state=DAMAGED, why="The set %s, which it is incremental on, %s" % (at.base, why))
+    return found
+
+
+def is_of(found: BackupSet, domain: str) -> bool:
+    """By the domain's name or UUID, or the name of the folder that it lies in."""
+    return domain in (found.domain, found.uuid, os.path.basename(os.path.dirname(found.path)))
+
+
+# Notes
+
+
+def build_notes(notes: Notes) -> str:
+    """As text."""
+    told = {"verified": notes.verified, "booted": notes.booted}
+    return json.dumps({name: note._asdict() for name, note in told.items() if note is not None}, indent=2) + "\n"
+
+
+def parse_notes(data: bytes) -> Notes:
+    """The same back; ValueError where it is nothing like it."""
+    if len(data) > NOTES_LIMIT:
+        raise ValueError("it is longer than %d bytes" % NOTES_LIMIT)
+    try:
+        said = json.loads(data.decode("utf-8", "surrogateescape"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(said, dict):
+        raise ValueError("no object")
+    return Notes(_note(said.get("verified")), _note(said.get("booted")))
+
+
+def merged_notes(old: Notes, new: Notes) -> Notes:
+    """What is None in the new ones says nothing."""
+    return replace(old, verified=new.verified or old.verified, booted=new.booted or old.booted)
+
+
+def _note(said: object) -> Note | None:
+    if said is None:
+        return None
+    if not isinstance(said, dict):
+        raise ValueError("no object")
+    stamp, ok, words = (said.get(name) for name in Note._fields)
+    if not isinstance(stamp, str) or not STAMP.fullmatch(stamp) or not isinstance(ok, bool):
+        raise ValueError("no note")
+    if not isinstance(words, str) or len(words) > _WORDS_LIMIT:
+        raise ValueError("no words of at most %d characters" % _WORDS_LIMIT)
+    return Note(stamp, ok, words)
+
+
+def _notes(data: bytes | None, when_made: bool) -> Notes:
+    """Notes that cannot be read may have said that it is damaged."""
+    if data is None:
+        return Notes(when_made=when_made)
+    try:
+        return replace(parse_notes(data), when_made=when_made)
+    except ValueError:
+        return Notes()
