@@ -61,7 +61,8 @@ def test_what_was_not_found_is_named(fleet: dict[str, Member], controller: Contr
     lines = play.lines()
     assert {line.split(": ready")[0] for line in lines if ": ready" in line} == {"web1@e2e1", "web1@e2e2"}
     assert {"NOT FOUND: typo", "NOT FOUND: wbe*"} < set(lines)
-    assert [line for line in lines if line.startswith(f"NOT LOOKED AT: {GONE}. ") and "refused" in line]
+    # Where ssh is quick, its words are lost: then Ansible says that it could not send
+    assert [line for line in lines if line.startswith(f"NOT LOOKED AT: {GONE}. ") and "ssh" in line]
 
     play = controller.run(*("-i", gone), playbook=RECOVER, target=GONE, recover_guests=["typo"])
     assert play.rc != 0

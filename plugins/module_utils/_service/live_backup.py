@@ -202,6 +202,7 @@ class LiveBackup:
     # -- the backup
 
     def _make(self, options: LiveBackupOptions) -> Outcome:
+        copied_by: Backup | None = None  # while its copy is not looked at
         try:
             with self._phase("snapshot"):
                 taken = self._snapshot_flow(options).run(False)
@@ -211,19 +212,37 @@ class LiveBackup:
             with self._phase("copy"):
                 copied = flow.copy(False)
             self._done += copied.steps
+            copied_by = flow
             with self._phase("merge"):
                 merged = self._merge_flow(options, self._guest).run(False)
             self._done += merged.steps
             self._window.append(self._guest.clock.monotonic())
+            copied_by = None
             with self._phase("verify"):
                 finished = flow.finish(False)
         except VirtopsError as error:
-            raise self._put_right(error) from error
+            told = self._put_right(error)
+            raise told if copied_by is None else self._with_set(told, copied_by) from error
         except Exception:  # a bug: it stays one, and the guest does not stay on its overlays for it
             with suppress(VirtopsError):
                 self._recovery(None).run(False)
             raise
         return _joined(taken, copied, merged, finished)
+
+    def _with_set(self, error: VirtopsError, flow: Backup) -> VirtopsError:
+        """The error of a merge, after which the copy is as good as before: a guest whose QEMU died in it may have no
+        other backup. Without a verification the copy waits for the next run's."""
+        try:
+            with self._phase("verify"):
+                finished = flow.finish(False)
+        except VirtopsError as second:
+            left, done = "Its backup was not verified: %s" % second, second.actions or ()
+        else:
+            left = "Its backup is complete all the same: %s" % cast("dict[str, Any]", finished.values["backup"])["path"]
+            done = finished.steps
+        told = VirtopsError(error.code, str(error), left, error.partial)
+        told.actions = (*(error.actions or ()), *done)
+        return told
 
     def _plan(self, options: LiveBackupOptions) -> Outcome:
         """The same flows, of which the later ones look at what the snapshot would make."""

@@ -221,6 +221,26 @@ def test_what_cannot_be_put_right_is_told(lab: Lab) -> None:
     assert str(error) == "It is full. Make space. What was left could not be put right: It is busy. Wait."
 
 
+def test_a_failed_merge_does_not_cost_the_backup(lab: Lab) -> None:
+    lab.domain.fail["start_commit"] = VirtopsError("job_running", "It is busy", "Wait")
+    error = lab.fails()
+    assert error.code == "job_running"
+    assert str(error).endswith("Its backup is complete all the same: %s." % SET)
+    assert (error.actions or ())[-1].startswith("write SHA256SUMS")
+    assert SET in lab.store.sets
+
+
+def test_a_copy_whose_merge_failed_waits_for_its_verification(lab: Lab) -> None:
+    lab.domain.fail["start_commit"] = VirtopsError("job_running", "It is busy", "Wait")
+    lab.store.fail["verify_all"] = VirtopsError("copy_stalled", "It hangs", "Mend it")
+    assert str(lab.fails()).endswith("Its backup was not verified: It hangs. Mend it.")
+    lab.domain.fail.clear()
+    lab.store.fail.clear()
+    lab.back_up()
+    assert lab.whole()
+    assert SET in lab.store.sets
+
+
 def test_a_failed_snapshot_leaves_the_guest_as_it_was(lab: Lab) -> None:
     lab.domain.fail["create_snapshot"] = VirtopsError("libvirt_error", "No", "Look")
     assert str(lab.fails()).startswith("No. Look. The guest is on its own images")
