@@ -242,6 +242,7 @@ BEFORE: dict[str, Callable[[Scene], None]] = {
     "pull": chain,
     "copy": lambda scene: scene.stack("nightly"),
     "recover": interrupted,
+    "prune": lambda scene: scene.stack("auto-1", "auto-2"),
 }
 
 

@@ -47,6 +47,8 @@ def build_journal(journal: Journal) -> str | None:
             set_attribute(element, "boot", operation.boot)
         if operation.kind in _ON_A_SNAPSHOT:
             set_attribute(element, "children", operation.children)
+        for name in operation.also:
+            set_attribute(etree.SubElement(element, "also"), "name", name)
         for disk in operation.disks:
             _add_journal_disk(element, disk)
         if operation.hold is not None:
@@ -133,6 +135,7 @@ def _operation(element: etree._Element) -> Operation:
         memory=None if attributes.get("memory") is None else str(attributes["memory"]),
         boot=str(attributes.get("boot", "")),
         children=str(children or ""),
+        also=tuple(str(one.attrib["name"]) for one in local_children(element, "also")),
     )
 
 

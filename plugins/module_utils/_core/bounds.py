@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .errors import VirtopsError
+from .keep import PERIODS
 
 #: libvirt makes bytes of MiB, and QEMU keeps them in 63 bits.
 _MOST_MIB = (1 << 43) - 1
@@ -22,9 +23,11 @@ BOUNDS = {
     "follow": (0, _MOST),
     "freeze_timeout": (1, 3600),
     "keep_free": (0, _MOST_MIB),
+    **{"keep_%s" % period: (0, _MOST) for period in PERIODS},
     "lock_timeout": (0, _MOST),
     # An image and its overlay are 2
     "max_chain": (2, _MOST),
+    "min_age": (0, _MOST),
     "parallel": (1, _MOST),
     "rate_limit": (0, _MOST_MIB),
     "resume_within": (0, _MOST),

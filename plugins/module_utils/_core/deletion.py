@@ -157,6 +157,44 @@ def plan_images(points: Sequence[Point], doomed: frozenset[str], forest: Forest)
     return ImagePlan(merges, *_unused(points, doomed, alive, forest))
 
 
+def chained(points: Sequence[Point], doomed: Sequence[SnapshotRecord]) -> tuple[tuple[str, ...], ...]:
+    """The snapshots that go, in groups whose layers stand on each other, so that each disk has one merge in a group.
+
+    Where disks were left out of some of them a group would need several merges of one disk: then each goes by itself.
+    """
+    names = [record.name for record in doomed]
+    parents = {record.name: record.parent for record in doomed}
+    own = [point for point in points if point.snapshot in parents]
+    made = {(point.target, point.overlay): point.snapshot for point in own if point.overlay is not None}
+    group = {name: {name} for name in names}
+    starts: dict[tuple[str, str], int] = {}
+
+    def below(point: Point) -> str | None:
+        """The snapshot of these whose overlay this moment is in."""
+        if point.base is None:
+            return next(
+                (p.snapshot for p in own if (p.snapshot, p.target) == (parents[point.snapshot], point.target)), None
+            )
+        return made.get((point.target, point.base.path))
+
+    for name, other in [*parents.items(), *((point.snapshot, below(point)) for point in own)]:
+        if other in group and group[other] is not group[name]:
+            joined = group[name] | group[other]
+            group.update(dict.fromkeys(joined, joined))
+    for point in own:
+        if below(point) is None:
+            key = min(group[point.snapshot]), point.target
+            starts[key] = starts.get(key, 0) + 1
+    split = {name for name in names if any(key[0] == min(group[name]) and count > 1 for key, count in starts.items())}
+    found: list[tuple[str, ...]] = []
+    for name in names:
+        if name in split:
+            found.append((name,))
+        elif not any(name in one for one in found):
+            found.append(tuple(other for other in names if other in group[name]))
+    return tuple(found)
+
+
 def closure(paths: Iterable[str], forest: Forest) -> frozenset[str]:
     """These images, where they exist, and all that they stand on."""
     return frozenset(found for path in paths for found in forest.chain(path))

@@ -84,7 +84,8 @@ class Operation:
 
     `kind` says which workflow it belongs to: KEPT, one of RESERVED, or the name that a role gave (live_backup). `name`
     is the snapshot's name, also where that is deleted, or gone back to; a COMMIT or PULL by path has a name of ours.
-    `children` is what a DELETE does with the snapshot's descendants: keep, delete or only.
+    `children` is what a DELETE does with the snapshot's descendants: keep, delete or only; `also` are the snapshots
+    that it deletes with it.
     `started` is a UTC time as 20261120T120000Z; `consistency` is filesystem, crash or offline. `hold` is what the
     merge slows or stops the guest by at this moment, or that the snapshot may have frozen it. `memory` is the file that
     libvirt saves the guest's memory to, which was not there before; None for a snapshot of the disks only. `boot` is
@@ -102,6 +103,7 @@ class Operation:
     memory: str | None = None
     boot: str = ""
     children: str = ""
+    also: tuple[str, ...] = ()
 
     @property
     def frozen(self) -> bool:

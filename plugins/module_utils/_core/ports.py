@@ -255,6 +255,10 @@ class DeletePort(MergePort, DataPort, Protocol):
     """What the end of external snapshots needs."""
 
 
+class SnapshotPrunePort(DeletePort, InternalPort, Protocol):
+    """What the end of snapshots of both kinds needs."""
+
+
 class LiveBackupPort(DeletePort, SnapshotPort, Protocol):
     """What a whole live backup needs."""
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._core.convergence import FAIL, POLICIES, Deadline
+from .._core.keep import PERIODS, Keep, require_keep
 from .._core.snapshot import FREEZE_SECONDS
 
 ArgumentSpec = dict[str, dict[str, Any]]
@@ -87,6 +88,22 @@ COPY: ArgumentSpec = {
     "parallel": {"type": "int", "default": 4},
     "stall_timeout": {"type": "int", "default": 300},
 }
+#: What a prune keeps; doc fragment virtops.libvirt.keep.
+KEEP: ArgumentSpec = {
+    **{"keep_%s" % period: {"type": "int", "default": 0} for period in PERIODS},
+    "min_age": {"type": "int", "default": 0},
+}
+
+
+def keep(params: Mapping[str, Any]) -> Keep:
+    """The options of KEEP, and keep_unverified where there is that option, as a value."""
+    policy = Keep(
+        **{period: params["keep_%s" % period] for period in PERIODS},
+        min_age=params["min_age"],
+        keep_unverified=params.get("keep_unverified", False),
+    )
+    require_keep(policy)
+    return policy
 
 
 def deadline(params: Mapping[str, Any]) -> Deadline:

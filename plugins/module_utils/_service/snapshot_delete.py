@@ -82,11 +82,22 @@ class _Plan:
 
 
 class SnapshotDeletion:
-    """Delete one external snapshot, and its descendants as `children` says (keep, delete or only)."""
+    """Delete one external snapshot, and its descendants as `children` says (keep, delete or only).
 
-    def __init__(self, name: str, children: str, deadline: Deadline, guest: Guest[DeletePort]) -> None:
+    Those of `also` go with it, in the same merges. An interrupted deletion takes along those that it has begun with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        children: str,
+        deadline: Deadline,
+        guest: Guest[DeletePort],
+        also: tuple[str, ...] = (),
+    ) -> None:
         self._name = name
         self._children = children
+        self._also = also
         self._options = MergeOptions(snapshot=name, deadline=deadline, delete_merged=True)
         self._guest = guest
         self._domain = guest.domain
@@ -102,6 +113,8 @@ class SnapshotDeletion:
             if own is not None and own.open and self._children == "keep":
                 return self._finish_merge(check)
             interrupted = begun(self._name, self._children, journal)
+            if interrupted is not None:
+                self._also = interrupted.also
             texts = texts_of(self._domain)
             doomed = self._doomed(texts, journal)
             if not doomed and interrupted is None:
@@ -127,12 +140,13 @@ class SnapshotDeletion:
     def _doomed(self, texts: dict[str, str], journal: Journal) -> tuple[SnapshotRecord, ...]:
         """Of a snapshot that was taken without a record, the journal knows."""
         records = records_in(texts)
-        doomed = doomed_by(self._name, self._children, records)
-        kept = next((op for op in kept_operations(journal) if op.name == self._name), None)
-        if kept is not None and self._name not in texts and self._children != "only":
+        names = {record.name for record in doomed_by(self._name, self._children, records)} | set(self._also)
+        doomed = [record for record in records if record.name in names]
+        unrecorded = {*self._also, *((self._name,) if self._children != "only" else ())} - set(texts)
+        for kept in (op for op in kept_operations(journal) if op.name in unrecorded):
             memory = "no" if kept.memory is None else "external"
-            doomed = (
-                SnapshotRecord(self._name, "disk-snapshot", 0, memory=memory, memory_file=kept.memory, metadata=False),
+            doomed.append(
+                SnapshotRecord(kept.name, "disk-snapshot", 0, memory=memory, memory_file=kept.memory, metadata=False)
             )
         for record in doomed:
             if record.metadata and not record.external:
@@ -142,7 +156,7 @@ class SnapshotDeletion:
                     % (record.name, "" if record.name == self._name else ", and descends from %r" % self._name),
                     "Delete it with virtops.libvirt.snapshot_internal and state: absent",
                 )
-        return doomed
+        return tuple(doomed)
 
     def _plan(
         self,
@@ -158,6 +172,7 @@ class SnapshotDeletion:
         points = with_bases(points, forest.below)
         way = way_of(points, forest, names, self._children, self._domain.libvirt_version())
         if way.by_libvirt:
+            self._require_single(way)
             _require_record(self._name, texts, interrupted)
             images = ImagePlan()
         elif interrupted is not None:
@@ -168,7 +183,7 @@ class SnapshotDeletion:
         if interrupted is None:
             clock = self._guest.clock
             operation = operation_of(images, self._name, self._children, str(uuid.uuid4()), clock.utcnow())
-            operation = replace(noted(operation, self._images), boot=clock.boot())
+            operation = replace(noted(operation, self._images), boot=clock.boot(), also=self._also)
         else:
             operation = interrupted
             _require_own(images, ours, view)
@@ -190,6 +205,15 @@ class SnapshotDeletion:
                 point.overlay for point in points if way.by_libvirt and point.overlay and point.snapshot in names
             ),
         )
+
+    def _require_single(self, way: Way) -> None:
+        if self._also:
+            raise VirtopsError(
+                "unsupported",
+                "The snapshots %s go %s, and libvirt deletes only one at a time."
+                % (", ".join(map(repr, (self._name, *self._also))), way.why),
+                "Delete them one by one, with virtops.libvirt.snapshot_external and state: absent",
+            )
 
     def _clearance(
         self,

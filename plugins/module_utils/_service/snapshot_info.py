@@ -11,7 +11,7 @@ from typing import Any
 
 from .._core import xml
 from .._core.errors import VirtopsError
-from .._core.journal import KEPT, Operation, epoch
+from .._core.journal import KEPT, Journal, Operation, epoch
 from .._core.model import Outcome, SnapshotDisk, SnapshotRecord
 from .._core.ports import SnapshotInfoPort
 from .._core.snapshot_tree import Filters, children_of, selected, tree_data, tree_text
@@ -38,7 +38,7 @@ def snapshots(options: SnapshotInfoOptions, domain: SnapshotInfoPort) -> Outcome
         )
     current = domain.current_snapshot() if records else None
     known = {record.name for record in records}
-    everything = records + tuple(record for record in _unrecorded(domain) if record.name not in known)
+    everything = records + tuple(record for record in unrecorded(domain.view().journal) if record.name not in known)
     chosen = selected(everything, current, options.filters)
     children = children_of(everything)
     by_name = dict(zip((record.name for record in records), texts))
@@ -54,10 +54,9 @@ def snapshots(options: SnapshotInfoOptions, domain: SnapshotInfoPort) -> Outcome
     return Outcome(values=values)
 
 
-def _unrecorded(domain: SnapshotInfoPort) -> tuple[SnapshotRecord, ...]:
-    """Kept snapshots that were taken without a record: only the journal knows them."""
-    operations = domain.view().journal.operations
-    return tuple(_as_record(operation) for operation in operations if operation.kind == KEPT)
+def unrecorded(journal: Journal) -> tuple[SnapshotRecord, ...]:
+    """The snapshots that the journal knows. Of those that were taken without a record nothing else does."""
+    return tuple(_as_record(operation) for operation in journal.operations if operation.kind == KEPT)
 
 
 def _as_record(operation: Operation) -> SnapshotRecord:
