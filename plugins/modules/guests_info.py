@@ -94,6 +94,12 @@ guests:
     autostart:
       description: Whether it starts with the hypervisor.
       type: bool
+    elsewhere:
+      description:
+        - Whether it is off here and at another host. It was migrated there, or another host writes to its images, which
+          both share.
+        - A block device that hosts share cannot tell this. libvirt forgets a migration when its daemon is restarted.
+      type: bool
     agent:
       description:
         - The guest agent's channel, V(connected), V(disconnected) (it exists, but nobody answers) or V(absent).
@@ -182,6 +188,7 @@ guests:
       paused_by:
       persistent: true
       autostart: true
+      elsewhere: false
       agent: connected
       disks:
         - name: vda

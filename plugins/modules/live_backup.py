@@ -7,12 +7,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: live_backup
-short_description: Back up a running libvirt domain, and leave it exactly as it was
+short_description: Back up a libvirt domain, running or off, and leave it exactly as it was
 version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
   - Takes an atomic external snapshot, copies the images below it while the guest writes to the overlays, and merges the
     overlays back. This is one task. It holds the domain's lock from its start to its end.
+  - If the domain is off, it copies the images as they are, without a snapshot. Nothing is written to the images or to
+    the domain's definition. RV(consistency) is then V(offline).
+  - A domain that is off cannot be started while its images are copied, because the module holds QEMU's lock on them.
+    The start fails with C(Failed to get "write" lock), and works again when the copy has ended. A block device, or a
+    file on a file system without locks, cannot be locked. If the domain is active at any moment of such a copy, the
+    module removes the copy and fails with the code C(guest_started).
+  - If the memory of a domain that is off is saved (C(virsh managedsave)), the module fails with the code
+    C(memory_saved). The images belong to that memory, which a set does not hold.
   - First it finishes or undoes what an interrupted run left. If that run's backup can still be completed, it is
     completed.
   - Then it checks what would make the backup fail (see O(preflight)). If there is anything, it fails before it changes
@@ -87,11 +95,11 @@ options:
   overlay_dir:
     description:
       - An existing directory for the overlays. If unset, each overlay is beside its disk's image.
-      - Required for a disk on a block device.
+      - Required for a disk on a block device, unless the domain is off.
     type: path
   quiesce:
     description:
-      - Whether the guest's file systems are frozen for the moment of the snapshot.
+      - Whether the guest's file systems are frozen for the moment of the snapshot. A guest that is off needs no freeze.
       - With V(required) the backup fails if this is not possible. With V(preferred) it then goes on with a warning, and
         RV(consistency) is V(crash). With V(never) there is no freeze.
     type: str
@@ -232,7 +240,7 @@ backup:
 consistency:
   description:
     - What the backup really holds, V(filesystem) (frozen the whole time), V(crash) (as after a power loss) or
-      V(offline).
+      V(offline) (the domain was off).
   returned: success and O(state=present)
   type: str
   sample: filesystem
@@ -245,7 +253,7 @@ freeze_ms:
 window_ms:
   description:
     - How many milliseconds the guest wrote to its overlays, from the snapshot to the end of the merge. Null for the
-      backup of an interrupted run, and in check mode.
+      backup of an interrupted run or of a domain that is off, and in check mode.
   returned: success and O(state=present)
   type: int
   sample: 5120
@@ -274,7 +282,7 @@ recovered:
 overlays:
   description:
     - The overlays that the guest wrote to during the backup, as in
-      RV(virtops.libvirt.snapshot_external#module:overlays). None of them is left.
+      RV(virtops.libvirt.snapshot_external#module:overlays). None of them is left. Empty for a domain that is off.
   returned: success and O(state=present)
   type: list
   elements: dict

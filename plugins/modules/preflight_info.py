@@ -17,6 +17,8 @@ description:
     system.
   - The checks use the code of the other modules. So they find what these would refuse, with the same
     RV(guests[].checks[].error_code).
+  - A guest that is off is backed up without a snapshot. So nothing of it is checked but its disks, its images and the
+    space for the copies.
   - A guest whose own backup was interrupted is ready, with a warning, because the next run finishes that backup first.
     Such a guest is listed in any state, and nothing else is checked. It is not ready if no run can finish the backup
     now, for example because the guest's memory is saved (C(virsh managedsave)).
@@ -52,7 +54,7 @@ options:
     type: list
     elements: str
     choices: [running, idle, paused, in shutdown, shut off, crashed, pmsuspended]
-    default: [running]
+    default: [running, shut off]
   dest:
     description: The directory for the backups, as in O(virtops.libvirt.image_backup#module:dest).
     type: path
@@ -141,7 +143,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Check whether all running guests can be backed up
+- name: Check whether all guests can be backed up
   virtops.libvirt.preflight_info:
     dest: /srv/backup
   register: preflight
@@ -279,7 +281,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs impo
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.preflight import Preflight, PreflightOptions
 
 SPEC: ArgumentSpec = merged(
-    {**GUESTS, "states": {**GUESTS["states"], "default": ["running"]}},
+    {**GUESTS, "states": {**GUESTS["states"], "default": ["running", "shut off"]}},
     BACKUP,
     {**SNAPSHOT, "quiesce": {**SNAPSHOT["quiesce"], "default": "preferred"}},
     PREFLIGHT,

@@ -39,7 +39,8 @@ SET = {"path": "/srv/backup/1", "consistency": "filesystem", "disks": [{"allocat
 
 def guest(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
     """A guest as guests_info tells of it."""
-    return {"name": name, "uuid": f"uuid-of-{name}", "state": state, "patterns": ["*"], "journal": [], **more}
+    usual = {"name": name, "uuid": f"uuid-of-{name}", "state": state, "patterns": ["*"], "journal": []}
+    return {**usual, **more}
 
 
 def looked(name: str, *checks: tuple[str, str]) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def test_a_role_s_switch_that_is_no_boolean(run: Run) -> None:
     assert said.asked == ["guests_info"]
 
 
-def test_a_guest_that_does_not_run_is_told_as_it_is(run: Run) -> None:
+def test_a_guest_in_another_state_is_told_as_it_is(run: Run) -> None:
     """Not as one that was not found, and not as one of those that were backed up."""
     asked = [guest("web", "paused", patterns=["web"], paused_by="I/O error"), guest("abc", patterns=["abc"])]
     said = run(asked, guests=["web", "abc", "typo"])
@@ -205,13 +206,14 @@ def test_a_guest_that_does_not_run_is_told_as_it_is(run: Run) -> None:
     assert f"abc@{HOST}: backed up" in said.output
     assert "NOT FOUND: typo" in said.output
     assert "NOT FOUND: web" not in said.output
-    assert f"No backup is made of a guest that does not run: web@{HOST} (paused)." in said.output
+    assert f"No backup is made of a guest that is not running or shut off here: web@{HOST} (paused)." in said.output
 
     said = run([guest("off", "shut off"), guest("sleeping", "paused", paused_by="user"), guest("abc")])
     assert said.rc == 0, said.output
-    assert f"Left out: off@{HOST} (shut off), sleeping@{HOST} (paused)" in said.output
-    ends = f"Every guest that runs was backed up; left out: off@{HOST} (shut off), sleeping@{HOST} (paused)."
+    assert f"Left out: sleeping@{HOST} (paused)" in said.output
+    ends = f"Every guest that is running or shut off was backed up; left out: sleeping@{HOST} (paused)."
     assert ends in said.output
+    assert said.effects == ["live_backup", "live_backup"]
     assert "WARNING: sleeping" not in said.output
 
     said = run([guest("web", "paused", patterns=["web"])], guests="web", preflight_only=True)
@@ -221,3 +223,33 @@ def test_a_guest_that_does_not_run_is_told_as_it_is(run: Run) -> None:
     said = run([guest("abc")], live_backup_preflight=False)
     assert said.rc == 0
     assert "Every guest was backed up." in said.output
+
+
+@pytest.mark.parametrize("states", ["running", ["running"], " running , paused"])
+def test_the_states_are_the_users(run: Run, states: object) -> None:
+    """As a list or as text, and no other counts."""
+    said = run([guest("off", "shut off"), guest("sleeping", "paused"), guest("abc")], live_backup_states=states)
+    assert said.rc == 0, said.output
+    assert said.effects == ["live_backup"] * (2 if "paused" in states else 1)  # type: ignore[operator]
+    assert f"off@{HOST} (shut off)" in said.output
+    assert f"off@{HOST}: backed up" not in said.output
+
+
+def test_a_state_that_no_guest_has(run: Run) -> None:
+    """It would leave out every guest."""
+    said = run([guest("off", "shut off")], live_backup_states="running,stopped")
+    assert said.rc != 0
+    assert "live_backup_states has stopped. Give some of running, shut off," in said.output
+    assert said.asked == []
+
+
+def test_a_guest_that_is_off_here_and_at_another_host(run: Run) -> None:
+    """It is that host's."""
+    said = run([guest("gone", "shut off", elsewhere=True), guest("abc", elsewhere=False)])
+    assert said.rc == 0, said.output
+    assert said.effects == ["live_backup"]
+    assert f"At another host: gone@{HOST} is off on its hypervisor, and runs at another one." in said.output
+    assert f"left out: gone@{HOST} (shut off)." in said.output
+    said = run([guest("twin", "shut off"), guest("twin2", uuid="uuid-of-twin")])
+    assert said.effects == ["live_backup"]
+    assert f"At another host: twin@{HOST}" in said.output

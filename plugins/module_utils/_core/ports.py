@@ -259,7 +259,18 @@ class SnapshotPrunePort(DeletePort, InternalPort, Protocol):
     """What the end of snapshots of both kinds needs."""
 
 
-class LiveBackupPort(DeletePort, SnapshotPort, Protocol):
+class OfflinePort(GuestPort, Protocol):
+    """What the backup of a guest that is off needs."""
+
+    def watch_activity(self) -> None:
+        """virConnectDomainEventRegisterAny, LIFECYCLE: take note of each start and end from now on."""
+
+    def activity(self) -> str:
+        """What was noted up to the last answer of libvirt, or why something may have been missed; "" where the domain
+        was off all the time."""
+
+
+class LiveBackupPort(DeletePort, SnapshotPort, OfflinePort, Protocol):
     """What a whole live backup needs."""
 
 
@@ -389,6 +400,10 @@ class ImagePort(Protocol):
     def is_being_written(self, path: str) -> bool:
         """QEMU's lock: does a process write to the image, of this host or of another that shares it? False where the
         file system has no locks."""
+
+    def is_lockable(self, path: str) -> bool:
+        """Does QEMU's lock on it hold? Not on a block device, of which each QEMU has a node of its own, nor on a file
+        system without locks."""
 
     def remove(self, path: str) -> None:
         """unlink(2) and fsync of the directory; a path that is gone is fine, and a device stays."""

@@ -81,28 +81,28 @@ def is_ready(checks: Iterable[Check]) -> bool:
 
 def _all_of(guest: GuestFacts, host: Capabilities, limits: Limits, space: tuple[Check, ...]) -> tuple[Check, ...]:
     """Of each thing that was looked at, what was found, or that nothing was."""
-    found = [
-        *(refused(refusal.check, refusal.error, FAILED, refusal.disk) for refusal in guest.refusals),
-        *_journal(guest),
-        *_state(guest),
-        *_capabilities(host),
-        *_skipped(guest),
-        *_open_folders(guest),
-        *_chains(guest, limits),
-        *_jobs(guest),
-        *_agent(guest, limits),
-        *space,
-        *_denied(guest),
-        *_definition(guest),
-        *_checkpoints(guest),
-        *_bitmaps(guest),
-        *_shared(guest),
-        *_left(guest),
-        *_lacking(guest),
-    ]
+    refusals = (refused(refusal.check, refusal.error, FAILED, refusal.disk) for refusal in guest.refusals)
+    found = [*refusals, *_journal(guest), *_skipped(guest), *_open_folders(guest), *space, *_left(guest)]
+    found += [*_lacking(guest)]
+    if guest.view.active:
+        found += [
+            *_state(guest),
+            *_capabilities(host),
+            *_chains(guest, limits),
+            *_jobs(guest),
+            *_agent(guest, limits),
+            *_denied(guest),
+            *_definition(guest),
+            *_checkpoints(guest),
+            *_bitmaps(guest),
+            *_shared(guest),
+        ]
+    else:
+        found += [*_loose(guest)]
+    sound = _FINE if guest.view.active else {**_FINE, **_FINE_OFF}
     unseen = any(refusal.check in (DISKS, IMAGES) for refusal in guest.refusals)
     told: list[Check] = []
-    for name, fine in _FINE.items():
+    for name, fine in sound.items():
         of_name = [check for check in found if check.check == name]
         unsure = any(check.status != OK for check in of_name) or (unseen and name in _OF_DISKS)
         told += of_name if unsure or not fine else [*of_name, Check(name, OK, fine)]
@@ -127,6 +127,20 @@ _FINE = {
     SHARED: "No other domain stands on its images",
     OVERLAYS: "No overlay that it has left stands on its images",
     EXTRAS: "",
+}
+#: Of a guest that is off, where it is something else: its images are copied without a snapshot.
+_FINE_OFF = {
+    STATE: "It is off: its images are copied as they are, and it cannot be started until the copy has ended",
+    CAPABILITIES: "It is off, so that nothing is asked of libvirt",
+    DISKS: "Each disk that is not left out can be copied",
+    IMAGES: "The images are there",
+    CHAIN: "It is off, so that no chain gets longer",
+    AGENT: "It is off, so that there is nothing to freeze",
+    OVERLAY_SPACE: "It is off, so that there are no overlays",
+    BASE_GROWTH: "It is off, so that there is no merge",
+    APPARMOR: "It is off, so that there is no merge",
+    CHECKPOINTS: "It is off, so that they stay as they are",
+    SHARED: "No other domain may write to its images meanwhile",
 }
 #: What cannot be told of disks that could not be looked at.
 _OF_DISKS = frozenset({DISKS, IMAGES, CHAIN, OVERLAY_SPACE, BASE_GROWTH, TARGET, DEFINITION, SHARED, OVERLAYS})
@@ -252,7 +266,7 @@ def _jobs(guest: GuestFacts) -> Iterator[Check]:
 
 
 def _agent(guest: GuestFacts, limits: Limits) -> Iterator[Check]:
-    if limits.quiesce == "never" or not guest.view.active:
+    if limits.quiesce == "never":
         yield Check(AGENT, OK, "No freeze was asked for")
     elif guest.agent is None:
         yield Check(AGENT, OK, "The agent answers")
@@ -373,6 +387,29 @@ def _shared(guest: GuestFacts) -> Iterator[Check]:
             "It is not known which images the domain %s uses: %s. The overlays are merged, but kept, because it may "
             "use them" % (name, why),
             "Repair or undefine that domain. Then virtops.libvirt.recover, or the next live backup, deletes them",
+        )
+
+
+def _loose(guest: GuestFacts) -> Iterator[Check]:
+    """Of a guest that is off. A file that another domain uses, be it as its base, is safe by QEMU's lock."""
+    for disk in guest.disks:
+        if not disk.loose:
+            continue
+        if disk.shared_with:
+            yield failed(
+                SHARED,
+                "base_shared",
+                "The image %s also belongs to %s, and no lock keeps that domain from writing to it"
+                % (disk.base.path, ", ".join(disk.shared_with)),
+                "Give each domain an image of its own, or leave the disk out in disks (snapshot: no)",
+                disk.target,
+            )
+        yield Check(
+            STATE,
+            OK,
+            "No lock keeps the guest from being started on %s while it is copied; if it is, the copy is thrown away"
+            % disk.base.path,
+            disk.target,
         )
 
 

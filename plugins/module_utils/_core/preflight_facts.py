@@ -109,7 +109,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class DiskFacts:
-    """A disk that would be snapshotted. `base_fs` is None for a block device, which cannot grow.
+    """A disk that would be snapshotted, or of a guest that is off: copied as it is.
+
+    `overlay_fs` is None where it needs no overlay, `base_fs` for a block device, which cannot grow, and where nothing
+    is merged. `loose`: no lock keeps the guest from writing to the base while it is off.
 
     `shared_with` are other domains that have the base in a chain; `order` is None where it was refused. `left` are
     overlays, as snapshots of this disk make them, that stand on the base, are in no chain and hold data. `extent` is
@@ -121,7 +124,7 @@ class DiskFacts:
     chain: tuple[Layer, ...]
     virtual_size: int
     allocation: int
-    overlay_fs: FileSystem
+    overlay_fs: FileSystem | None
     base_fs: FileSystem | None = None
     order: CopyOrder | None = None
     shared_with: tuple[str, ...] = ()
@@ -129,6 +132,7 @@ class DiskFacts:
     extent: tuple[int, int] | None = None
     bitmaps: tuple[str, ...] = ()
     open_folders: tuple[str, ...] = ()
+    loose: bool = False
 
     @property
     def base(self) -> Layer:

@@ -48,9 +48,16 @@ def usage(guests: Sequence[GuestFacts], limits: Limits) -> tuple[Usage, ...]:
             continue
         if guest.target is not None:
             _of(found, guest.target).copies += _needs(guest)
-        for disk in guest.disks:
-            _of(found, disk.overlay_fs).overlays += limits.reserve.of(disk.virtual_size)
+        for disk, where in _overlaid(guest):
+            _of(found, where).overlays += limits.reserve.of(disk.virtual_size)
     return tuple(sorted(found.values(), key=lambda one: one.path))
+
+
+def _overlaid(guest: GuestFacts) -> Iterator[tuple[DiskFacts, FileSystem]]:
+    """The disks that get an overlay, each with where it grows."""
+    for disk in guest.disks:
+        if disk.overlay_fs is not None:
+            yield disk, disk.overlay_fs
 
 
 def _of(found: dict[int, Usage], where: FileSystem) -> Usage:
@@ -115,8 +122,8 @@ def _unsure_words(guest: GuestFacts) -> str:
 
 def _overlays(guest: GuestFacts, limits: Limits, copies: dict[int, int], overlays: dict[int, int]) -> Iterator[Check]:
     own: dict[int, int] = {}
-    for disk in guest.disks:
-        where, reserve = disk.overlay_fs, limits.reserve.of(disk.virtual_size)
+    for disk, where in _overlaid(guest):
+        reserve = limits.reserve.of(disk.virtual_size)
         own[where.device] = own.get(where.device, 0) + reserve
         if own[where.device] > where.free:
             yield failed(
@@ -128,7 +135,7 @@ def _overlays(guest: GuestFacts, limits: Limits, copies: dict[int, int], overlay
                 disk.target,
             )
             return
-    for where in {disk.overlay_fs.device: disk.overlay_fs for disk in guest.disks}.values():
+    for where in {where.device: where for _disk, where in _overlaid(guest)}.values():
         overlays[where.device] = overlays.get(where.device, 0) + own[where.device]
         together = overlays[where.device] + copies.get(where.device, 0)
         if together > where.free:
@@ -146,7 +153,7 @@ def _growth(guest: GuestFacts, limits: Limits) -> Iterator[Check]:
 
     A thin base grows by at most what the overlay holds, and to at most its virtual size.
     """
-    for disk in guest.disks:
+    for disk, overlay_fs in _overlaid(guest):
         where, reserve = disk.base_fs, limits.reserve.of(disk.virtual_size)
         used, size = disk.extent or (0, disk.virtual_size)
         growth = min(reserve, max(0, disk.virtual_size - used))
@@ -165,7 +172,7 @@ def _growth(guest: GuestFacts, limits: Limits) -> Iterator[Check]:
         growth = min(reserve, max(0, disk.virtual_size - disk.allocation))
         if growth > where.free:
             yield failed(BASE_GROWTH, "no_space", *_growth_words(disk, growth, growth, where.free), disk.target)
-        elif where.device == disk.overlay_fs.device and growth + reserve > where.free:
+        elif where.device == overlay_fs.device and growth + reserve > where.free:
             yield warning(
                 BASE_GROWTH, "no_space", *_growth_words(disk, growth, growth + reserve, where.free), disk.target
             )

@@ -120,7 +120,7 @@ def plan_snapshot(
 ) -> SnapshotPlan:
     """Decide what to do, or refuse; the caller has looked at nothing but libvirt so far."""
     _check_options(options)
-    _check_wished_disks(options, view)
+    require_disks(options, view)
     ours = journal.of_snapshot(options.name)
     refuse_open(view, journal, None if ours is None else ours.id)
     if ours is not None and ours.phase == COMMITTING:
@@ -128,7 +128,7 @@ def plan_snapshot(
     made = {disk.target for disk in ours.disks} if ours is not None else set()
     made |= {disk.target for disk in record.disks if disk.mode == "external"} if record is not None else set()
     skipped = skipped_disks(options, view, frozenset(made))
-    chosen = _chosen_disks(options, view, skipped)
+    chosen = chosen_disks(options, view, skipped)
     if ours is not None and ours.phase == CREATED:
         _check_same_memory(options, view.name, ours.memory)
         _check_same_disks(options, chosen, {disk.target: disk.overlay for disk in ours.disks})
@@ -271,12 +271,14 @@ def _check_state(options: SnapshotOptions, view: DomainView) -> None:
         )
 
 
-def _check_wished_disks(options: SnapshotOptions, view: DomainView) -> None:
+def require_disks(options: SnapshotOptions, view: DomainView) -> None:
+    """Refuse a word about a disk that the domain does not have."""
     for asked in options.disks:
         require_disk(view, asked.target)
 
 
-def _chosen_disks(options: SnapshotOptions, view: DomainView, skipped: tuple[SkippedDisk, ...]) -> tuple[Disk, ...]:
+def chosen_disks(options: SnapshotOptions, view: DomainView, skipped: tuple[SkippedDisk, ...]) -> tuple[Disk, ...]:
+    """All others, each with its image; refuses one that has none that could be snapshotted, and to choose none."""
     left_out = {disk.target for disk in skipped}
     chosen = tuple(disk for disk in view.disks if disk.target not in left_out)
     for disk in chosen:
@@ -482,5 +484,5 @@ def _active(disk: Disk) -> Layer:
     if disk.active is None and disk.remote is not None:
         return disk.remote
     if disk.active is None:
-        raise AssertionError("_chosen_disks refused the disks without an image")
+        raise AssertionError("chosen_disks refused the disks without an image")
     return disk.active

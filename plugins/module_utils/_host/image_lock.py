@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import struct
 from types import TracebackType
 
@@ -92,6 +93,21 @@ def is_being_written(path: str) -> bool:
         return False
     try:
         return _is_taken(fd, _USED + _WRITE)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def is_lockable(path: str) -> bool:
+    """As QEMU asks it: where this fails, QEMU goes on without a lock. A file that cannot be opened is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        _is_taken(fd, _USED + _WRITE)
+        return stat.S_ISREG(os.fstat(fd).st_mode)
     except OSError:
         return False
     finally:

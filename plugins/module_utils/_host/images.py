@@ -29,7 +29,7 @@ from .._core.model import FileIdentity, ImageInfo, Layer, Signature, is_local
 from .command import WORK, Limits, failing, os_failure, run
 from .devices import lasting_name, size_of
 from .held import held, is_shared, made, name_of, place_of
-from .image_lock import is_being_written
+from .image_lock import is_being_written, is_lockable
 from .procs import file_key, holders
 from .qcow2 import backing_layer
 from .signature import signature
@@ -317,6 +317,10 @@ class Images:
     def is_being_written(self, path: str) -> bool:
         """fcntl(2) F_OFD_GETLK on the bytes that QEMU locks."""
         return is_being_written(path)
+
+    def is_lockable(self, path: str) -> bool:
+        """The same call, as QEMU makes it to see whether there are locks."""
+        return is_lockable(path)
 
     def remove(self, path: str) -> None:
         """unlink(2), and fsync(2) of the directory, so that a power loss does not bring it back.

@@ -122,6 +122,56 @@ class EventWait:
         self._woken.set()
 
 
+class Activity:
+    """What becomes of one domain from `start` on: LIFECYCLE, where a definition that changes counts for nothing."""
+
+    def __init__(self, connection: Connection, uuid: str) -> None:
+        self._connection = connection
+        self._uuid = uuid
+        self._handle: Any = None
+        self._callback: int | None = None
+        self._seen = False
+
+    def start(self) -> None:
+        """Listen over the connection as it is now. Raises libvirtError."""
+        self.close()
+        _events_wanted.set()
+        self._seen, self._handle = False, self._connection.handle
+        domain = self._handle.lookupByUUIDString(self._uuid)
+        event = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+        self._callback = self._handle.domainEventRegisterAny(domain, event, self._note, None)
+
+    def seen(self) -> str:
+        """In words, "" for nothing. What libvirt sent before its last answer has been looked at."""
+        if self._callback is None or self._connection.handle is not self._handle or not self._handle.isAlive():
+            return "The connection to libvirt was lost meanwhile"
+        if not _come_round():
+            return "libvirt's events did not come"
+        return "libvirt has told of its start or its end" if self._seen else ""
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._callback is not None:
+            with suppress(libvirt.libvirtError):
+                self._handle.domainEventDeregisterAny(self._callback)
+        self._handle, self._callback = None, None
+
+    def _note(self, _connection: Any, _domain: Any, event: int, _detail: int, _opaque: Any) -> None:
+        if event not in (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_UNDEFINED):
+            self._seen = True
+
+
+def _come_round(seconds: float = 30) -> bool:
+    """Wait until the event loop has handed out what it had: its timers go in the order in which they were made, and
+    that of a connection's events is older than this one."""
+    turned = threading.Event()
+    timer = libvirt.virEventAddTimeout(0, lambda *_: turned.set(), None)
+    try:
+        return turned.wait(seconds)
+    finally:
+        libvirt.virEventRemoveTimeout(timer)
+
+
 _event_loop: threading.Thread | None = None
 _events_wanted = threading.Event()
 

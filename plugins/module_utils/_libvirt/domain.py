@@ -19,7 +19,7 @@ from .._core.journal import JOURNAL_PREFIX, JOURNAL_URI, Journal
 from .._core.model import IO_ERROR, SAVING, BlockJob, Creation, Disk, DomainView, Layer, OtherImages, SnapshotRecord
 from .._core.refusals import require_read, unread_words
 from . import agent
-from .connection import Connection, EventWait
+from .connection import Activity, Connection, EventWait
 from .errors import LIBVIRT_IMPORT_ERROR, STATES, failure, is_connection_lost, is_number, mapped
 
 if LIBVIRT_IMPORT_ERROR is None:
@@ -53,9 +53,11 @@ class Domain:
         self.name: str = name_of(self._domain)
         self.uuid: str = self._domain.UUIDString()
         self._events = EventWait(connection, self.uuid)
+        self._activity = Activity(connection, self.uuid)
 
     def close(self) -> None:
         self._events.close()
+        self._activity.close()
 
     def _again(self, call: Callable[[Any], T]) -> T:
         """A call that may as well be made twice: where libvirtd went away, once more over a new connection.
@@ -312,6 +314,15 @@ class Domain:
     def resume(self) -> None:
         with mapped(f"Resuming {self.name}", self._domain):
             self._domain.resume()
+
+    # OfflinePort
+
+    def watch_activity(self) -> None:
+        with mapped(f"Listening to the events of {self.name}"):
+            self._activity.start()
+
+    def activity(self) -> str:
+        return self._activity.seen()
 
     # MergePort
 

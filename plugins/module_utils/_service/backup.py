@@ -24,9 +24,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from .._core import xml
 from .._core.backup import (
@@ -71,7 +70,6 @@ from .._core.backup_set import (
 from .._core.errors import VirtopsError
 from .._core.extras import Extras, plan_extras, with_unsteady
 from .._core.images import Use
-from .._core.journal import Journal
 from .._core.manifest import build_digests
 from .._core.model import DomainView, Layer, Outcome
 from .._core.ports import Clock, ImagePort, Progress, Silent, ViewPort
@@ -141,8 +139,53 @@ def _facts(source: Source, view: DomainView, images: ImagePort, store: StorePort
     return SourceFacts(source, infos[0], tuple(Layer(info.path, info.format) for info in infos), allocation, regular)
 
 
+class Point(Protocol):
+    """The point in time that a set is to hold, and what tells that the images still are at it."""
+
+    def select(self, view: DomainView) -> Selection:
+        """Which images are copied; refuses what cannot be."""
+
+    def require_still(self, selection: Selection, view: DomainView) -> None:
+        """Refuse images that something writes to, or has written to. Before the copy, and after it."""
+
+    def lockable(self, paths: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of these files that QEMU's lock is taken on meanwhile."""
+
+    def watch(self) -> None:
+        """Called now and then while the images are copied; raises to give up."""
+
+
+class SnapshotPoint:
+    """Implements `Point`: a snapshot, whose overlays the guest writes to while their bases are copied."""
+
+    def __init__(self, options: BackupOptions, images: ImagePort) -> None:
+        self._options = options
+        self._images = images
+        self._overlays: tuple[str, ...] = ()
+
+    def select(self, view: DomainView) -> Selection:
+        """The bases below the overlays."""
+        selection = select(self._options, view, view.journal, self._images)
+        self._overlays = tuple(source.overlay for source in selection.sources)
+        return selection
+
+    def require_still(self, selection: Selection, view: DomainView) -> None:
+        """What the copy read was that point in time to the end."""
+        require_still(selection, view, view.journal)
+        for source in selection.sources:
+            require_identity(source, self._images.identity(source.base.path))
+
+    def lockable(self, paths: tuple[str, ...]) -> tuple[str, ...]:
+        """All."""
+        return paths
+
+    def watch(self) -> None:
+        """A full file system below the overlays stops the guest, so the copy gives way."""
+        refuse_short(self._images, self._overlays, self._options.keep_free)
+
+
 class Backup:
-    """Back up the bases of one snapshot, or find that they are backed up.
+    """Back up the images of one point in time, most often the bases of a snapshot, or find that they are backed up.
 
     `copy` in the window in which the guest is on its overlays, then the merge, then `finish`; or `run`, which does all.
     `finish_left` before a snapshot is taken. `store` and `copier`: see `_host.helper.backup_target`.
@@ -159,8 +202,10 @@ class Backup:
         copier: CopyPort,
         clock: Clock,
         progress: Progress | None = None,
+        point: Point | None = None,
     ) -> None:
         self._options = options
+        self._point = point or SnapshotPoint(options, images)
         self._domain = domain
         self._images = images
         self._store = store
@@ -190,8 +235,8 @@ class Backup:
         """Plan, and where not `check`, copy. Raises VirtopsError; no partial set is left then, unless the target does
         not answer (`copy_stalled`)."""
         self._store.check_destination(self._options.dest)
-        view, journal = self._observe()
-        selection = select(self._options, view, journal, self._images)
+        view = observe(self._domain, self._images)
+        selection = self._point.select(view)
         paths = set_paths(self._options.dest, view, selection.started)
         found = self._store.manifest(paths.final)
         if found is not None:
@@ -200,7 +245,7 @@ class Backup:
         left = self._left(view, selection, paths)
         if left is not None:
             return self._made((), paths, left)
-        plan = self._plan(view, journal, selection, paths)
+        plan = self._plan(view, selection, paths)
         manifest = Manifest(
             selection,
             view.name,
@@ -251,10 +296,6 @@ class Backup:
 
     # -- looking
 
-    def _observe(self) -> tuple[DomainView, Journal]:
-        view = observe(self._domain, self._images)
-        return view, view.journal
-
     def _present(self, found: dict[str, Any], view: DomainView, selection: Selection, paths: SetPaths) -> Outcome:
         require_same_set(found, self._store.file_sizes(paths.final), selection, self._options, paths.final, view.uuid)
         outcome = self._made((), paths, found)
@@ -281,11 +322,9 @@ class Backup:
                 return found if has_same_disks(found, selection, self._options) else None
         return None
 
-    def _plan(self, view: DomainView, journal: Journal, selection: Selection, paths: SetPaths) -> _Plan:
+    def _plan(self, view: DomainView, selection: Selection, paths: SetPaths) -> _Plan:
         """Refuses whatever can be told before the first effect."""
-        require_still(selection, view, journal)
-        for source in selection.sources:
-            require_identity(source, self._images.identity(source.base.path))
+        self._point.require_still(selection, view)
         facts = tuple(_facts(source, view, self._images, self._store) for source in selection.sources)
         orders = tuple(plan_copy(self._options, fact) for fact in facts)
         unfinished = _unfinished(paths.parent, view, self._store)
@@ -293,7 +332,8 @@ class Backup:
         stale = removable(unfinished, view.uuid, paths.partial)
         free = self._store.free_bytes(self._options.dest) + sum(partial.allocated for partial in stale)
         require_space(orders, free, self._options.dest)
-        return _Plan(selection, paths, orders, _locked(facts), stale, self._extras(view, selection))
+        locked = self._point.lockable(_locked(facts))
+        return _Plan(selection, paths, orders, locked, stale, self._extras(view, selection))
 
     def _extras(self, view: DomainView, selection: Selection) -> Extras:
         return extras_of(view, frozenset(source.target for source in selection.sources), self._images, self._store)
@@ -330,8 +370,7 @@ class Backup:
     def _fill(self, plan: _Plan, directory: str, manifest: Manifest) -> Manifest:
         extras = self._copy_extras(plan.extras, directory)
         began = self._clock.monotonic()
-        watch = self._watch([source.overlay for source in plan.selection.sources])
-        copied = self._copier.copy_all(plan.orders, directory, self._options.parallel, watch, self._progress.disk)
+        copied = self._copier.copy_all(plan.orders, directory, self._options.parallel, self._watch, self._progress.disk)
         seconds = self._clock.monotonic() - began
         size = sum(found.allocated for found in copied.values())
         self._progress.step("copied %d disks, %d MiB, in %.1f s" % (len(copied), mib(size), seconds))
@@ -404,21 +443,14 @@ class Backup:
                 unsteady[file.source] = file.kind
         return with_unsteady(replace(extras, files=tuple(files)), unsteady)
 
-    def _watch(self, overlays: list[str]) -> Callable[[], None]:
-        """The guest writes to its overlays meanwhile. A full file system there stops it, so the copy gives way."""
-
-        def watch() -> None:
-            require_going(self._progress)
-            refuse_short(self._images, overlays, self._options.keep_free)
-
-        return watch
+    def _watch(self) -> None:
+        require_going(self._progress)
+        self._point.watch()
 
     def _require_unchanged(self, selection: Selection) -> DomainView:
-        """The same look as before the copy: what it read was that point in time to the end."""
-        view, journal = self._observe()
-        require_still(selection, view, journal)
-        for source in selection.sources:
-            require_identity(source, self._images.identity(source.base.path))
+        """The same look as before the copy."""
+        view = observe(self._domain, self._images)
+        self._point.require_still(selection, view)
         return view
 
     def _domain_xml(self, selection: Selection, view: DomainView) -> str:

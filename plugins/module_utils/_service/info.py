@@ -15,6 +15,7 @@ from .._core.journal import Journal, Operation
 from .._core.model import Disk, DomainView, Layer, Outcome
 from .._core.ports import BlockInfoPort, ImagePort
 from .._core.refusals import require_read
+from .away import require_here
 from .block_jobs import describe_job
 from .observe import FileSet, observe
 from .strays import GuestRecords, lost_files, lost_operations, with_bases
@@ -70,6 +71,7 @@ def _guest(view: DomainView, views: Sequence[DomainView], records: GuestRecords,
         "paused_by": view.paused_by,
         "persistent": view.persistent,
         "autostart": view.autostart,
+        "elsewhere": _is_elsewhere(view, images),
         "agent": view.agent,
         "disks": [_disk(disk) for disk in view.disks],
         "journal": [
@@ -79,6 +81,15 @@ def _guest(view: DomainView, views: Sequence[DomainView], records: GuestRecords,
         "journal_error": unreadable,
         "journal_of": view.journal_of,
     }
+
+
+def _is_elsewhere(view: DomainView, images: ImagePort) -> bool:
+    """Is it off here, and at another host by now, as far as that can be seen?"""
+    try:
+        require_here(view, images)
+    except VirtopsError as error:
+        return error.code == "guest_moved"
+    return False
 
 
 def _lost(

@@ -6,7 +6,7 @@
 
 recovery (what an earlier run left) -> preflight -> verification of what it had copied -> snapshot -> copy -> merge ->
 verification. Each is a flow of its own; this one hands the results on. Once there may be a snapshot, a failure is
-reported only when the overlays are merged again.
+reported only when the overlays are merged again. A guest that is off needs neither the snapshot nor the merge.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
 from .._core.journal import CREATED, JournalDisk, Operation, epoch
 from .._core.model import DomainView, Outcome
+from .._core.offline import OFFLINE
 from .._core.ports import ImagePort, LiveBackupPort, ReaperPort
 from .._core.preflight_facts import AGENT, FAILED, WARNING, HostPort, Limits
 from .._core.refusals import require_going
 from .._core.snapshot import SnapshotOptions, SnapshotPlan
-from .backup import Backup, refuse_early
+from .backup import Backup, Point, refuse_early
 from .foreseen import ForeseenDomain, ForeseenImages
 from .guest import Guest
 from .merge import Merge
 from .merge_plan import MergeOptions
+from .observe import chains
+from .offline import OfflinePoint
 from .preflight import Preflight, PreflightOptions
 from .recover import RecoverOptions, Recovery
 from .snapshot import ExternalSnapshot
@@ -97,7 +100,8 @@ class LiveBackup:
         if operations and check:
             return self._resumed(replace(recovered, steps=(*recovered.steps, "then back up the domain anew")))
         self._done += recovered.steps
-        options = self._named()
+        off = not self._guest.domain.view().active
+        options = self._options if off else self._named()
         warnings = self._look(options)
         left = self._copy_flow(options.backup, self._guest).finish_left(check)
         backup = cast("dict[str, Any] | None", left.values["backup"])
@@ -105,11 +109,12 @@ class LiveBackup:
             values = {**recovered.values, "backup": backup}
             return self._resumed(replace(recovered, steps=recovered.steps + left.steps, values=values))
         self._done += left.steps
-        if check:
-            made = self._plan(options)
-        else:
+        if not check:
             require_going(self._guest.progress)
-            made = self._make(options)
+        if off:
+            made = self._back_up_offline(options, check)
+        else:
+            made = self._plan(options) if check else self._make(options)
         made = replace(
             made,
             steps=recovered.steps + left.steps + made.steps,
@@ -244,6 +249,43 @@ class LiveBackup:
         told.actions = (*(error.actions or ()), *done)
         return told
 
+    def _back_up_offline(self, options: LiveBackupOptions, check: bool) -> Outcome:
+        """With a snapshot after all where the guest was started meanwhile, and runs."""
+        try:
+            return self._copy_offline(options, check)
+        except VirtopsError as error:
+            if check or error.code not in ("guest_started", "image_locked") or not self._guest.domain.view().active:
+                raise
+            told = "The guest was started while it was to be backed up, and is backed up with a snapshot: %s" % error
+        options = self._named()
+        warned = self._look(options)
+        made = self._make(options)
+        return replace(made, warnings=(told, *warned, *made.warnings))
+
+    def _copy_offline(self, options: LiveBackupOptions, check: bool) -> Outcome:
+        """Of a guest that is off. It leaves nothing that would have to be put right: a partial set at most."""
+        point = OfflinePoint(options.snapshot, self._guest)
+        flow = self._copy_flow(options.backup, self._guest, point)
+        with self._phase("copy"):
+            copied = flow.copy(check)
+        self._done += copied.steps
+        with self._phase("verify"):
+            finished = flow.finish(check)
+        disks = chains(self._guest.observe())
+        return Outcome(
+            steps=copied.steps + finished.steps,
+            before={"disks": disks, "backup": copied.before},
+            after={"disks": disks, "backup": copied.after},
+            values={
+                "overlays": [],
+                "skipped_disks": [{"disk": it.target, "reason": it.reason} for it in point.plan.skipped],
+                "consistency": OFFLINE,
+                "freeze_ms": 0,
+                "backup": finished.values["backup"],
+            },
+            warnings=copied.warnings + finished.warnings,
+        )
+
     def _plan(self, options: LiveBackupOptions) -> Outcome:
         """The same flows, of which the later ones look at what the snapshot would make."""
         taken = self._snapshot_flow(options).run(True)
@@ -278,9 +320,9 @@ class LiveBackup:
 
         return ExternalSnapshot(options.snapshot, self._guest, refuse)
 
-    def _copy_flow(self, wish: BackupOptions, guest: Guest[LiveBackupPort]) -> Backup:
+    def _copy_flow(self, wish: BackupOptions, guest: Guest[LiveBackupPort], point: Point | None = None) -> Backup:
         store, copier = self._tools.store, self._tools.copier
-        return Backup(wish, guest.domain, guest.images, store, copier, guest.clock, guest.progress)
+        return Backup(wish, guest.domain, guest.images, store, copier, guest.clock, guest.progress, point)
 
     def _merge_flow(self, options: LiveBackupOptions, guest: Guest[LiveBackupPort]) -> Merge:
         wish = MergeOptions(

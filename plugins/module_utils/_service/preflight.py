@@ -20,7 +20,8 @@ from .._core.errors import VirtopsError
 from .._core.extras import Lack
 from .._core.images import Use
 from .._core.journal import Journal
-from .._core.model import DomainView, Outcome, is_local
+from .._core.model import Disk, DomainView, Layer, Outcome, is_local
+from .._core.offline import plan_offline
 from .._core.ports import ImagePort
 from .._core.preflight import is_ready, judge
 from .._core.preflight_facts import (
@@ -148,8 +149,12 @@ class Preflight:
         with look.noting(DISKS):
             # Jobs and operations are told by themselves: they must not hide what else is wrong.
             bare = view.with_disks(tuple(replace(disk, job=None) for disk in view.disks))
-            plan = plan_snapshot(self._options.snapshot, bare, None, Journal())
-            facts = replace(facts, skipped=plan.skipped, disks=look.disks(view, plan.disks))
+            if view.active:
+                plan = plan_snapshot(self._options.snapshot, bare, None, Journal())
+                facts = replace(facts, skipped=plan.skipped, disks=look.disks(view, plan.disks))
+            else:
+                off = plan_offline(self._options.snapshot, view, Journal())
+                facts = replace(facts, skipped=off.skipped, disks=look.disks_off(view, off.disks))
         with look.noting(EXTRAS):
             facts = replace(facts, lacks=look.lacks(view, facts.disks))
         with look.noting(TARGET):
@@ -295,6 +300,32 @@ class _Look:
             extent=None if regular or base.format != "qcow2" else self._images.extent(base.path, info.virtual_size),
             bitmaps=info.bitmaps,
             open_folders=self._open_folders(planned),
+        )
+
+    def disks_off(self, view: DomainView, chosen: tuple[Disk, ...]) -> tuple[DiskFacts, ...]:
+        """Of a guest that is off, for which no overlay is made."""
+        found = []
+        for disk in chosen:
+            if disk.active is not None:
+                with self.noting(IMAGES, disk.target):
+                    found.append(self._disk_off(view, disk, disk.active))
+        return tuple(found)
+
+    def _disk_off(self, view: DomainView, disk: Disk, image: Layer) -> DiskFacts:
+        require_sound(view, disk.target, Use.COPY, self._images)
+        info = self._images.info(image.path, image.format)
+        bare = PlannedDisk(disk.target, image, image.path)
+        return DiskFacts(
+            target=disk.target,
+            chain=disk.chain,
+            virtual_size=info.virtual_size,
+            allocation=info.allocation,
+            overlay_fs=None,
+            order=self._order(view, replace(bare, overlay="")),
+            shared_with=self._shared_with(view, image.path),
+            left=self._left(view, bare),
+            open_folders=self._open_folders(bare),
+            loose=not self._images.is_lockable(image.path),
         )
 
     def _require_reach(self, planned: PlannedDisk) -> None:

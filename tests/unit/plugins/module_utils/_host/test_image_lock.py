@@ -5,15 +5,20 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.image_lock import ImageLock, is_being_written
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.image_lock import (
+    ImageLock,
+    is_being_written,
+    is_lockable,
+)
 
 pytestmark = pytest.mark.skipif(
     shutil.which("qemu-img") is None or shutil.which("qemu-io") is None, reason="qemu-utils is not installed"
@@ -86,6 +91,24 @@ def test_an_image_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(VirtopsError) as caught, ImageLock(str(tmp_path / "none")):
         pass
     assert caught.value.code == "no_image"
+
+
+def test_where_locks_hold(image: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_lockable(image[0])
+    assert not is_lockable(str(tmp_path))
+    assert not is_lockable(str(tmp_path / "none"))
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.fcntl", failing_with(errno.ENOLCK))
+        assert not is_lockable(image[0])
+
+
+def failing_with(number: int) -> Callable[..., int]:
+    """As a file system without locks answers."""
+
+    def fcntl(*_unused: object) -> int:
+        raise OSError(number, "")
+
+    return fcntl
 
 
 def test_who_writes_is_seen_and_not_who_reads(image: tuple[str, str], tmp_path: Path) -> None:

@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt import connection as module
-from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection
+from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Activity, Connection
 
 from .conftest import URI
 
@@ -81,3 +83,21 @@ def test_the_path_of_a_volume() -> None:
             assert connection.volume_path("none", "v 1") is None
         finally:
             volume.delete()
+
+
+def test_what_becomes_of_a_domain_is_noted(connection: Connection, define: Callable[..., Any]) -> None:
+    domain, other = define("it", off=True), define("other", off=True)
+    activity = Activity(connection, domain.UUIDString())
+    assert activity.seen() == "The connection to libvirt was lost meanwhile", "it does not listen yet"
+    activity.start()
+    other.create()
+    connection.handle.defineXML(domain.XMLDesc())
+    assert activity.seen() == ""
+    domain.create()
+    domain.destroy()
+    assert activity.seen() == "libvirt has told of its start or its end"
+    activity.start()
+    assert activity.seen() == ""
+    connection.reopen()
+    assert activity.seen() == "The connection to libvirt was lost meanwhile"
+    activity.close()

@@ -107,6 +107,7 @@ class FakeImages:
         self.while_copying: Callable[[], None] = lambda: None
         self.kinds: dict[str, str] = {}
         self.written_to: set[str] = set()
+        self.without_locks: set[str] = set()
         self.infos: dict[str, ImageInfo] = {}
         self.signatures: dict[str, Signature] = {}
         self.calls: list[str] = []
@@ -232,6 +233,9 @@ class FakeImages:
     def is_being_written(self, path: str) -> bool:
         return path in self.written_to
 
+    def is_lockable(self, path: str) -> bool:
+        return path not in self.without_locks
+
     def remove(self, path: str) -> None:
         self._call("remove", path)
         self.backing.pop(path, None)
@@ -275,6 +279,8 @@ class FakeDomain:
         self.created: list[Creation] = []
         self.dead = False
         self.commits: dict[str, tuple[str, str]] = {}
+        self.listens = False
+        self.seen = ""
         self.calls: list[str] = []
 
     def _call(self, name: str, *arguments: object) -> None:
@@ -433,6 +439,13 @@ class FakeDomain:
         self.config[disk.target] = (layer, *below)
 
     # -- brakes
+
+    def watch_activity(self) -> None:
+        self.listens = True
+
+    def activity(self) -> str:
+        assert self.listens
+        return self.seen
 
     def io_tune(self, disk: str) -> dict[str, int]:
         self._call("io_tune", disk)

@@ -94,6 +94,7 @@ def test_a_guest_with_an_interrupted_operation() -> None:
         "paused_by": None,
         "persistent": True,
         "autostart": False,
+        "elsewhere": False,
         "agent": "connected",
         "disks": [
             {

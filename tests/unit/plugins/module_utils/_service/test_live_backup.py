@@ -83,9 +83,12 @@ class Lab(test_merge.MergeLab):
 
     def back_up(self, check: bool = False, **options: Any) -> Outcome:
         self.host.views = [self.domain.view()]
-        wish = LiveBackupOptions(
-            SnapshotOptions("", quiesce="preferred", kind=KIND), BackupOptions("/srv/backup"), LIMITS, **options
-        )
+        usual = {
+            "snapshot": SnapshotOptions("", quiesce="preferred", kind=KIND),
+            "backup": BackupOptions("/srv/backup"),
+            "limits": LIMITS,
+        }
+        wish = LiveBackupOptions(**{**usual, **options})
         tools = Tools(self.host, self.store, self.store, NoProcesses(), lambda _uuid: "")
         return LiveBackup(wish, replace(self.guest, progress=self.progress), tools).run(check)
 

@@ -313,3 +313,45 @@ def test_a_domain_whose_definition_cannot_be_read_hides_no_other(lab: Lab) -> No
     assert [check["error_code"] for check in web["checks"] if check["status"] != "ok"] == ["neighbour_unseen"]
     assert [(check["check"], check["error_code"]) for check in odd["checks"]] == [("definition", "invalid_xml")]
     assert odd["checks"][0]["message"] == "The definition of domain odd cannot be read: PCDATA invalid Char value 27"
+
+
+OFF = replace(WISH, states=())
+
+
+def test_a_guest_that_is_off_needs_nothing_of_a_snapshot(lab: Lab) -> None:
+    """No overlay, no merge, no agent, and nothing of libvirt: only its images and the space for their copies."""
+    lab.host.add("off", "shut off")
+    lab.host.told = Capabilities(False, 1_000_000)
+    lab.host.checkpoint_count["uuid of off"] = 2
+    lab.images.read_only.add("/img/off.raw")
+    lab.images.free = 1 << 20
+    wish = replace(OFF, limits=replace(WISH.limits, max_chain=1, quiesce="required"))
+    told = lab.run(wish)
+    (guest,) = told["guests"]
+    assert lab.found(wish) == {"off": []}
+    assert {check["message"] for check in guest["checks"] if check["check"] == "state"} == {
+        "It is off: its images are copied as they are, and it cannot be started until the copy has ended"
+    }
+    assert [use["overlays"] for use in told["file_systems"]] == [0]
+
+
+def test_the_copy_of_a_guest_that_is_off_has_to_fit(lab: Lab) -> None:
+    lab.host.add("off", "shut off")
+    lab.images.free = lab.store.free = 1 << 19
+    assert lab.found(OFF) == {"off": [("target", "failed", "no_space")]}
+
+
+@pytest.mark.parametrize("change", [{"saved": True}, {"moved": True}])
+def test_one_that_is_not_really_off(lab: Lab, change: dict[str, bool]) -> None:
+    lab.host.add("off", "shut off", **change)
+    assert [row[:2] for row in lab.found(OFF)["off"]] == [("state", "failed")]
+
+
+def test_a_template_that_is_off_may_have_clones_where_locks_hold(lab: Lab) -> None:
+    lab.host.add("golden", "shut off")
+    lab.host.add("clone", disks=(Disk("vda", chain=(Layer("/img/c.qcow2", "qcow2"), Layer("/img/golden.raw", "raw"))),))
+    lab.images.backing["/img/c.qcow2"] = ("qcow2", "/img/golden.raw")
+    wish = replace(OFF, guests=("golden",))
+    assert lab.found(wish) == {"golden": []}
+    lab.images.without_locks.add("/img/golden.raw")
+    assert lab.found(wish) == {"golden": [("shared", "failed", "base_shared")]}
