@@ -163,11 +163,12 @@ error_code:
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import restore_end
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.journal_info import journal
 
 
 def _flow(context: DomainContext) -> Outcome:
-    return journal(context.guest)
+    return journal(context.guest, restore_end(context))
 
 
 def main() -> None:

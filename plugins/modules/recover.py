@@ -22,7 +22,8 @@ description:
   - With O(backup) the workflow's backup is finished first, if its bases are untouched. After a commit into them was
     attempted, they are no longer the snapshot, and only a backup that was complete before counts.
   - An interrupted M(virtops.libvirt.block_commit) or M(virtops.libvirt.block_pull) is finished. If
-    M(virtops.libvirt.image_convert) had begun to remove raw images, this is finished too.
+    M(virtops.libvirt.image_convert) had begun to remove raw images, this is finished too. So is a
+    M(virtops.libvirt.backup_restore) that had defined the domain.
   - If a C(qemu-img) of this collection outlived its module, it is ended first, because it would make the merge fail.
   - A domain without an open operation is not changed.
   - The module refuses if an overlay that is in no chain may hold the guest's newest data, or if somebody else changed a
@@ -174,7 +175,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup impor
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.reaper import Reaper
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
-from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import back_up
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import back_up, restore_end
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
     BACKUP,
     COPY,
@@ -202,7 +203,8 @@ def _flow(context: DomainContext) -> Outcome:
         return back_up(context, options)
 
     backup = None if given is None else finish
-    return Recovery(options, context.guest, backup, Reaper(context.clock)).run(context.check)
+    tools = backup, Reaper(context.clock), restore_end(context)
+    return Recovery(options, context.guest, *tools).run(context.check)
 
 
 def main() -> None:

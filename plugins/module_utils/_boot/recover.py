@@ -40,6 +40,8 @@ from .._host.command import marked
 from .._host.images import Images
 from .._host.locks import DomainLock
 from .._host.reaper import Reaper
+from .._host.restore import Places
+from .._host.store import BackupStore
 from .._host.watchdog import PythonWatchdog
 from .._libvirt import guest_watchdog
 from .._libvirt.connection import Connection
@@ -48,6 +50,7 @@ from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
 from .._service.guest import Guest
 from .._service.recover import RecoverOptions, Recovery
+from .._service.restore_end import RestoreEnd
 from .._service.strays import lost_operations, with_bases
 
 #: Seconds that libvirt's daemon gets to answer after the boot.
@@ -171,7 +174,8 @@ def _recover(connection: Connection, view: DomainView, timeout: int) -> tuple[st
     watchdog = PythonWatchdog(connection.uri, guest_watchdog.__name__)
     try:
         with DomainLock(view.uuid), marked(view.uuid), _at_most(timeout + GRACE_SECONDS, view.name):
-            flow = Recovery(options, Guest(domain, Images(), clock, watchdog), reaper=Reaper(clock))
+            restores = RestoreEnd(domain, Images(), Places(), BackupStore().tpm_root())
+            flow = Recovery(options, Guest(domain, Images(), clock, watchdog), None, Reaper(clock), restores)
             outcome = flow.run(check=False)
             return outcome.steps + outcome.warnings
     finally:

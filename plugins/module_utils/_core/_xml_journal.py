@@ -33,7 +33,7 @@ def build_journal(journal: Journal) -> str | None:
     It carries no namespace: virDomainSetMetadata puts the whole element into the one that it is
     given, and fails ("failed to create a new XML namespace") where the prefix is declared already.
     """
-    if not journal.operations and journal.reverted is None and not journal.merged:
+    if journal == Journal():
         return None
     root = etree.Element("journal", schema=JOURNAL_SCHEMA)
     named = [("operation", operation) for operation in journal.operations]
@@ -53,13 +53,14 @@ def build_journal(journal: Journal) -> str | None:
             _add_journal_disk(element, disk)
         if operation.hold is not None:
             _add_hold(element, operation.hold)
-    if journal.reverted is not None:
-        _add_reverted(root, journal.reverted)
+    for tag, rest in (("reverted", journal.reverted), ("restored", journal.restored)):
+        if rest is not None:
+            _add_reverted(root, tag, rest)
     return serialize(root)
 
 
-def _add_reverted(root: etree._Element, reverted: Reverted) -> None:
-    element = etree.SubElement(root, "reverted")
+def _add_reverted(root: etree._Element, tag: str, reverted: Reverted) -> None:
+    element = etree.SubElement(root, tag)
     set_attribute(element, "name", reverted.name)
     element.set("definition", reverted.definition)
     for path, identity in reverted.images:
@@ -112,7 +113,8 @@ def parse_journal(xml: str | None) -> Journal:
         operations = tuple(_operation(element) for element in local_children(root, "operation"))
         merged = tuple(_operation(element) for element in local_children(root, "merged"))
         reverted = next((_reverted(element) for element in local_children(root, "reverted")), None)
-        return Journal(operations, reverted, merged)
+        restored = next((_reverted(element) for element in local_children(root, "restored")), None)
+        return Journal(operations, reverted, merged, restored)
     except (KeyError, ValueError) as problem:
         raise _journal_unreadable(f"it is damaged ({problem})") from problem
 

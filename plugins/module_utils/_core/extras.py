@@ -105,10 +105,15 @@ def _tpm_files(
 ) -> list[PlainFile]:
     if part.kind == _TPM_FILE:
         return [PlainFile(part.path, "tpm.state", TPM)] if kind_of(part.path) == "file" else []
-    folder = part.path or os.path.join(tpm_root, uuid, "tpm1.2" if part.form == "1.2" else "tpm2")
+    folder = tpm_folder(part, uuid, tpm_root)
     names = [name for name in names_in(folder) if _STATE.fullmatch(name)]
     paths = [os.path.join(folder, name) for name in names]
     return [PlainFile(path, os.path.basename(path), TPM) for path in paths if kind_of(path) == "file"]
+
+
+def tpm_folder(part: Part, uuid: str, tpm_root: str) -> str:
+    """Where swtpm keeps the state of this domain's TPM."""
+    return part.path or os.path.join(tpm_root, uuid, "tpm1.2" if part.form == "1.2" else "tpm2")
 
 
 def with_unsteady(extras: Extras, unsteady: Mapping[str, str]) -> Extras:

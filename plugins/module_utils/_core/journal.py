@@ -42,8 +42,13 @@ REVERT = "revert"
 DELETE = "delete"
 #: Raw images that go once the domain is defined on the converted ones: PREPARED until then.
 CONVERT = "convert"
+#: A domain that is defined on the images of a backup set, whose files are not yet at their places. Its `name` is the
+#: set's: DOMAIN/TIME. No disk is noted: the definition itself tells what is to be done (see `_core.restore`).
+RESTORE = "restore"
+#: The same for single disks of a set, which leaves the domain as no set describes it.
+RESTORE_DISKS = "restore disks"
 #: What no workflow of a role may be named.
-RESERVED = (COMMIT, PULL, REVERT, DELETE, CONVERT)
+RESERVED = (COMMIT, PULL, REVERT, DELETE, CONVERT, RESTORE, RESTORE_DISKS)
 
 _STAMP = "%Y%m%dT%H%M%SZ"
 
@@ -139,7 +144,8 @@ class Operation:
 
 @dataclass(frozen=True)
 class Reverted:
-    """The last revert, of a domain that it left off: so that the next one sees that nothing happened since.
+    """The last revert, of a domain that it left off, or the last restore: so that the next one sees that nothing
+    happened since. `name` is the snapshot's, or the set's (DOMAIN/TIME).
 
     `definition` is the digest of the persistent definition without this journal, `images` what the disks then wrote to.
     """
@@ -161,13 +167,14 @@ class Journal:
     operations: tuple[Operation, ...] = ()
     reverted: Reverted | None = None
     merged: tuple[Operation, ...] = ()
+    restored: Reverted | None = None
 
     def find(self, kind: str, name: str) -> Operation | None:
         return next((op for op in self.operations if (op.kind, op.name) == (kind, name)), None)
 
     def of_snapshot(self, name: str) -> Operation | None:
         """The operation that takes, has taken, or merges this snapshot, whosever workflow it is."""
-        others = (REVERT, DELETE, CONVERT)
+        others = (REVERT, DELETE, CONVERT, RESTORE, RESTORE_DISKS)
         return next((op for op in self.operations if op.name == name and op.kind not in others), None)
 
     def put(self, operation: Operation) -> Journal:

@@ -203,6 +203,19 @@ class RevertPort(RecordPort, UndoPort, Protocol):
         """virDomainDefineXMLFlags: path and format of these disks, and the journal, in one write."""
 
 
+class RestorePort(GuestPort, Protocol):
+    """What a restored domain needs, also of the end of an interrupted restore."""
+
+    def define(self, definition: str) -> None:
+        """virDomainDefineXMLFlags, of this domain."""
+
+    def set_autostart(self, wanted: bool) -> None:
+        """virDomainSetAutostart."""
+
+    def power_on(self, paused: bool, reset_nvram: bool = False) -> None:
+        """virDomainCreateWithFlags."""
+
+
 class ConvertPort(GuestPort, Protocol):
     """What putting a domain on converted images needs."""
 

@@ -26,6 +26,7 @@ from ._xml_domain import (
     without_empty_metadata,
 )
 from ._xml_journal import build_journal, parse_journal
+from ._xml_restore import host_needs, moved_images, pool_folder, restored_definition, usable_models
 from ._xml_snapshot import (
     build_record,
     build_snapshot,
@@ -58,19 +59,24 @@ __all__ = [
     "has_backup",
     "has_disk_snapshots",
     "has_external_revert",
+    "host_needs",
     "images",
+    "moved_images",
     "owned_journal",
     "parse_domain",
     "parse_journal",
     "parse_record",
     "parse_snapshot",
+    "pool_folder",
     "qemu_ids",
+    "restored_definition",
     "security_models",
     "snapshot_definitions",
     "snapshot_images",
     "snapshot_journal",
     "snapshot_paths",
     "snapshot_uuid",
+    "usable_models",
     "with_disk_layers",
     "with_journal",
     "with_moved_images",

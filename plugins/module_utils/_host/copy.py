@@ -14,7 +14,9 @@ This runs in the helper (helper.py), which may hang in the kernel: nothing here 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -24,12 +26,13 @@ from .._core.backup import CONVERT, REFLINK, Copied, CopyOrder, Run, Verified, V
 from .._core.errors import VirtopsError
 from .._core.images import why_not_alone
 from .._core.ports import Clock
+from .._core.restore import RestoreOrder
 from .clock import SystemClock
 from .command import failing, run
-from .folders import shown
+from .folders import held, shown, shown_file
 from .images import Images
 from .locks import CopySlots
-from .transfer import Pace, clone, copy_data, read_back, runs_of, sync_data
+from .transfer import Pace, clone, copy_data, copy_whole, read_back, runs_of, sync_data
 
 #: `qemu-img check`: no error, or only leaked clusters, which waste space and harm nothing (a guest that crashed).
 _CHECK_FINE = frozenset({0, 3})
@@ -38,7 +41,7 @@ _SIGN_SECONDS = 0.5
 #: Between two changes of the set's time, by which other hosts see that somebody works on it.
 _RENEWAL_SECONDS = 60.0
 
-_Result = TypeVar("_Result", Copied, Verified)
+_Result = TypeVar("_Result", Copied, Verified, int)
 
 
 class Signs(Protocol):
@@ -72,8 +75,20 @@ class ImageCopier:
             tasks[order.file] = work, _Verification(order, directory, work).run
         return self._run_all(tasks, directory, parallel)
 
+    def restore_all(self, orders: tuple[RestoreOrder, ...], directory: str, parallel: int) -> dict[str, int]:
+        """Likewise, out of a set, which stays untouched: the bytes that each file takes, by its name in the set."""
+        tasks = {}
+        for order in orders:
+            work = _Work(order.target)
+            tasks[order.file] = work, _Restore(order, directory, self._clock, work).run
+        return self._run_all(tasks, directory, parallel, renew=False)
+
     def _run_all(
-        self, tasks: dict[str, tuple[_Work, Callable[[], _Result]]], directory: str, parallel: int
+        self,
+        tasks: dict[str, tuple[_Work, Callable[[], _Result]]],
+        directory: str,
+        parallel: int,
+        renew: bool = True,
     ) -> dict[str, _Result]:
         slots = self._slots(parallel)
         works = [work for work, _unused in tasks.values()]
@@ -83,13 +98,13 @@ class ImageCopier:
                 with failing("Starting the copies", "copy_failed"):
                     for name, (work, task) in tasks.items():
                         futures[name] = pool.submit(_in_slot, slots, work, task)
-                self._wait(set(futures.values()), works, directory)
+                self._wait(set(futures.values()), works, directory if renew else None)
             finally:
                 for work in works:
                     work.stop()
         return _results(futures, directory)
 
-    def _wait(self, running: set[Future[_Result]], works: list[_Work], directory: str) -> None:
+    def _wait(self, running: set[Future[_Result]], works: list[_Work], directory: str | None) -> None:
         """Until all have ended, or one has failed."""
         renewed = self._clock.monotonic()
         while running:
@@ -98,7 +113,7 @@ class ImageCopier:
             self._signs(done, sum(work.life for work in works))
             if any(future.exception() is not None for future in ended):
                 return
-            if self._clock.monotonic() - renewed >= _RENEWAL_SECONDS:
+            if directory is not None and self._clock.monotonic() - renewed >= _RENEWAL_SECONDS:
                 renewed = self._clock.monotonic()
                 with contextlib.suppress(OSError):
                     os.utime(directory)
@@ -244,6 +259,65 @@ class _Copy:
                 "%s failed: the copy cannot be opened alone, %s" % (self._subject, why),
                 "Use method: convert and format: qcow2",
             )
+
+
+class _Restore:
+    """One file out of a set, to a new file of this host. It is the caller's to remove where this fails."""
+
+    def __init__(self, order: RestoreOrder, directory: str, clock: Clock, work: _Work) -> None:
+        self._order = order
+        self._source = os.path.join(directory, order.file)
+        self._clock = clock
+        self._work = work
+
+    def run(self) -> int:
+        order = self._order
+        with failing("Restoring %s to %s" % (self._source, shown_file(order.path)), "restore_failed"):
+            self._work.begin(order.allocated)
+            with held(_open_quietly(self._source)) as source:
+                fd = os.open(order.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+                with held(fd):
+                    self._work.begin(os.fstat(source).st_blocks * 512)
+                    found = os.fstat(source).st_size
+                    if found != order.bytes:
+                        raise self._damaged("it has %d bytes instead of %d" % (found, order.bytes))
+                    pace = Pace(order.rate_limit, self._clock)
+                    sha256 = copy_whole(source, fd, pace, self._work.check, self._work.told)
+                    if sha256 != order.sha256:
+                        raise self._damaged("its SHA-256 is %s instead of %s" % (sha256, order.sha256))
+                    os.fsync(fd)
+                    if order.format:
+                        self._require_alone()
+                    return os.fstat(fd).st_blocks * 512
+
+    def _require_alone(self) -> None:
+        """Whoever wrote the set, an image of it may name no other file that the guest would then read."""
+        info = Images().info(self._order.path, self._order.format)
+        why = why_not_alone(info, self._order.backing)
+        if not why and info.virtual_size != self._order.virtual_size:
+            why = "its virtual size is %d instead of %d" % (info.virtual_size, self._order.virtual_size)
+        if why:
+            raise self._damaged("it is not the image that the manifest describes, %s" % why)
+
+    def _damaged(self, why: str) -> VirtopsError:
+        return VirtopsError(
+            "set_damaged",
+            "The file %s of the backup is damaged: %s" % (self._source, why),
+            "Restore another set. See dmesg for failing storage",
+        )
+
+
+def _open_quietly(path: str) -> int:
+    """A regular file, without a trace in its time of access where we may."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags | os.O_NOATIME)
+    except PermissionError:
+        fd = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "It is no regular file", path)
+    return fd
 
 
 class _Verification:

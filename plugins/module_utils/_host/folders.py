@@ -168,6 +168,12 @@ def read_plain(folder: int, name: str, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
+def shown_file(path: str) -> str:
+    """The same of a file in such a directory."""
+    folder, name = os.path.split(path)
+    return os.path.join(shown(folder), name)
+
+
 def open_plain(path: str) -> int:
     """A descriptor of a regular file. A symlink counts only where it is root's or ours: in the folders of NVRAM and of
     TPMs, QEMU's user and swtpm's may make others, and would have us read for them."""

@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, cast
 from .._core.backup import Copied, CopyOrder, CopyPort, StorePort, Told, Verified, VerifyOrder
 from .._core.errors import VirtopsError
 from .._core.ports import Clock
+from .._core.restore import OpenSet, RestoreOrder, SetPort
 from .._core.sets import SetsPort
 from .clock import SystemClock
 from .command import child_environment, failing
@@ -55,9 +56,10 @@ importlib.import_module(sys.argv[2]).serve()
 class Helper:
     """The process; it is started at the first call, and again after one that was given up or stopped."""
 
-    def __init__(self, stall_timeout: float, clock: Clock | None = None) -> None:
+    def __init__(self, stall_timeout: float, clock: Clock | None = None, work: str = "backup") -> None:
         self._stall_timeout = stall_timeout
         self._clock = clock or SystemClock()
+        self._work = work
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = self._is_stalled = False
 
@@ -79,7 +81,7 @@ class Helper:
             self.end()
             raise VirtopsError(
                 "copy_failed",
-                "The process that makes the backup was ended by somebody, or by the kernel for lack of memory",
+                "The process that makes the %s was ended by somebody, or by the kernel for lack of memory" % self._work,
                 "See dmesg, then try again",
             ) from None
         except BaseException:
@@ -147,8 +149,8 @@ class Helper:
     def _stalled(self) -> VirtopsError:
         return VirtopsError(
             "copy_stalled",
-            "The backup was given up: for %d s nothing went on between the images and the target, whose storage does "
-            "not answer" % self._stall_timeout,
+            "The %s was given up: for %d s nothing went on between the images and the target, whose storage does "
+            "not answer" % (self._work, self._stall_timeout),
             "Mend that storage (see dmesg and 'mount'), or give it longer (stall_timeout), then run this again: that "
             "takes care of the unfinished set, too",
         )
@@ -216,6 +218,46 @@ def backup_sets(stall_timeout: float, clock: Clock | None = None) -> Iterator[tu
         helper.end()
 
 
+class HelpedSet:
+    """Implements `_core.restore.SetPort`."""
+
+    def __init__(self, helper: Helper) -> None:
+        self._helper = helper
+
+    def newest(self, src: str) -> str:
+        return str(self._helper.call("restorer.newest", src))
+
+    def open_set(self, path: str) -> OpenSet:
+        return cast(OpenSet, self._helper.call("restorer.open_set", path))
+
+    def machine(self) -> str:
+        return str(self._helper.call("store.machine"))
+
+    def tpm_root(self) -> str:
+        return str(self._helper.call("store.tpm_root"))
+
+    def sha256_of(self, path: str) -> str:
+        return str(self._helper.call("restorer.sha256_of", path))
+
+    def restore_all(
+        self, orders: tuple[RestoreOrder, ...], path: str, parallel: int, watch: Callable[[], None], told: Told
+    ) -> dict[str, int]:
+        found: dict[str, int] = self._helper.call(
+            "restorer.restore_all", orders, path, parallel, watch=watch, told=told
+        )
+        return found
+
+
+@contextlib.contextmanager
+def backup_source(stall_timeout: float, clock: Clock | None = None) -> Iterator[SetPort]:
+    """What a restore needs of the sets' storage; the helper ends with the context."""
+    helper = Helper(stall_timeout, clock, "restore")
+    try:
+        yield HelpedSet(helper)
+    finally:
+        helper.end()
+
+
 # -- both ends
 
 
@@ -264,6 +306,7 @@ class _Frames:
 def serve() -> None:
     """Answer calls until there are no more: the helper's whole life."""
     from .copy import ImageCopier
+    from .restore import SetReader
     from .sets import BackupSets
     from .store import BackupStore
 
@@ -275,7 +318,8 @@ def serve() -> None:
     def tell(done: dict[str, tuple[int, int]], life: int) -> None:
         _send(answers, ("signs", done, life))
 
-    objects = {"store": BackupStore(), "sets": BackupSets(), "copier": ImageCopier(tell)}
+    copier = ImageCopier(tell)
+    objects = {"store": BackupStore(), "sets": BackupSets(), "copier": copier, "restorer": SetReader(copier)}
     _send(answers, ("ready",))
     calls = _Frames(os.fdopen(0, "rb", closefd=False))
     with contextlib.suppress(_Ended):

@@ -98,12 +98,26 @@ def copy_data(
 ) -> tuple[Run, ...]:
     """Copy what is allocated, and bring it to the disk. `target` is new and empty, and ends up with the same length and
     holes. Returns the runs of the data, hashed as they passed (none without `digest`)."""
+    runs = _Runs(file_size(source))
+    _copy(source, target, pace, check, told, runs.add if digest else None)
+    return runs.ended()
+
+
+def copy_whole(source: int, target: int, pace: Pace, check: Check, told: Told = nobody) -> str:
+    """The same; returns the SHA-256 of the whole source, whose holes count as the zeros that they stand for."""
+    whole = _Whole("", file_size(source), None, told)
+    _copy(source, target, pace, check, told, whole.add)
+    return whole.ended()
+
+
+def _copy(
+    source: int, target: int, pace: Pace, check: Check, told: Told, work: Callable[[int, memoryview], None] | None
+) -> None:
     size = file_size(source)
     # Within the file's length XFS does not allocate ahead, so that the copy takes no more than the source.
     os.ftruncate(target, size)
     back = _WriteBack(target)
-    runs = _Runs(size)
-    with _Beside(runs.add if digest else None) as beside:
+    with _Beside(work) as beside:
         for start, end in _data(source, size):
             while start < end:
                 check()
@@ -116,7 +130,6 @@ def copy_data(
                 told(count)
                 pace.sent(count)
     back.finish(check, told)
-    return runs.ended()
 
 
 def sync_data(fd: int, check: Check, told: Told = nobody) -> None:
@@ -159,7 +172,7 @@ def read_back(
     with contextlib.ExitStack() as stack:
         fd = _open(path, flags, stack)
         size = file_size(fd)
-        whole = _Whole(path, size, runs)
+        whole = _Whole(path, size, runs, told)
         source, is_disk = fd, False
         if from_disk:
             # Also for O_DIRECT: some file systems take it, and read from their cache all the same
@@ -291,27 +304,32 @@ class _Runs:
 
 
 class _Whole:
-    """A file that is read from its start to its end: its SHA-256 and, where there are `runs`, theirs."""
+    """A file that is read from its start to its end: its SHA-256 and, where there are `runs`, theirs. `told` hears that
+    it goes on while the zeros of a long hole are hashed."""
 
-    def __init__(self, path: str, size: int, runs: Sequence[Run] | None) -> None:
+    def __init__(self, path: str, size: int, runs: Sequence[Run] | None, told: Told = nobody) -> None:
         self._path = path
         self._size = size
+        self._told = told
         self._runs = None if runs is None else deque(runs)
         self._at = 0
         self._digest = hashlib.sha256()
         self._run = hashlib.sha256()
 
     def add(self, start: int, view: memoryview) -> None:
-        for zeros in _zeros(start - self._at):
-            self._take(zeros)
+        self._skip(start - self._at)
         self._take(view)
 
     def ended(self) -> str:
-        for zeros in _zeros(self._size - self._at):
-            self._take(zeros)
+        self._skip(self._size - self._at)
         if self._runs:
             raise _differs(self._path, *self._runs[0][:2])
         return self._digest.hexdigest()
+
+    def _skip(self, count: int) -> None:
+        for zeros in _zeros(count):
+            self._take(zeros)
+            self._told(0)
 
     def _take(self, view: memoryview) -> None:
         self._digest.update(view)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid as uuid_module
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -40,6 +40,8 @@ _NO_JOB = (0, 3, 4, 5)
 
 #: virDomainSnapshotRevertFlags for what the guest does afterwards.
 _REVERT_FLAGS = {"snapshot": 0, "running": 1, "paused": 2}
+
+_READING_OTHERS = "Reading the definitions of the host's other domains"
 
 T = TypeVar("T")
 
@@ -383,31 +385,46 @@ class Domain:
         return xml.with_disk_layers(definition, layers, volume_path=self._connection.volume_path)
 
     def other_images(self) -> OtherImages:
-        found = tuple(self._images_of_others())
-        tips = {layer for one in found for layer in one.tips}
-        return OtherImages(
-            frozenset(path for one in found for path in one.known),
-            tuple(sorted(tips, key=lambda layer: layer.path)),
-            tuple(why for one in found for why in one.unread),
-            {path: name for one in found for path, name in one.owners.items()},
-        )
-
-    def _images_of_others(self) -> Iterator[OtherImages]:
-        """By the live and persistent XML of each other domain; one that is undefined meanwhile is left out."""
-        doing = "Reading the definitions of the host's other domains"
-        with mapped(doing):
+        with mapped(_READING_OTHERS):
             domains = self._again(lambda _domain: self._connection.handle.listAllDomains())
-        for domain in domains:
-            if domain.UUIDString() == self.uuid:
-                continue
-            try:
-                found = xml.images(*definitions(domain), self._connection.volume_path)
-                yield replace(found, owners={tip.path: name_of(domain) for tip in found.tips})
-            except xml.BadXml as error:
-                yield OtherImages(frozenset(), (), (unread_words(name_of(domain), error.why),))
-            except libvirt.libvirtError as problem:
-                if not is_number(problem, "VIR_ERR_NO_DOMAIN"):
-                    raise failure(problem, doing) from problem
+        return images_of(domains, self._connection, besides=self.uuid)
+
+    # RestorePort
+
+    def define(self, definition: str) -> None:
+        with mapped(f"Defining {self.name}"):
+            self._again(lambda _domain: self._connection.handle.defineXMLFlags(definition, 0))
+
+    def set_autostart(self, wanted: bool) -> None:
+        with mapped(f"Setting the autostart of {self.name}"):
+            self._again(lambda domain: domain.setAutostart(int(wanted)))
+
+
+def images_of(domains: Iterable[Any], connection: Connection, besides: str) -> OtherImages:
+    """What these domains stand on, without the one with this UUID."""
+    found = tuple(_images_of_each(domains, connection, besides))
+    tips = {layer for one in found for layer in one.tips}
+    return OtherImages(
+        frozenset(path for one in found for path in one.known),
+        tuple(sorted(tips, key=lambda layer: layer.path)),
+        tuple(why for one in found for why in one.unread),
+        {path: name for one in found for path, name in one.owners.items()},
+    )
+
+
+def _images_of_each(domains: Iterable[Any], connection: Connection, besides: str) -> Iterator[OtherImages]:
+    """By the live and persistent XML of each; one that is undefined meanwhile is left out."""
+    for domain in domains:
+        if domain.UUIDString() == besides:
+            continue
+        try:
+            found = xml.images(*definitions(domain), connection.volume_path)
+            yield replace(found, owners={tip.path: name_of(domain) for tip in found.tips})
+        except xml.BadXml as error:
+            yield OtherImages(frozenset(), (), (unread_words(name_of(domain), error.why),))
+        except libvirt.libvirtError as problem:
+            if not is_number(problem, "VIR_ERR_NO_DOMAIN"):
+                raise failure(problem, _READING_OTHERS) from problem
 
 
 def _lookup(connection: Connection, name: str) -> Any:

@@ -38,6 +38,7 @@ from .._libvirt.connection import Connection
 from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
+from .._libvirt.restore import RestoreHost
 from .._service.guest import Guest
 from .job import LOCK_POLL, Job, JobRun, Lock, Unfinished, Work, describe_failure, describe_no_memory
 from .specs import COMMON, DOMAIN, JOB, LOCK, ArgumentSpec, merged, numbers
@@ -61,6 +62,19 @@ class DomainContext:
     def guest(self) -> Guest[Domain]:
         """What a flow works on."""
         return Guest(self.domain, self.images, self.clock, self.watchdog, self.progress)
+
+
+@dataclass(frozen=True)
+class RestoreContext:
+    """What a flow gets that may make the domain. It takes the `lock` itself, by name and UUID, once it knows them."""
+
+    params: Mapping[str, Any]
+    check: bool
+    host: RestoreHost
+    images: Images
+    clock: Clock
+    progress: Progress
+    lock: Lock
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,28 @@ def run_domain_module(
         run = functools.partial(_when_free, seconds, functools.partial(work, Silent(), _locked))
     else:
         run = functools.partial(_as_job, module, job, work)
+    _finish(module, argument_spec, flow, run)
+
+
+def run_restore_module(
+    argument_spec: ArgumentSpec,
+    flow: Callable[[RestoreContext], Outcome],
+    *,
+    subject: Callable[[Mapping[str, Any]], str],
+    **options: Any,
+) -> None:
+    """Run a module, as a job, on a domain that may not be there yet; `subject` is what the job is known by until the
+    flow has told the domain's name. The value "domain" is the flow's own."""
+    argument_spec = merged(LOCK, JOB, argument_spec)
+    module = _new_module(merged(COMMON, argument_spec), options)
+    work = functools.partial(_on_restored, module, flow)
+    if module.check_mode:
+        run = functools.partial(work, Silent(), lambda _name, _uuid: nullcontext())
+    else:
+        name = module._name.rpartition(".")[2]
+        params = {**module.params, "domain": subject(module.params)}
+        job = JobRun(name, params, Job(), _locked, system_log=not module.no_log)
+        run = functools.partial(job.run, work)
     _finish(module, argument_spec, flow, run)
 
 
@@ -182,6 +218,15 @@ def _on_domain(
         finally:
             domain.close()
     return Ended(_result(outcome, changes) | {"domain": found}, outcome.warnings)
+
+
+def _on_restored(
+    module: AnsibleModule, flow: Callable[[RestoreContext], Outcome], progress: Progress, lock: Lock
+) -> Ended:
+    with Connection(module.params["uri"]) as connection:
+        tools = RestoreHost(connection), Images(), SystemClock(), progress, lock
+        outcome = flow(RestoreContext(module.params, module.check_mode, *tools))
+    return Ended(_result(outcome, changes=True), outcome.warnings)
 
 
 def _on_host(module: AnsibleModule, flow: Callable[[HostContext], Outcome]) -> Ended:

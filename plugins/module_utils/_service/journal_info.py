@@ -20,16 +20,17 @@ from .block_jobs import describe_job
 from .guest import Guest
 from .info import describe_operation
 from .recover import RecoverOptions, Recovery
+from .restore_end import RestoreEnd
 from .strays import lost_operations
 
 
-def journal(guest: Guest[DeletePort]) -> Outcome:
+def journal(guest: Guest[DeletePort], restores: RestoreEnd | None = None) -> Outcome:
     """The operations as guests_info tells them, where their disks really stand, and how the open ones end."""
     view, images = guest.observe(), guest.images
     journalled = view.journal
     lost = lost_operations(view, journalled, guest.domain.snapshots)
     operations = (*journalled.operations, *lost)
-    recovery = _recovery(guest) if any(operation.open for operation in operations) else ""
+    recovery = _recovery(guest, restores) if any(operation.open for operation in operations) else ""
     told = [
         {
             **describe_operation(operation, noted=operation not in lost),
@@ -64,11 +65,11 @@ def _unchanged(noted: JournalDisk, images: ImagePort) -> bool | None:
     return images.exists(noted.base) and images.identity(noted.base) == noted.identity
 
 
-def _recovery(guest: Guest[DeletePort]) -> str:
+def _recovery(guest: Guest[DeletePort], restores: RestoreEnd | None) -> str:
     """What virtops.libvirt.recover would do: its own plan, so that the words cannot differ from the deed."""
     options = RecoverOptions(deadline=Deadline(timeout=0))  # who only looks waits for no job of libvirt's
     try:
-        outcome = Recovery(options, guest).run(check=True)
+        outcome = Recovery(options, guest, restores=restores).run(check=True)
     except VirtopsError as error:
         if error.code in ("connection_lost", "no_such_domain"):
             raise

@@ -24,6 +24,8 @@ from .._core.journal import (
     KEPT,
     PREPARED,
     PULL,
+    RESTORE,
+    RESTORE_DISKS,
     REVERT,
     Journal,
     JournalDisk,
@@ -45,6 +47,7 @@ from .merge_plan import MergeOptions
 from .observe import chains
 from .ours import foreign_journal
 from .overlays import is_unused, refuse_data, removable
+from .restore_end import RestoreEnd
 from .run import Run
 from .snapshot import noted_created
 from .snapshot_delete import SnapshotDeletion
@@ -71,6 +74,7 @@ class Recovery:
         guest: Guest[DeletePort],
         backup: Backup | None = None,
         reaper: ReaperPort | None = None,
+        restores: RestoreEnd | None = None,
     ) -> None:
         self._options = options
         self._guest = guest
@@ -78,6 +82,7 @@ class Recovery:
         self._images = guest.images
         self._backup = backup
         self._reaper = reaper
+        self._restores = restores
         #: The chains that are not as they were, and the backup that was finished.
         self._after: dict[str, object] = {}
         self._made: object = None
@@ -179,6 +184,10 @@ class Recovery:
             steps, kept = finished(operation, view, self._guest.others(), self._guest)
             run.apply(*steps)
             run.warnings += kept
+        elif operation.kind in (RESTORE, RESTORE_DISKS):
+            if self._restores is None:
+                raise operation_open(view.name, operation)
+            run.apply(*self._restores.steps(view, operation))
         elif operation.phase == PREPARED:
             self._recover_prepared(operation, run)
         elif operation.kind == REVERT:
