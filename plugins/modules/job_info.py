@@ -33,8 +33,8 @@ options:
   wait:
     description:
       - With O(id), how many seconds to wait until the job ends.
-      - The module returns when the job ends, or when this time is over. In the second case the job's RV(jobs[].state)
-        is still V(running).
+      - The module returns when the job ends, when it waits for your own copy (RV(jobs[].state) is V(waiting)), or when
+        this time is over. In the last case the job's RV(jobs[].state) is still V(running).
     type: int
     default: 0
 seealso:
@@ -73,6 +73,7 @@ jobs:
     state:
       description:
         - V(running), V(ended) with a result, V(failed) with an error, or V(killed) without either.
+        - V(waiting) if it waits until your own tasks have copied, and M(virtops.libvirt.live_backup) says so.
       type: str
     module:
       description: The module whose work it does.
@@ -98,7 +99,7 @@ jobs:
       type: int
     result:
       description: What its module returned, or would have returned if its connection had not been cut.
-      returned: with O(id), if the job is over
+      returned: with O(id), if the job is over or RV(jobs[].state) is V(waiting)
       type: dict
     log:
       description: The last 100 lines of its log. The whole log is on the hypervisor, in the job's folder.
@@ -131,9 +132,15 @@ from typing import Any
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state import JobEnd, describe, job_gone
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.text import words_shown
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.job_store import JobFolder, JobStore
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import LocalContext, run_local_module
-from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Unfinished, describe_end, follow
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import (
+    HandedOver,
+    Unfinished,
+    describe_end,
+    follow,
+)
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
 
 SPEC: ArgumentSpec = {"domain": {"type": "str"}, "id": {"type": "str"}, "wait": {"type": "int", "default": 0}}
@@ -145,20 +152,23 @@ def _flow(context: LocalContext) -> Outcome:
     if given["id"]:
         return Outcome(values={"jobs": [_one(store, given["id"], given["wait"])]})
     jobs = [(folder, state) for folder, state in store.all() if given["domain"] in (None, state.domain, state.uuid)]
-    return Outcome(values={"jobs": [describe(state, _how(_end(folder))) for folder, state in jobs]})
+    return Outcome(
+        values={"jobs": [describe(state, _how(_end(folder), folder.handed_over())) for folder, state in jobs]}
+    )
 
 
 def _one(store: JobStore, job_id: str, wait: int) -> dict[str, Any]:
     folder = store.find(job_id)
     if folder is None:
         raise job_gone(job_id)
-    with suppress(Unfinished, VirtopsError):
+    with suppress(Unfinished, HandedOver, VirtopsError):
         follow(folder, wait)
-    end, state = _end(folder), folder.state()
+    end, state, handed = _end(folder), folder.state(), folder.handed_over()
     if state is None:
         raise job_gone(job_id)
-    result = {} if end is None else {"result": describe_end(end)}
-    return {**describe(state, _how(end)), "log": folder.log_lines(LINES), **result}
+    result = handed and words_shown(handed) if end is None else describe_end(end)
+    told = {} if result is None else {"result": result}
+    return {**describe(state, _how(end, handed)), "log": folder.log_lines(LINES), **told}
 
 
 def _end(folder: JobFolder) -> JobEnd | None:
@@ -168,9 +178,9 @@ def _end(folder: JobFolder) -> JobEnd | None:
         return JobEnd(error=killed)
 
 
-def _how(end: JobEnd | None) -> str:
+def _how(end: JobEnd | None, handed: dict[str, Any] | None) -> str:
     if end is None:
-        return "running"
+        return "running" if handed is None else "waiting"
     if end.ended is not None:
         return "ended"
     return "killed" if end.error is not None and end.error.code == "job_killed" else "failed"

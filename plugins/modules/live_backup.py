@@ -52,7 +52,7 @@ options:
     description:
       - An existing directory on the hypervisor. The backup becomes C(DEST/DOMAIN NAME/UTC TIME).
       - See O(virtops.libvirt.image_backup#module:dest) for who may own it.
-      - Required with O(state=present).
+      - Required with O(state=present), unless O(copy=user).
     type: path
   state:
     description:
@@ -60,9 +60,39 @@ options:
       - V(stopped) tells the job that makes one of this domain at this moment to stop, and waits until it has. The job
         gives the copy up, merges the overlays, and fails with the code C(stopped). If it merges already, it ends as
         usual. Nothing is changed if no such job runs. The other options do not matter.
+      - V(copied) tells the job O(job_id), which waits with O(copy=user), that your copy is complete, and follows it to
+        its end. The result is that of the whole backup.
+      - V(copy_failed) tells it that your copy failed. The job merges, and the task fails with the code C(copy_failed)
+        and with O(copy_error).
     type: str
-    choices: [present, stopped]
+    choices: [present, stopped, copied, copy_failed]
     default: present
+  copy:
+    description:
+      - Who copies the images. With V(own) this module copies them to O(dest), as a set.
+      - With V(user) your own tasks copy them, with a tool of your choice. The module takes the snapshot, and returns
+        RV(bases) and RV(job). Its job waits. Nothing may write to the bases meanwhile, and the guest writes to the
+        overlays. After your copy, run this module again with O(state=copied) or O(state=copy_failed), and with RV(job)
+        as O(job_id). The job then merges.
+      - The job merges in any case. It gives the copy up, and fails, if O(copy_timeout) is over, if it is told to stop,
+        or if the overlays have less space than O(keep_free). Your copy is then not one point in time, so drop it, even
+        if your tool reported success.
+      - No set is written, and nothing is verified. O(dest), O(format), O(compress), O(method), O(keep_backing),
+        O(verify), O(rate_limit), O(parallel) and O(resume_within) do not matter.
+      - The role P(virtops.libvirt.live_backup#role) does all this with C(live_backup_copy_tasks).
+    type: str
+    choices: [own, user]
+    default: own
+  copy_timeout:
+    description:
+      - With O(copy=user), how many seconds your tasks may take. When they are over, the job merges, and fails with the
+        code C(copy_unreported). So a controller that dies leaves no overlay that grows for longer than this.
+    type: int
+    default: 14400
+  copy_error:
+    description: With O(state=copy_failed), what failed. It becomes part of the message.
+    type: str
+    default: ""
   name:
     description: The snapshot's name. If unset, it is C(live-backup-) and the UTC time.
     type: str
@@ -203,6 +233,35 @@ EXAMPLES = r"""
     domain: web1
     state: stopped
 
+- name: Copy with a tool of your own, between the snapshot and the merge
+  block:
+    - name: Take the snapshot
+      virtops.libvirt.live_backup:
+        domain: web1
+        copy: user
+        copy_timeout: 7200
+      register: begun
+
+    - name: Copy the bases
+      ansible.builtin.command:
+        argv: [rsync, --sparse, "{{ item.path }}", "backup@vault.example.org:web1/{{ item.disk }}.{{ item.format }}"]
+      loop: "{{ begun.bases }}"
+      changed_when: true
+
+    - name: Merge
+      virtops.libvirt.live_backup:
+        domain: web1
+        state: copied
+        job_id: "{{ begun.job }}"
+  rescue:
+    - name: Merge without a copy
+      virtops.libvirt.live_backup:
+        domain: web1
+        state: copy_failed
+        job_id: "{{ begun.job }}"
+        copy_error: "{{ ansible_failed_result.msg | default('no message') }}"
+      when: begun.job is defined
+
 - name: Make a compressed backup at 100 MiB/s, without the disk for temporary files
   virtops.libvirt.live_backup:
     domain: db1
@@ -237,6 +296,69 @@ backup:
   returned: success and O(state=present)
   type: dict
   sample: {path: /srv/backup/web1/20261120T120000Z}
+bases:
+  description:
+    - The images that your tasks copy, or have copied. In check mode, those that they would copy.
+  returned: success and O(copy=user), or O(state=copied)
+  type: list
+  elements: dict
+  contains:
+    disk:
+      description: The disk's target in the guest.
+      type: str
+    path:
+      description: The image, or the block device.
+      type: str
+    format:
+      description: Its format, V(raw) or V(qcow2) for example.
+      type: str
+    size:
+      description: The bytes of the file, holes included, or of the device.
+      type: int
+    virtual_size:
+      description: The bytes of the disk as the guest sees it.
+      type: int
+    needs:
+      description: Other files that a copy of RV(bases[].path) needs, which are its backing files and data files.
+      type: list
+      elements: str
+  sample:
+    - disk: vda
+      path: /var/lib/libvirt/images/web1.raw
+      format: raw
+      size: 2147483648
+      virtual_size: 2147483648
+      needs: []
+copied:
+  description:
+    - Whether your tasks said in time that the bases are copied, and nothing has written to the bases until then.
+  returned: success and O(copy=user), or O(state=copied)
+  type: bool
+  sample: true
+job:
+  description: The ID of the job that waits for your copy, for O(job_id). Not returned by the task that ends the job.
+  returned: success and O(copy=user), not in check mode
+  type: str
+  sample: 0b3fae5d6c1f4b0f8a7c9d2e1f3a4b5c
+taken:
+  description: The UTC time of the point in time that the bases hold.
+  returned: success and O(copy=user), not in check mode
+  type: str
+  sample: 20261120T120000Z
+domain_xml:
+  description:
+    - The domain's definition as it was before the snapshot, without passwords. A backup needs it.
+  returned: success and O(copy=user), not in check mode
+  type: str
+  sample: <domain type='kvm'>...</domain>
+extras:
+  description: The small files that the guest needs besides its disks, of each its RV(ignore:kind) and RV(ignore:path).
+  returned: success and O(copy=user), not in check mode
+  type: list
+  elements: dict
+  sample:
+    - kind: NVRAM
+      path: /var/lib/libvirt/qemu/nvram/web1_VARS.fd
 consistency:
   description:
     - What the backup really holds, V(filesystem) (frozen the whole time), V(crash) (as after a power loss) or
@@ -316,16 +438,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state import Word
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, parse_reserve
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskOptions, SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.apparmor import rules
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.helper import backup_target
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.job_store import JobStore
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.reaper import Reaper
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
-from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job, stop
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job, require_handed_over, stop
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
     BACKUP,
+    COPIER,
     COPY,
     DEADLINE,
     PREFLIGHT,
@@ -341,14 +467,21 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_back
     Tools,
 )
 
+#: What a task says of the copy that it has made.
+COPIED = "copied"
+COPY_FAILED = "copy_failed"
+
 SPEC: ArgumentSpec = merged(
     {**BACKUP, "dest": {"type": "path"}},
+    COPIER,
     COPY,
     DEADLINE,
     PREFLIGHT,
     {**SNAPSHOT, "quiesce": {**SNAPSHOT["quiesce"], "default": "preferred"}},
     {
-        "state": {"type": "str", "choices": ["present", "stopped"], "default": "present"},
+        "state": {"type": "str", "choices": ["present", "stopped", COPIED, COPY_FAILED], "default": "present"},
+        "copy_timeout": {"type": "int", "default": 14400},
+        "copy_error": {"type": "str", "default": ""},
         "name": {"type": "str", "aliases": ["snapshot"]},
         "bandwidth": {"type": "int", "default": 0},
         "timeout": {"type": "int", "default": 3600},
@@ -359,6 +492,9 @@ SPEC: ArgumentSpec = merged(
 
 
 def _flow(context: DomainContext) -> Outcome:
+    if _word(context.params) is not None:  # in check mode: else it goes to the job
+        _unused, state = require_handed_over(context.params, JobStore())
+        return Outcome(("tell the job %s that the copy has ended" % state.id,))
     if _is_order(context.params):
         return stop("live_backup", context.domain.uuid, context.check)
     with backup_target(context.params["stall_timeout"]) as (store, copier):
@@ -378,7 +514,10 @@ def _options(context: DomainContext) -> LiveBackupOptions:
         kind=KIND,
     )
     backup = BackupOptions(**{name: given[name] for name in (*BACKUP, *COPY, "keep_free")})
-    limits = Limits(given["max_chain"], parse_reserve(given["overlay_reserve"]), given["quiesce"], KIND)
+    own = not _is_users(given)
+    if own and not given["dest"]:
+        raise VirtopsError("bad_option", "dest was not given", "Name the directory for the backups in it")
+    limits = Limits(given["max_chain"], parse_reserve(given["overlay_reserve"]), given["quiesce"], KIND, own)
     return LiveBackupOptions(
         snapshot,
         backup,
@@ -386,6 +525,7 @@ def _options(context: DomainContext) -> LiveBackupOptions:
         given["bandwidth"],
         deadline(given),
         given["resume_within"],
+        0 if own else given["copy_timeout"],
     )
 
 
@@ -393,14 +533,30 @@ def _is_order(given: Mapping[str, Any]) -> bool:
     return bool(given["state"] == "stopped")
 
 
-def _same(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Two tasks that have these in common want the same backup."""
+def _is_users(given: Mapping[str, Any]) -> bool:
+    """Is the copy made by tasks of the user's own?"""
+    return bool(given["copy"] == "user")
+
+
+def _word(given: Mapping[str, Any]) -> Word | None:
+    """What this call says of the user's copy."""
+    if given["state"] == COPIED:
+        return Word(True)
+    return Word(False, given["copy_error"]) if given["state"] == COPY_FAILED else None
+
+
+def _same(given: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Two tasks that have these in common want the same backup. A job that waits for the copy of one play serves no
+    other."""
+    if _is_users(given):
+        return None
     return {name: given[name] for name in (*BACKUP, "verify", "name", "disks", "quiesce")}
 
 
 def main() -> None:
-    job = Job(_same, _is_order)
-    run_domain_module(SPEC, _flow, changes=True, job=job, required_if=[("state", "present", ["dest"])])
+    job = Job(_same, _is_order, _is_users, _word)
+    needs_id = [("state", state, ["job_id"]) for state in (COPIED, COPY_FAILED)]
+    run_domain_module(SPEC, _flow, changes=True, job=job, required_if=needs_id)
 
 
 if __name__ == "__main__":

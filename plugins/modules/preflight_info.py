@@ -56,9 +56,17 @@ options:
     choices: [running, idle, paused, in shutdown, shut off, crashed, pmsuspended]
     default: [running, shut off]
   dest:
-    description: The directory for the backups, as in O(virtops.libvirt.image_backup#module:dest).
+    description:
+      - The directory for the backups, as in O(virtops.libvirt.image_backup#module:dest).
+      - Required with O(copy=own).
     type: path
-    required: true
+  copy:
+    description:
+      - Who would copy, as in O(virtops.libvirt.live_backup#module:copy). With V(user) the module does not check whether
+        the copies fit.
+    type: str
+    choices: [own, user]
+    default: own
   format:
     description: The format of the copies. V(same) is the format of each base.
     type: str
@@ -272,6 +280,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._host.store import
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import HostContext, run_host_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
     BACKUP,
+    COPIER,
     GUESTS,
     PREFLIGHT,
     SNAPSHOT,
@@ -282,7 +291,8 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.preflight
 
 SPEC: ArgumentSpec = merged(
     {**GUESTS, "states": {**GUESTS["states"], "default": ["running", "shut off"]}},
-    BACKUP,
+    {**BACKUP, "dest": {"type": "path"}},
+    COPIER,
     {**SNAPSHOT, "quiesce": {**SNAPSHOT["quiesce"], "default": "preferred"}},
     PREFLIGHT,
     {"operation": {"type": "str", "default": "live_backup"}},
@@ -302,7 +312,11 @@ def _flow(context: HostContext) -> Outcome:
             kind=given["operation"],
         ),
         limits=Limits(
-            given["max_chain"], parse_reserve(given["overlay_reserve"]), given["quiesce"], given["operation"]
+            given["max_chain"],
+            parse_reserve(given["overlay_reserve"]),
+            given["quiesce"],
+            given["operation"],
+            given["copy"] == "own",
         ),
         guests=tuple(given["guests"]),
         exclude=tuple(given["exclude"]),
@@ -312,7 +326,7 @@ def _flow(context: HostContext) -> Outcome:
 
 
 def main() -> None:
-    run_host_module(SPEC, _flow)
+    run_host_module(SPEC, _flow, required_if=[("copy", "own", ["dest"])])
 
 
 if __name__ == "__main__":

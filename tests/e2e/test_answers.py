@@ -95,6 +95,8 @@ def run(tmp_path: Path) -> Run:
         looks: list[dict[str, Any]] | None = None,
         playbook: str = "live_backup",
         fails: dict[str, str] | None = None,
+        arguments: tuple[str, ...] = (),
+        backup: dict[str, Any] | None = None,
         **variables: Any,
     ) -> Said:
         failures = {
@@ -104,7 +106,7 @@ def run(tmp_path: Path) -> Run:
         answers = {
             "guests_info": {"guests": found, "unmatched": []},
             "preflight_info": {"guests": looks or [looked(one["name"]) for one in found]},
-            "live_backup": {"changed": True, "backup": SET, "recovered": [], "of": failures},
+            "live_backup": {"changed": True, "backup": SET, "recovered": [], "of": failures, **(backup or {})},
             "recover": {"changed": True, "actions": [], "operations": [], "backup": None},
         }
         (tmp_path / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
@@ -120,7 +122,7 @@ def run(tmp_path: Path) -> Run:
         }
         command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", f"{HOST},", "-c", "local"]
         ran = subprocess.run(
-            [*command, "-e", f"@{tmp_path}/given.yml", f"virtops.libvirt.{playbook}"],
+            [*command, "-e", f"@{tmp_path}/given.yml", f"virtops.libvirt.{playbook}", *arguments],
             cwd=tmp_path,
             env=env,
             stdout=subprocess.PIPE,
@@ -174,6 +176,56 @@ def test_no_destination(run: Run) -> None:
     assert said.rc != 0
     assert "and nothing was touched: live_backup_dest was not given. Name the directory" in said.output
     assert said.asked == ["guests_info"]
+
+
+@pytest.mark.parametrize("path", ["copy.yml", "/nowhere/copy.yml"])
+def test_no_file_of_copy_tasks(run: Run, path: str) -> None:
+    """It is looked for before the snapshot, and at no other place than the one that is named."""
+    said = run([guest("web")], live_backup_copy_tasks=path)
+    assert said.rc != 0
+    assert f"nothing was touched: live_backup_copy_tasks is {path}, and the controller has no such file." in said.output
+    assert said.asked == ["guests_info"]
+
+
+WAITING = {
+    "backup": None,
+    "domain": {"name": "web"},
+    "bases": [{"disk": "vda", "path": "/a"}],
+    "extras": [],
+    "domain_xml": "",
+    "taken": "20261120T120000Z",
+    "consistency": "crash",
+    "copied": False,
+    "job": "0" * 32,
+}
+LOST = {
+    "name": "Reach nobody",
+    "ansible.builtin.ping": None,
+    "delegate_to": "vault",
+    "vars": {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1},
+}
+
+
+@pytest.mark.parametrize("task", [LOST, {"name": "End it", "ansible.builtin.meta": "end_host"}], ids=["lost", "ended"])
+def test_copy_tasks_that_break_off(run: Run, tmp_path: Path, task: dict[str, Any]) -> None:
+    """The job is told nothing, so it is not called a backup."""
+    path = tmp_path / "copy.yml"
+    path.write_text(yaml.safe_dump([task]), encoding="utf-8")
+    said = run([guest("web")], live_backup_copy_tasks=str(path), live_backup_dest="", backup=WAITING)
+    assert said.rc != 0
+    assert f"web@{HOST}: FAILED. Its copy tasks broke off" in said.output
+    assert said.effects == ["live_backup"]
+
+
+def test_a_check_runs_no_copy_tasks(run: Run, tmp_path: Path) -> None:
+    """It says so."""
+    path = tmp_path / "copy.yml"
+    path.write_text(yaml.safe_dump([{"name": "Never", "ansible.builtin.fail": {"msg": "never"}}]), encoding="utf-8")
+    foreseen = {name: value for name, value in WAITING.items() if name != "job"}
+    said = run([guest("web")], arguments=("--check",), live_backup_copy_tasks=str(path), backup=foreseen)
+    assert said.rc == 0, said.output
+    assert f"Check mode: the tasks of {path} are not run." in said.output
+    assert f"web@{HOST}: would be backed up" in said.output
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,11 @@ def test_every_guest_is_a_host(run: Run, fleet: dict[str, Member]) -> None:
 
 @every_guest
 def test_few_tasks(run: Run, member: Member) -> None:
-    """Each task costs the controller time, skipped ones too. Two compare the variables with what they may be."""
-    tasks = [item.task for item in run.play.of(member.alias)]
-    assert len(tasks) == 3, tasks
+    """Each task costs the controller time, skipped ones too. Two compare the variables with what they may be, and the
+    user has no tasks of his own."""
+    tasks = [(item.task, item.status) for item in run.play.of(member.alias)]
+    assert len(tasks) == 4, tasks
+    assert tasks[-1] == ("Let your own tasks copy, and merge", "skipped")
 
 
 @every_guest

@@ -91,6 +91,7 @@ def test_what_is_told(tmp_path: Path, collections: Path, how: str) -> None:
         "__live_backup_missed": [],
         "__live_backup_left_out": [],
         "__live_backup_stuck": [],
+        "__live_backup_elsewhere": [],
         "__live_backup_unseen": ["web"],
     }
     (tmp_path / "given.yml").write_text(yaml.safe_dump(given), encoding="utf-8")

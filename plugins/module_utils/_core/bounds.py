@@ -20,6 +20,7 @@ BOUNDS = {
     "bandwidth": (0, _MOST_MIB),
     # libvirt has other meanings for less: to wait for ever (-2), for its own default (-1), not at all (0).
     # While a guest is frozen nothing in it can write.
+    "copy_timeout": (1, _MOST),
     "follow": (0, _MOST),
     "freeze_timeout": (1, 3600),
     "keep_free": (0, _MOST_MIB),

@@ -115,6 +115,23 @@ def parse_end(text: str) -> JobEnd:
     return JobEnd(**values)
 
 
+@dataclass(frozen=True)
+class Word:
+    """What a job is told of the work that it waits for: well done, or why not."""
+
+    well: bool
+    why: str = ""
+
+    def as_text(self) -> str:
+        """JSON."""
+        return json.dumps(asdict(self))
+
+
+def parse_word(text: str) -> Word:
+    """The reverse of `as_text`."""
+    return Word(**json.loads(text))
+
+
 def digest_of(module: str, uri: str, uuid: str, wish: Mapping[str, Any]) -> str:
     """The same for two tasks that wish the same. A digest, as the wish itself is nobody else's business."""
     said = json.dumps([module, uri, uuid, wish], sort_keys=True, default=list)

@@ -10,9 +10,10 @@ Each method names the call it stands for. Failures are `VirtopsError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
+from .job_state import Word
 from .journal import Journal
 from .model import Creation, DomainView, FileIdentity, Hold, ImageInfo, Layer, OtherImages, Signature, SnapshotRecord
 
@@ -48,6 +49,15 @@ class Progress(Protocol):
     def is_stopping(self) -> bool:
         """Is the job told to end at the next point where it leaves nothing open?"""
 
+    def hand_over(self, values: Mapping[str, Any]) -> None:
+        """End the call that began the job, with this result: others are to do something now, and to say a word."""
+
+    def word(self) -> Word | None:
+        """What they said; None: nothing yet."""
+
+    def take_back(self) -> Word | None:
+        """No word counts from now on. Returns the one that came before."""
+
 
 class Silent:
     """Implements `Progress` where nobody follows: nothing is shown, and no order comes."""
@@ -65,6 +75,16 @@ class Silent:
         """Never."""
         return False
 
+    def hand_over(self, values: Mapping[str, Any]) -> None:
+        """A flow that does so needs a job: `_module.job` refuses it where there is none."""
+        raise NotImplementedError
+
+    def word(self) -> Word | None:
+        """Nobody says one."""
+
+    def take_back(self) -> Word | None:
+        """Nobody said one."""
+
 
 class ViewPort(Protocol):
     """Reading one domain."""
@@ -79,8 +99,8 @@ class ViewPort(Protocol):
     def snapshots(self) -> tuple[SnapshotRecord, ...]:
         """virDomainListAllSnapshots, in topological order."""
 
-    def domain_xml(self) -> str:
-        """The persistent XML (of a transient domain: the live one), secrets included."""
+    def domain_xml(self, secrets: bool = True) -> str:
+        """The persistent XML (of a transient domain: the live one), with or without passwords."""
 
 
 class SnapshotInfoPort(ViewPort, Protocol):

@@ -83,7 +83,7 @@ def _all_of(guest: GuestFacts, host: Capabilities, limits: Limits, space: tuple[
     """Of each thing that was looked at, what was found, or that nothing was."""
     refusals = (refused(refusal.check, refusal.error, FAILED, refusal.disk) for refusal in guest.refusals)
     found = [*refusals, *_journal(guest), *_skipped(guest), *_open_folders(guest), *space, *_left(guest)]
-    found += [*_lacking(guest)]
+    found += _lacking(guest) if limits.own_copy else []
     if guest.view.active:
         found += [
             *_state(guest),
@@ -102,7 +102,8 @@ def _all_of(guest: GuestFacts, host: Capabilities, limits: Limits, space: tuple[
     sound = _FINE if guest.view.active else {**_FINE, **_FINE_OFF}
     unseen = any(refusal.check in (DISKS, IMAGES) for refusal in guest.refusals)
     told: list[Check] = []
-    for name, fine in sound.items():
+    for name, words in sound.items():
+        fine = "" if name == TARGET and not limits.own_copy else words
         of_name = [check for check in found if check.check == name]
         unsure = any(check.status != OK for check in of_name) or (unseen and name in _OF_DISKS)
         told += of_name if unsure or not fine else [*of_name, Check(name, OK, fine)]

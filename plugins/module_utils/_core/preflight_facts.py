@@ -71,12 +71,14 @@ class Reserve:
 
 @dataclass(frozen=True)
 class Limits:
-    """What counts as ready. `operation` is the kind of operation that the run would resume."""
+    """What counts as ready. `operation` is the kind of operation that the run would resume. Not `own_copy`: the user's
+    own tasks copy, wherever that may be."""
 
     max_chain: int
     reserve: Reserve
     quiesce: str
     operation: str
+    own_copy: bool = True
 
 
 @dataclass(frozen=True)

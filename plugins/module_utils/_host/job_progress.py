@@ -14,11 +14,14 @@ import os
 import syslog
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from .._core.job_state import JobState, Speed, in_phase
+from .._core.job_state import JobState, Speed, Word, in_phase
 from .._core.ports import Clock
 from .._core.text import shown
+from .command import failing
 from .job_store import LOG_BYTES, JobFolder
 
 #: Seconds between two writings of the state, and between two looks for an order.
@@ -100,6 +103,17 @@ class JobProgress:
     def stop(self, *_unused: object) -> None:
         """The handler of SIGTERM."""
         self._is_stopping = True
+
+    def hand_over(self, values: Mapping[str, Any]) -> None:
+        """Raises where the values cannot be written: nobody would ever come to know of them."""
+        with failing("Writing the values that the job %s hands over" % self._state.id):
+            self._folder.hand_over(values)
+
+    def word(self) -> Word | None:
+        return self._folder.word()
+
+    def take_back(self) -> Word | None:
+        return self._folder.take_back()
 
     def _write(self) -> None:
         self._written = self._clock.monotonic()

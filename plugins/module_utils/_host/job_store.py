@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from .._core.errors import VirtopsError
-from .._core.job_state import JobEnd, JobState, job_killed, parse_end, parse_state
+from .._core.job_state import JobEnd, JobState, Word, job_killed, parse_end, parse_state, parse_word
 from .locks import lock_directories
 from .procs import stuck_thread
 
@@ -120,6 +121,45 @@ class JobFolder:
 
     def is_told_to_stop(self) -> bool:
         return os.path.exists(os.path.join(self.path, "stop"))
+
+    def hand_over(self, values: Mapping[str, Any]) -> None:
+        """Let those who follow the job have these values, as it waits for their word."""
+        self.write("handed.json", json.dumps(values))
+
+    def handed_over(self) -> dict[str, Any] | None:
+        """The values, while the job waits for a word; else None."""
+        if self.word() is not None:
+            return None
+        text = self._read("handed.json")
+        return {**json.loads(text), "job": self.id} if text else None
+
+    def say(self, word: Word) -> Word:
+        """Tell the job this word, and return the one that counts: the first. OSError where it cannot be written."""
+        path = os.path.join(self.path, "word.json")
+        own = "word.%d" % os.getpid()
+        self.write(own, word.as_text())
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.link(os.path.join(self.path, own), path)
+        finally:
+            os.unlink(os.path.join(self.path, own))
+        return self.word() or word
+
+    def word(self) -> Word | None:
+        """What the job was told; None: nothing yet."""
+        text = self._read("word.json")
+        return parse_word(text) if text else None
+
+    def take_back(self) -> Word | None:
+        """No word counts from now on. Returns the one that came before."""
+        late = Word(False, "it came too late")
+        try:
+            first = self.say(late)
+        except OSError:  # then the next one cannot be written either, or nobody heeds it
+            first = self.word() or late
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self.path, "handed.json"))
+        return None if first == late else first
 
     def log_lines(self, most: int) -> list[str]:
         """The last lines of its log."""

@@ -109,12 +109,12 @@ class Domain:
         found = self._domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
         return tuple(snapshot.getXMLDesc(flags) for snapshot in found)
 
-    def domain_xml(self) -> str:
+    def domain_xml(self, secrets: bool = True) -> str:
         with mapped(f"Reading the definition of {self.name}"):
-            return self._again(lambda _domain: self._domain_xml())
+            return self._again(lambda _domain: self._domain_xml(secrets))
 
-    def _domain_xml(self) -> str:
-        flags = libvirt.VIR_DOMAIN_XML_SECURE
+    def _domain_xml(self, secrets: bool) -> str:
+        flags = libvirt.VIR_DOMAIN_XML_SECURE if secrets else 0
         if self._domain.isPersistent():
             flags |= libvirt.VIR_DOMAIN_XML_INACTIVE
         return str(self._domain.XMLDesc(flags))

@@ -40,7 +40,7 @@ from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
 from .._libvirt.restore import RestoreHost
 from .._service.guest import Guest
-from .job import LOCK_POLL, Job, JobRun, Lock, Unfinished, Work, describe_failure, describe_no_memory
+from .job import LOCK_POLL, HandedOver, Job, JobRun, Lock, Unfinished, Work, describe_failure, describe_no_memory
 from .specs import COMMON, DOMAIN, JOB, LOCK, ArgumentSpec, merged, numbers
 
 
@@ -279,6 +279,8 @@ def _finish(
         module.fail_json(**describe_no_memory(str(error)))
     except VirtopsError as error:
         module.fail_json(**describe_failure(error))
+    except HandedOver as handed:
+        module.exit_json(**words_shown(handed.result))
     except Unfinished as followed:
         module.exit_json(changed=False, running_job=followed.told)
     else:

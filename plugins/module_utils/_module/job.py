@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._core.errors import VirtopsError
-from .._core.job_state import Ended, JobEnd, JobState, describe, digest_of
+from .._core.job_state import Ended, JobEnd, JobState, Word, describe, digest_of, job_gone
 from .._core.model import Outcome
 from .._core.ports import Progress, Silent
 from .._core.text import shown, words_shown
 from .._host.clock import SystemClock
+from .._host.command import failing
 from .._host.job_fork import keep_code, start
 from .._host.job_progress import JobProgress
 from .._host.job_store import JobFolder, JobStore
@@ -44,15 +45,18 @@ Work = Callable[[Progress, Lock], Ended]
 
 @dataclass(frozen=True)
 class Job:
-    """Says that a module's work goes on when its connection is cut.
+    """Says that a module's work goes on when its connection is cut. Each gets the module's options.
 
     `wish`: what of the options has to be the same for a task to attach to another one's job that runs on the domain
     already. None: it never attaches, but waits for the lock as `lock_timeout` says. `is_order`: with these options it
-    is an order to another one's job, and so neither a job itself nor in need of the lock.
+    is an order to another one's job, and so neither a job itself nor in need of the lock. `hands_over`: its job waits
+    for a word in its middle. `word`: with these options it is that word, to the job `job_id`, which it then follows.
     """
 
-    wish: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    wish: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = lambda _params: None
     is_order: Callable[[Mapping[str, Any]], bool] = lambda _params: False
+    hands_over: Callable[[Mapping[str, Any]], bool] = lambda _params: False
+    word: Callable[[Mapping[str, Any]], Word | None] = lambda _params: None
 
 
 class Unfinished(Exception):
@@ -61,6 +65,14 @@ class Unfinished(Exception):
     def __init__(self, told: dict[str, Any]) -> None:
         super().__init__()
         self.told = told
+
+
+class HandedOver(Exception):
+    """The job waits for a word; `result` is what it has handed over."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        super().__init__()
+        self.result = result
 
 
 class JobBug(Exception):
@@ -96,6 +108,9 @@ class JobRun:
 
     def run(self, work: Work) -> Ended:
         """Begin the job, or find the one that an earlier call of this ID has begun, and follow it."""
+        word = self._job.word(self._params)
+        if word is not None:
+            return self._say(word)
         while True:
             try:
                 folder = self._begin(work)
@@ -124,6 +139,13 @@ class JobRun:
 
     def _without_job(self, work: Work, problem: OSError) -> Ended:
         """No merge may fail because there is no space for the job's files."""
+        if self._job.hands_over(self._params):
+            raise VirtopsError(
+                "no_job_folder",
+                "There is no place for the files of a job (%s), and without a job nobody could say that the copy is "
+                "complete" % problem,
+                "Make space in /run, then try again",
+            )
         ended = work(Silent(), self._lock)
         told = (
             "This task ran without a job of its own, so a lost connection would have ended it: there is no place for a "
@@ -145,6 +167,19 @@ class JobRun:
         folder, (alive, archive) = made
         start(folder, alive, archive, lambda: self._work(folder, work))
         return folder
+
+    def _say(self, word: Word) -> Ended:
+        """A call that is made again says the same again."""
+        folder, state = require_handed_over(self._params, self._store)
+        with failing("Telling the job %s that the copy has ended" % state.id):
+            first = folder.say(word)
+        end = follow(folder, self._left, past_word=True)
+        if end is None:
+            raise job_gone(state.id)
+        ended = outcome(end)
+        if not word.well:
+            raise _not_waiting(state, "it was told before that the copy is complete" if first.well else "it has ended")
+        return ended
 
     # -- in the job's process
 
@@ -169,9 +204,8 @@ class JobRun:
 
     @contextmanager
     def _held(self, progress: JobProgress, name: str, uuid: str) -> Iterator[None]:
-        digest = ""
-        if self._job.wish is not None:
-            digest = digest_of(self._state.module, self._params["uri"], uuid, self._job.wish(self._params))
+        wish = self._job.wish(self._params)
+        digest = "" if wish is None else digest_of(self._state.module, self._params["uri"], uuid, wish)
         with ExitStack() as stack:
             try:
                 stack.enter_context(self._lock(name, uuid))
@@ -184,10 +218,11 @@ class JobRun:
             yield
 
 
-def follow(folder: JobFolder, seconds: float | None) -> JobEnd | None:
+def follow(folder: JobFolder, seconds: float | None, past_word: bool = False) -> JobEnd | None:
     """The job's end. None where its folder goes away: it was locked out, and the call that began it tries again.
 
-    Raises Unfinished after so many seconds (None: never) of one that has the domain's lock, and `job_killed`.
+    Raises HandedOver while it waits for a word, unless `past_word`; Unfinished after so many seconds (None: never) of
+    one that has the domain's lock, and `job_killed`.
     """
     clock = SystemClock()
     began = clock.monotonic()
@@ -195,6 +230,9 @@ def follow(folder: JobFolder, seconds: float | None) -> JobEnd | None:
         end = folder.require_end()
         if end is not None:
             return end
+        handed = None if past_word else folder.handed_over()
+        if handed is not None:
+            raise HandedOver(handed)
         passed = clock.monotonic() - began
         state = folder.state()
         if state is None and passed >= _STILLBORN_SECONDS:
@@ -245,10 +283,36 @@ def stop(module: str, uuid: str, check: bool) -> Outcome:
         if check:
             continue
         folder.order_stop()
-        end = follow(folder, None)
+        end = follow(folder, None, past_word=True)
         if end is not None and end.error is not None and end.error.code != "stopped":
             raise end.error
     return Outcome(tuple(steps))
+
+
+def require_handed_over(params: Mapping[str, Any], store: JobStore) -> tuple[JobFolder, JobState]:
+    """The job `job_id`: it waits for a word, has got one, or has ended. Refuses one that never waited."""
+    folder = store.find(params["job_id"])
+    state = None if folder is None else folder.state()
+    if folder is None or state is None:
+        raise job_gone(params["job_id"])
+    if params["domain"] not in (state.domain, state.uuid):
+        raise VirtopsError(
+            "bad_option",
+            "The job %s is of the domain %s, and not of %s" % (state.id, state.domain, params["domain"]),
+            "Give the job_id that the task with copy: user has returned as job",
+        )
+    end = folder.require_end()
+    if folder.word() is None and folder.handed_over() is None and (end is None or end.ended is not None):
+        raise _not_waiting(state, "it does not wait for one" if end is None else "it has ended")
+    return folder, state
+
+
+def _not_waiting(state: JobState, why: str) -> VirtopsError:
+    return VirtopsError(
+        "copy_not_awaited",
+        "The job %s (%s of domain %s) heeds no word on a copy: %s" % (state.id, state.module, state.domain, why),
+        "Give the job_id that the task with copy: user has returned as job, and say only one word to each job",
+    )
 
 
 def outcome(end: JobEnd) -> Ended:

@@ -81,6 +81,8 @@ BACKUP: ArgumentSpec = {
     "method": {"type": "str", "choices": ["auto", "reflink", "copy", "convert"], "default": "auto"},
     "keep_backing": {"type": "bool", "default": False},
 }
+#: Who makes the copy.
+COPIER: ArgumentSpec = {"copy": {"type": "str", "choices": ["own", "user"], "default": "own"}}
 #: What a copy has besides.
 COPY: ArgumentSpec = {
     "verify": {"type": "bool", "default": True},

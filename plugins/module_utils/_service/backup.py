@@ -105,7 +105,7 @@ def order_of(
 ) -> CopyOrder:
     """How this base would be copied; refuses options that do not fit its image."""
     require_local(source.target, source.base)
-    return plan_copy(options, _facts(source, view, images, store))
+    return plan_copy(options, facts_of(source, view, images, store))
 
 
 def extras_of(view: DomainView, targets: frozenset[str], images: ImagePort, store: StorePort) -> Extras:
@@ -126,8 +126,9 @@ def _unfinished(parent: str, view: DomainView, store: StorePort) -> tuple[Unfini
     return unfinished
 
 
-def _facts(source: Source, view: DomainView, images: ImagePort, store: StorePort) -> SourceFacts:
-    """A block device holds no allocation that could be asked for: it counts with its whole size."""
+def facts_of(source: Source, view: DomainView, images: ImagePort, store: StorePort) -> SourceFacts:
+    """What the host says of a base; refuses one that no reader could copy. A block device holds no allocation that
+    could be asked for: it counts with its whole size."""
     looks = require_sound(view, source.target, Use.COPY, images)
     layers = [look.layer for look in looks]
     base = find(source.base.path, layers, images)
@@ -325,14 +326,14 @@ class Backup:
     def _plan(self, view: DomainView, selection: Selection, paths: SetPaths) -> _Plan:
         """Refuses whatever can be told before the first effect."""
         self._point.require_still(selection, view)
-        facts = tuple(_facts(source, view, self._images, self._store) for source in selection.sources)
+        facts = tuple(facts_of(source, view, self._images, self._store) for source in selection.sources)
         orders = tuple(plan_copy(self._options, fact) for fact in facts)
         unfinished = _unfinished(paths.parent, view, self._store)
         require_nobody_writes(unfinished, view, paths)
         stale = removable(unfinished, view.uuid, paths.partial)
         free = self._store.free_bytes(self._options.dest) + sum(partial.allocated for partial in stale)
         require_space(orders, free, self._options.dest)
-        locked = self._point.lockable(_locked(facts))
+        locked = self._point.lockable(locked_layers(facts))
         return _Plan(selection, paths, orders, locked, stale, self._extras(view, selection))
 
     def _extras(self, view: DomainView, selection: Selection) -> Extras:
@@ -375,7 +376,7 @@ class Backup:
         size = sum(found.allocated for found in copied.values())
         self._progress.step("copied %d disks, %d MiB, in %.1f s" % (len(copied), mib(size), seconds))
         view = self._require_unchanged(plan.selection)
-        self._store.write(directory, DOMAIN_XML, self._domain_xml(plan.selection, view))
+        self._store.write(directory, DOMAIN_XML, without_snapshot(self._domain, plan.selection, view))
         manifest = manifest.complete(copied, extras)
         self._store.write(directory, MANIFEST, _text(manifest.as_dict()))
         digests = {order.file: copied[order.target].runs for order in plan.orders}
@@ -453,11 +454,12 @@ class Backup:
         self._point.require_still(selection, view)
         return view
 
-    def _domain_xml(self, selection: Selection, view: DomainView) -> str:
-        """The definition as it was without the snapshot: a disk plugged into the live domain only is not in it."""
-        known = {disk.target for disk in (view.config_disks if view.persistent else view.disks)}
-        bases = {source.target: source.base for source in selection.sources if source.target in known}
-        return xml.without_data_files(xml.with_disk_layers(self._domain.domain_xml(), bases, drop_journal=True))
+
+def without_snapshot(domain: ViewPort, selection: Selection, view: DomainView, secrets: bool = True) -> str:
+    """The definition as it was without the snapshot: a disk plugged into the live domain only is not in it."""
+    known = {disk.target for disk in (view.config_disks if view.persistent else view.disks)}
+    bases = {source.target: source.base for source in selection.sources if source.target in known}
+    return xml.without_data_files(xml.with_disk_layers(domain.domain_xml(secrets), bases, drop_journal=True))
 
 
 def _text(manifest: dict[str, Any]) -> str:
@@ -470,7 +472,7 @@ def _paths_of(partial: Unfinished) -> SetPaths:
     return SetPaths(parent, os.path.join(parent, name[1:].partition(".")[0]), partial.path)
 
 
-def _locked(facts: tuple[SourceFacts, ...]) -> tuple[str, ...]:
+def locked_layers(facts: tuple[SourceFacts, ...]) -> tuple[str, ...]:
     """Each local layer that is read, once: disks may share a golden image."""
     layers: dict[str, Layer] = {layer.path: layer for fact in facts if fact.regular for layer in fact.layers}
     return tuple(sorted(path for path in layers if path.startswith("/")))

@@ -28,7 +28,8 @@ from .._core.ports import ImagePort, LiveBackupPort, ReaperPort
 from .._core.preflight_facts import AGENT, FAILED, WARNING, HostPort, Limits
 from .._core.refusals import require_going
 from .._core.snapshot import SnapshotOptions, SnapshotPlan
-from .backup import Backup, Point, refuse_early
+from . import users_copy
+from .backup import Backup, Point, SnapshotPoint, refuse_early
 from .foreseen import ForeseenDomain, ForeseenImages
 from .guest import Guest
 from .merge import Merge
@@ -38,6 +39,7 @@ from .offline import OfflinePoint
 from .preflight import Preflight, PreflightOptions
 from .recover import RecoverOptions, Recovery
 from .snapshot import ExternalSnapshot
+from .users_copy import UsersCopy
 
 #: The kind of the operation in the journal.
 KIND = "live_backup"
@@ -48,7 +50,8 @@ class LiveBackupOptions:
     """What the user asked for. The snapshot's name, where it is empty, is made of the time.
 
     `limits` are the preflight's, None for none. `bandwidth` is each merge's, in MiB/s. `resume_within` is in seconds:
-    the backup of an interrupted run that is no older counts as this one.
+    the backup of an interrupted run that is no older counts as this one. `users_copy`: for how many seconds the user's
+    own tasks may copy; 0: the copy is ours.
     """
 
     snapshot: SnapshotOptions
@@ -57,6 +60,7 @@ class LiveBackupOptions:
     bandwidth: int = 0
     deadline: Deadline = field(default_factory=Deadline)
     resume_within: int = 3600
+    users_copy: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class LiveBackup:
         self._window: list[float] = []
         #: The steps of the flows that have ended
         self._done: list[str] = []
+        #: What the snapshot gave to the result
+        self._taken = Outcome()
 
     def run(self, check: bool) -> Outcome:
         """Plan, and where not `check`, apply. Raises VirtopsError; the guest is then on its own images, or the error
@@ -103,7 +109,7 @@ class LiveBackup:
         off = not self._guest.domain.view().active
         options = self._options if off else self._named()
         warnings = self._look(options)
-        left = self._copy_flow(options.backup, self._guest).finish_left(check)
+        left = self._copying(options, self._guest).finish_left(check)
         backup = cast("dict[str, Any] | None", left.values["backup"])
         if backup is not None and self._is_young(stamp_of_iso(backup["times"]["snapshot"])):
             values = {**recovered.values, "backup": backup}
@@ -136,7 +142,10 @@ class LiveBackup:
                     raise
                 raise self._put_right(error) from error
 
-    def _finish(self, check: bool) -> Callable[[str], Outcome]:
+    def _finish(self, check: bool) -> Callable[[str], Outcome] | None:
+        if self._options.users_copy:  # nobody would copy what an interrupted run left: it is merged
+            return None
+
         def finish(snapshot: str) -> Outcome:
             wish = replace(self._options.backup, snapshot=snapshot)
             return self._copy_flow(wish, self._guest).run(check)
@@ -207,13 +216,14 @@ class LiveBackup:
     # -- the backup
 
     def _make(self, options: LiveBackupOptions) -> Outcome:
-        copied_by: Backup | None = None  # while its copy is not looked at
+        copied_by: Backup | UsersCopy | None = None  # while its copy is not looked at
         try:
             with self._phase("snapshot"):
                 taken = self._snapshot_flow(options).run(False)
             self._done += taken.steps
+            self._taken = taken
             self._window.append(self._guest.clock.monotonic())
-            flow = self._copy_flow(options.backup, self._guest)
+            flow = self._copying(options, self._guest)
             with self._phase("copy"):
                 copied = flow.copy(False)
             self._done += copied.steps
@@ -234,7 +244,7 @@ class LiveBackup:
             raise
         return _joined(taken, copied, merged, finished)
 
-    def _with_set(self, error: VirtopsError, flow: Backup) -> VirtopsError:
+    def _with_set(self, error: VirtopsError, flow: Backup | UsersCopy) -> VirtopsError:
         """The error of a merge, after which the copy is as good as before: a guest whose QEMU died in it may have no
         other backup. Without a verification the copy waits for the next run's."""
         try:
@@ -243,7 +253,9 @@ class LiveBackup:
         except VirtopsError as second:
             left, done = "Its backup was not verified: %s" % second, second.actions or ()
         else:
-            left = "Its backup is complete all the same: %s" % cast("dict[str, Any]", finished.values["backup"])["path"]
+            backup = cast("dict[str, Any] | None", finished.values["backup"])
+            what = "What your own tasks have copied" if backup is None else "Its backup"
+            left = "%s is complete all the same%s" % (what, "" if backup is None else ": %s" % backup["path"])
             done = finished.steps
         told = VirtopsError(error.code, str(error), left, error.partial)
         told.actions = (*(error.actions or ()), *done)
@@ -254,7 +266,8 @@ class LiveBackup:
         try:
             return self._copy_offline(options, check)
         except VirtopsError as error:
-            if check or error.code not in ("guest_started", "image_locked") or not self._guest.domain.view().active:
+            may_begin_anew = not check and error.code in ("guest_started", "image_locked") and not options.users_copy
+            if not may_begin_anew or not self._guest.domain.view().active:
                 raise
             told = "The guest was started while it was to be backed up, and is backed up with a snapshot: %s" % error
         options = self._named()
@@ -265,7 +278,7 @@ class LiveBackup:
     def _copy_offline(self, options: LiveBackupOptions, check: bool) -> Outcome:
         """Of a guest that is off. It leaves nothing that would have to be put right: a partial set at most."""
         point = OfflinePoint(options.snapshot, self._guest)
-        flow = self._copy_flow(options.backup, self._guest, point)
+        flow = self._copying(options, self._guest, point)
         with self._phase("copy"):
             copied = flow.copy(check)
         self._done += copied.steps
@@ -276,13 +289,7 @@ class LiveBackup:
             steps=copied.steps + finished.steps,
             before={"disks": disks, "backup": copied.before},
             after={"disks": disks, "backup": copied.after},
-            values={
-                "overlays": [],
-                "skipped_disks": [{"disk": it.target, "reason": it.reason} for it in point.plan.skipped],
-                "consistency": OFFLINE,
-                "freeze_ms": 0,
-                "backup": finished.values["backup"],
-            },
+            values={**_of_offline(point), **finished.values},
             warnings=copied.warnings + finished.warnings,
         )
 
@@ -295,7 +302,7 @@ class LiveBackup:
             domain=cast(LiveBackupPort, ForeseenDomain(self._guest.domain, self._guest.images, operation)),
             images=cast(ImagePort, ForeseenImages(self._guest.images, operation)),
         )
-        flow = self._copy_flow(options.backup, guest)
+        flow = self._copying(options, guest)
         copied = flow.copy(True)
         return _joined(taken, copied, self._merge_flow(options, guest).run(True), flow.finish(True))
 
@@ -316,9 +323,28 @@ class LiveBackup:
     def _snapshot_flow(self, options: LiveBackupOptions) -> ExternalSnapshot:
         def refuse(view: DomainView, plan: SnapshotPlan) -> None:
             bases = tuple(Source(disk.target, disk.base, disk.overlay) for disk in plan.disks)
-            refuse_early(options.backup, view, bases, self._guest.images, self._tools.store)
+            if options.users_copy:
+                users_copy.refuse_early(view, bases, self._guest.images, self._tools.store)
+            else:
+                refuse_early(options.backup, view, bases, self._guest.images, self._tools.store)
 
         return ExternalSnapshot(options.snapshot, self._guest, refuse)
+
+    def _copying(
+        self, options: LiveBackupOptions, guest: Guest[LiveBackupPort], offline: OfflinePoint | None = None
+    ) -> Backup | UsersCopy:
+        """What comes between the snapshot and the merge, or stands alone where the guest is off."""
+        if not options.users_copy:
+            return self._copy_flow(options.backup, guest, offline)
+        store, copier = self._tools.store, self._tools.copier
+        point = offline or SnapshotPoint(options.backup, guest.images)
+        return UsersCopy(options.users_copy, guest, store, copier, point, lambda: self._so_far(offline))
+
+    def _so_far(self, offline: OfflinePoint | None) -> dict[str, object]:
+        """The part of the result that is there before the copy."""
+        values = _of_snapshot(self._taken) if offline is None else _of_offline(offline)
+        before, after = ({"disks": side.get("disks")} for side in (self._taken.before, self._taken.after))
+        return {"actions": list(self._done), "diff": {"before": before, "after": after}, **values}
 
     def _copy_flow(self, wish: BackupOptions, guest: Guest[LiveBackupPort], point: Point | None = None) -> Backup:
         store, copier = self._tools.store, self._tools.copier
@@ -378,13 +404,26 @@ def _said(check: dict[str, Any]) -> str:
     return "%s%s" % ("%s: " % check["disk"] if check["disk"] else "", check["message"])
 
 
+def _of_offline(point: OfflinePoint) -> dict[str, object]:
+    return {
+        "overlays": [],
+        "skipped_disks": [{"disk": it.target, "reason": it.reason} for it in point.plan.skipped],
+        "consistency": OFFLINE,
+        "freeze_ms": 0,
+    }
+
+
+def _of_snapshot(taken: Outcome) -> dict[str, object]:
+    return {name: taken.values[name] for name in ("overlays", "skipped_disks", "consistency", "freeze_ms")}
+
+
 def _joined(taken: Outcome, copied: Outcome, merged: Outcome, finished: Outcome) -> Outcome:
-    values = {name: taken.values[name] for name in ("overlays", "skipped_disks", "consistency", "freeze_ms")}
+    values = _of_snapshot(taken)
     values |= {name: merged.values[name] for name in ("held_seconds", "suspended_seconds") if name in merged.values}
     return Outcome(
         steps=taken.steps + copied.steps + merged.steps + finished.steps,
         before={"disks": taken.before["disks"], "backup": copied.before},
         after={"disks": merged.after["disks"], "backup": copied.after},
-        values={**values, "backup": finished.values["backup"]},
+        values={**values, **finished.values},
         warnings=taken.warnings + copied.warnings + merged.warnings + finished.warnings,
     )

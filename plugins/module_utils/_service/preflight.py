@@ -55,6 +55,7 @@ from .observe import FileSet, chain_of_another, observe_view
 from .overlays import kept_for_others, require_place
 from .sound import require_sound
 from .strays import lost_operations, with_bases
+from .users_copy import refuse_early
 
 #: Errors of the host, and of no guest.
 _HOPELESS = ("connection_lost", "uri_unreachable", "missing_program")
@@ -157,9 +158,10 @@ class Preflight:
                 facts = replace(facts, skipped=off.skipped, disks=look.disks_off(view, off.disks))
         with look.noting(EXTRAS):
             facts = replace(facts, lacks=look.lacks(view, facts.disks))
-        with look.noting(TARGET):
-            target, reclaimed = look.target(view)
-            facts = replace(facts, target=target, reclaimed=reclaimed)
+        if self._options.limits.own_copy:
+            with look.noting(TARGET):
+                target, reclaimed = look.target(view)
+                facts = replace(facts, target=target, reclaimed=reclaimed)
         facts = self._with_libvirts_word(facts, look)
         return replace(facts, refusals=facts.refusals + tuple(look.refusals))
 
@@ -350,6 +352,9 @@ class _Look:
     def _order(self, view: DomainView, planned: PlannedDisk) -> CopyOrder | None:
         source = Source(planned.target, planned.base, planned.overlay)
         try:
+            if not self._options.limits.own_copy:
+                refuse_early(view, (source,), self._images, self._store)
+                return None
             return order_of(self._options.backup, source, view, self._images, self._store)
         except VirtopsError as error:
             self._note(TARGET, error, planned.target)

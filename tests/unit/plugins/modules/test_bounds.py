@@ -27,6 +27,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "block_commit": {"snapshot": "x"},
     "image_backup": {"snapshot": "x"},
     "live_backup": {"dest": "x"},
+    "preflight_info": {"dest": "x"},
 }
 
 

@@ -21,11 +21,12 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state import Ended
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state import Ended, Word
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import Progress
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.job_store import JobFolder, JobStore
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import DomainLock
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import (
+    HandedOver,
     Job,
     JobBug,
     JobRun,
@@ -242,6 +243,97 @@ def test_another_wish_waits_for_the_lock(place: Place, tmp_path: Path) -> None:
     assert place.store.find(OTHER_ID) is None
     threading.Timer(0.1, go.touch).start()
     assert place.call(lambda _unused: {"done": True}, job_id=OTHER_ID, lock_timeout=60).result == {"done": True}
+
+
+WAITS = Job(hands_over=lambda _params: True, word=lambda params: params.get("word"))
+
+
+def await_word(progress: Progress) -> dict[str, Any]:
+    """Work that hands over, and waits for a word, or for an order to stop."""
+    progress.hand_over({"bases": ["/a"]})
+    await_that(lambda: progress.word() or progress.is_stopping())
+    word = progress.take_back()
+    if word is None or not word.well:
+        raise VirtopsError("copy_failed", word.why if word else "no word", "Mend it")
+    return {"copied": True}
+
+
+def wait_for_word(place: Place) -> JobFolder:
+    with pytest.raises(HandedOver) as handed:
+        place.call(await_word, WAITS)
+    assert handed.value.result == {"bases": ["/a"], "job": ID}
+    folder = place.store.find(ID)
+    assert folder is not None
+    return folder
+
+
+def test_a_job_hands_over_and_goes_on_at_a_word(place: Place) -> None:
+    folder = wait_for_word(place)
+    with pytest.raises(HandedOver):  # the connection was cut, and the call is made again
+        place.call(await_word, WAITS)
+    for _unused in range(2):
+        assert place.call(await_word, WAITS, word=Word(True)).result == {"copied": True}
+    assert folder.handed_over() is None
+    # What was said first has counted
+    with pytest.raises(VirtopsError, match="before that the copy is complete") as refused:
+        place.call(await_word, WAITS, word=Word(False, "no"))
+    assert refused.value.code == "copy_not_awaited"
+
+
+def test_a_job_is_told_that_what_it_waits_for_failed(place: Place) -> None:
+    wait_for_word(place)
+    for word in (Word(False, "no route"), Word(True)):
+        with pytest.raises(VirtopsError, match="no route") as failed:
+            place.call(await_word, WAITS, word=word)
+        assert failed.value.code == "copy_failed"
+
+
+def test_a_stop_ends_the_wait_and_a_late_word_changes_nothing(place: Place) -> None:
+    folder = wait_for_word(place)
+    folder.order_stop()
+    await_that(lambda: not folder.is_alive())
+    assert folder.handed_over() is None
+    for word in (Word(True), Word(False, "late")):
+        with pytest.raises(VirtopsError, match="no word") as failed:
+            place.call(await_word, WAITS, word=word)
+        assert failed.value.code == "copy_failed"
+
+
+def test_a_killed_job_gets_no_word(place: Place) -> None:
+    folder = wait_for_word(place)
+    os.kill(pid_of(folder), signal.SIGKILL)
+    await_that(lambda: not folder.is_alive())
+    with pytest.raises(VirtopsError) as killed:
+        place.call(await_word, WAITS, word=Word(True))
+    assert killed.value.code == "job_killed"
+
+
+def test_a_word_is_only_for_the_job_that_waits_for_it(place: Place, tmp_path: Path) -> None:
+    wait_for_word(place)
+    for params, code in (({"domain": "db"}, "bad_option"), ({"job_id": OTHER_ID}, "no_such_job")):
+        with pytest.raises(VirtopsError) as refused:
+            place.call(await_word, WAITS, word=Word(True), **params)
+        assert refused.value.code == code
+    with pytest.raises(VirtopsError, match="Another task"):
+        place.call(await_word, WAITS, job_id=OTHER_ID)
+    place.call(await_word, WAITS, word=Word(True))
+    go = tmp_path / "go"
+    place.begin(until_file(go), job_id=OTHER_ID)
+    for why in ("does not wait", "has ended"):
+        with pytest.raises(VirtopsError, match=why) as refused:
+            place.call(await_word, WAITS, word=Word(True), job_id=OTHER_ID)
+        assert refused.value.code == "copy_not_awaited"
+        go.touch()
+        folder = place.store.find(OTHER_ID)
+        assert folder is not None
+        follow(folder, None)
+
+
+def test_without_a_place_for_jobs_nothing_is_handed_over(place: Place) -> None:
+    (place.folder / "jobs").write_text("in the way")
+    with pytest.raises(VirtopsError) as refused:
+        place.call(await_word, WAITS)
+    assert refused.value.code == "no_job_folder"
 
 
 @pytest.mark.parametrize("how", ["signal", "order"])

@@ -342,7 +342,7 @@ class FakeDomain:
     def current_snapshot(self) -> str | None:
         return next(reversed(self.records), None)
 
-    def domain_xml(self) -> str:
+    def domain_xml(self, secrets: bool = True) -> str:
         return "<domain/>"
 
     def snapshot_xmls(self, secure: bool) -> tuple[str, ...]:

@@ -201,8 +201,10 @@ class FakeHost:
     def hold(self, paths: tuple[str, ...]) -> Iterator[None]:
         self._call("hold")
         self.held = set(paths)
-        yield
-        self.held = set()
+        try:
+            yield
+        finally:
+            self.held = set()
 
     def copy_all(
         self, orders: tuple[CopyOrder, ...], directory: str, parallel: int, watch: Callable[[], None], told: Told
@@ -265,7 +267,7 @@ class FakeDomain:
     def snapshots(self) -> tuple[()]:
         raise AssertionError("a backup goes by the journal")
 
-    def domain_xml(self) -> str:
+    def domain_xml(self, secrets: bool = True) -> str:
         disks = "".join(
             "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s'/>"
             "<target dev='%s'/></disk>" % (overlay(target).path, target)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state import Word
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, FileIdentity, Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import Silent
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, Reserve
@@ -36,11 +38,24 @@ SET = "/srv/backup/vm/20261120T120000Z"
 
 
 class Progress(Silent):
-    """Remembers the phases; `stops` says whether the job is told to end."""
+    """Remembers the phases; `stops` says whether the job is told to end, `says` the word on the user's copy."""
 
     def __init__(self) -> None:
         self.phases: list[str] = []
         self.stops: Callable[[], bool] = lambda: False
+        self.says: Callable[[], Word | None] = lambda: None
+        self.handed: dict[str, Any] | None = None
+        self.waits = False
+
+    def hand_over(self, values: Mapping[str, Any]) -> None:
+        self.handed, self.waits = dict(values), True
+
+    def word(self) -> Word | None:
+        return self.says()
+
+    def take_back(self) -> Word | None:
+        self.waits = False
+        return None
 
     def phase(self, name: str) -> None:
         self.phases.append(name)
@@ -72,7 +87,7 @@ class Lab(test_merge.MergeLab):
         self.host = Host(self.images)  # type: ignore[arg-type]
         self.domain.domain_xml = self._definition  # type: ignore[method-assign]
 
-    def _definition(self) -> str:
+    def _definition(self, secrets: bool = True) -> str:
         disks = "".join(
             "<disk type='file' device='disk'><driver name='qemu' type='%s'/><source file='%s'/>"
             "<target dev='%s'/></disk>" % (chain[0].format, chain[0].path, target)
@@ -307,3 +322,116 @@ def test_a_snapshot_that_the_user_keeps_is_not_merged(lab: Lab) -> None:
     assert lab.fails().code == "snapshot_differs"
     assert lab.domain.calls == []
     assert lab.store.sets == {}
+
+
+# The user's own copy
+
+
+def users(lab: Lab, says: Callable[[], Word | None] = lambda: Word(True), check: bool = False) -> Outcome:
+    lab.progress.says = says
+    return lab.back_up(check, users_copy=60)
+
+
+def users_failure(lab: Lab, says: Callable[[], Word | None]) -> VirtopsError:
+    with pytest.raises(VirtopsError) as caught:
+        users(lab, says)
+    assert lab.whole()
+    assert lab.store.sets == {}
+    assert not lab.progress.waits
+    assert lab.store.held == set()
+    return caught.value
+
+
+def test_the_users_copy(lab: Lab) -> None:
+    """The bases stand still and are locked while they are handed over; no set is made."""
+    seen: list[object] = []
+
+    def says() -> Word | None:
+        chains = {target: [layer.path for layer in disk.chain] for target, disk in lab.domain.live.items()}
+        bases = {base["disk"]: base["path"] for base in (lab.progress.handed or {})["bases"]}
+        seen.append(all(chains[target][1] == path for target, path in bases.items()))
+        seen.append(set(bases.values()) <= lab.store.held)
+        return Word(True) if lab.clock.seconds > 30 else None
+
+    planned = users(lab, says, check=True)
+    assert (lab.progress.handed, lab.domain.calls) == (None, ["agent_ping"])
+    done = users(lab, says)
+    assert all(seen)
+    assert done.steps == planned.steps
+    assert (done.before, done.after) == (planned.before, planned.after)
+    assert done.values.keys() == planned.values.keys()
+    assert (done.values["copied"], planned.values["copied"], done.values["backup"]) == (True, False, None)
+    handed = lab.progress.handed
+    assert handed is not None
+    assert handed["bases"] == done.values["bases"] == planned.values["bases"]
+    assert [sorted(base) for base in handed["bases"]] == [
+        ["disk", "format", "needs", "path", "size", "virtual_size"] for _unused in range(2)
+    ]
+    assert (handed["copied"], handed["taken"], handed["consistency"]) == (False, "20261120T120000Z", "filesystem")
+    assert set(handed["actions"]) < set(done.steps)
+    assert "overlay" not in handed["domain_xml"]
+    assert json.loads(json.dumps(handed)) == handed
+    assert lab.whole()
+    assert lab.store.sets == {}
+
+
+def test_the_users_copy_failed(lab: Lab) -> None:
+    error = users_failure(lab, lambda: Word(False, "Run rsync: no route."))
+    assert error.code == "copy_failed"
+    assert "failed: Run rsync: no route. " in str(error)
+    assert "no overlay is left" in str(error)
+
+
+def test_nobody_says_that_the_bases_are_copied(lab: Lab) -> None:
+    """The controller died, or the tasks take too long."""
+    error = users_failure(lab, lambda: None)
+    assert error.code == "copy_unreported"
+    assert 60 <= lab.clock.seconds < 70
+
+
+def test_a_stop_while_the_user_copies(lab: Lab) -> None:
+    lab.progress.stops = lambda: lab.progress.waits
+    assert users_failure(lab, lambda: None).code == "stopped"
+
+
+def test_the_overlays_come_before_the_users_copy(lab: Lab) -> None:
+    def says() -> Word | None:
+        lab.images.free = 1
+        return None
+
+    assert users_failure(lab, says).code == "overlay_space"
+
+
+def test_a_base_that_was_written_to_is_no_copy(lab: Lab) -> None:
+    def says() -> Word | None:
+        lab.images.written |= {base["path"]: 1 for base in (lab.progress.handed or {})["bases"]}
+        return Word(True)
+
+    assert users_failure(lab, says).code == "base_modified"
+
+
+def test_a_kill_while_the_user_copies(lab: Lab) -> None:
+    """There is nobody any more who would copy what was left: it is merged, and begun anew."""
+
+    def says() -> Word | None:
+        raise Died("says")
+
+    with pytest.raises(Died):
+        users(lab, says)
+    lab.domain.revive()
+    assert not lab.whole()
+    planned = users(lab, check=True)
+    assert planned.steps[-1] == "then back up the domain anew"
+    done = users(lab)
+    assert done.values["copied"]
+    assert [operation["phase"] for operation in done.values["recovered"]] == ["created"]  # type: ignore[attr-defined]
+    assert lab.whole()
+
+
+def test_the_users_copy_outlives_a_failed_merge(lab: Lab) -> None:
+    """The bases were its point in time until the merge began."""
+    lab.progress.says = lambda: Word(True)
+    lab.domain.fail["start_commit"] = VirtopsError("job_running", "It is busy", "Wait")
+    error = lab.fails(users_copy=60)
+    assert error.code == "job_running"
+    assert str(error).endswith("What your own tasks have copied is complete all the same.")

@@ -12,6 +12,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state import Word
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Layer, OtherImages
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskOptions, SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_backup import KIND
@@ -226,3 +227,36 @@ def test_a_stop_is_heeded(lab: OffLab) -> None:
     lab.progress.stops = lambda: True
     assert lab.fails().code == "stopped"
     assert lab.store.calls.count("copy_all") == 1
+
+
+def test_the_users_copy(lab: OffLab) -> None:
+    held: list[set[str]] = []
+
+    def says() -> Word:
+        held.append(set(lab.store.held))
+        return Word(True)
+
+    lab.progress.says = says
+    planned = lab.back_up(check=True, users_copy=60)
+    done = lab.back_up(users_copy=60)
+    assert done.steps == planned.steps
+    assert done.values.keys() == planned.values.keys()
+    assert (done.values["copied"], done.values["consistency"], done.values["overlays"]) == (True, "offline", [])
+    handed = lab.progress.handed or {}
+    assert (handed["consistency"], handed["freeze_ms"], handed["bases"]) == ("offline", 0, done.values["bases"])
+    assert held == [{"/img/a.raw", "/img/b.qcow2", "/img/golden.raw"}]
+    assert (lab.store.sets, lab.store.held, lab.untouched()) == ({}, set(), True)
+
+
+@pytest.mark.parametrize("happens", [start, start_and_stop])
+def test_the_users_copy_of_one_that_was_started_meanwhile(lab: OffLab, happens: Any) -> None:
+    """Nobody would copy it again, with a snapshot: this job has told what it hands over."""
+    lab.images.without_locks.add("/img/a.raw")
+
+    def says() -> Word:
+        happens(lab)
+        return Word(True)
+
+    lab.progress.says = says
+    assert lab.fails(users_copy=60).code == "guest_started"
+    assert (lab.store.held, lab.progress.waits) == (set(), False)
