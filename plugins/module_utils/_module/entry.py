@@ -141,10 +141,8 @@ def run_restore_module(
     if module.check_mode:
         run = functools.partial(work, Silent(), lambda _name, _uuid: nullcontext())
     else:
-        name = module._name.rpartition(".")[2]
         params = {**module.params, "domain": subject(module.params)}
-        job = JobRun(name, params, Job(), _locked, system_log=not module.no_log)
-        run = functools.partial(job.run, work)
+        run = functools.partial(_restore_as_job, module, params, work)
     _finish(module, argument_spec, flow, run)
 
 
@@ -172,6 +170,11 @@ def _locked(_name: str, uuid: str) -> Iterator[None]:
 def _as_job(module: AnsibleModule, job: Job, work: Work) -> Ended:
     name = module._name.rpartition(".")[2]
     return JobRun(name, module.params, job, _locked, system_log=not module.no_log).run(work)
+
+
+def _restore_as_job(module: AnsibleModule, params: Mapping[str, Any], work: Work) -> Ended:
+    name = module._name.rpartition(".")[2]
+    return JobRun(name, params, Job(), _locked, system_log=not module.no_log).run(work)
 
 
 def _when_free(seconds: int, run: Callable[[], Ended]) -> Ended:
