@@ -12,9 +12,10 @@ version_added: 0.1.0
 author: virtops.libvirt contributors (@virtops)
 description:
   - The modules that may take long (M(virtops.libvirt.live_backup), M(virtops.libvirt.image_backup),
-    M(virtops.libvirt.backup_restore), M(virtops.libvirt.block_commit), M(virtops.libvirt.block_pull),
-    M(virtops.libvirt.image_convert), M(virtops.libvirt.snapshot_external) and M(virtops.libvirt.snapshot_internal))
-    work in a job on the hypervisor. A job goes on to its end if the connection is cut or the controller dies.
+    M(virtops.libvirt.backup_restore), M(virtops.libvirt.backup_verify), M(virtops.libvirt.block_commit),
+    M(virtops.libvirt.block_pull), M(virtops.libvirt.image_convert), M(virtops.libvirt.snapshot_external) and
+    M(virtops.libvirt.snapshot_internal)) work in a job on the hypervisor. A job goes on to its end if the connection is
+    cut or the controller dies.
   - This module lists the running jobs, and those that ended in the last day. With O(id) it shows the log and the result
     of one job, and with O(wait) it waits for its end first.
   - The jobs of other users of the hypervisor are not shown.
@@ -79,7 +80,9 @@ jobs:
       description: The module whose work it does.
       type: str
     domain:
-      description: The domain that it works on, with RV(ignore:name) and RV(ignore:uuid).
+      description:
+        - The domain that it works on, with RV(ignore:name) and RV(ignore:uuid). Both are empty for
+          M(virtops.libvirt.backup_verify), which works on sets.
       type: dict
     started:
       description: When it began, in UTC.

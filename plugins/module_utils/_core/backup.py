@@ -136,7 +136,8 @@ Told = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class VerifyOrder:
     """One file of a set to be read back: with `from_disk` past the page cache. `format` is that of an image whose own
-    tables are checked; a file without `target` is none that progress is told of."""
+    tables are checked; a file without `target` is none that progress is told of. `virtual_size`: the image must have
+    it, and stand alone but for `backing`. `rate_limit` is bytes/s, 0: no limit."""
 
     file: str
     bytes: int | None = None
@@ -145,14 +146,18 @@ class VerifyOrder:
     runs: tuple[Run, ...] | None = None
     sha256: str | None = None
     from_disk: bool = True
+    virtual_size: int | None = None
+    backing: Layer | None = None
+    rate_limit: int = 0
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was read; not `from_disk` where the file system's cache cannot be passed by."""
+    """What was read; not `from_disk` where the file system's cache cannot be passed by. `problem`: see `check_all`."""
 
     sha256: str
     from_disk: bool = True
+    problem: str = ""
 
 
 @dataclass(frozen=True)

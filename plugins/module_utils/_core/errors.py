@@ -19,7 +19,7 @@ class VirtopsError(Exception):
 
     `code` is stable across releases (it is the module result's `error_code`). `partial` tells, per
     disk, what had been done before the failure, where that can be. `actions` are the steps that were done, None where
-    no flow had begun.
+    no flow had begun. `told` is what else the result has.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class VirtopsError(Exception):
         self.remedy = remedy
         self.partial = partial
         self.actions = None if actions is None else tuple(actions)
+        self.told: dict[str, Any] = {}
 
     def __str__(self) -> str:
         return "%s %s" % (_sentence(self.cause), _sentence(self.remedy))

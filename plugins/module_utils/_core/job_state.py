@@ -41,8 +41,13 @@ class JobState:
 
     @property
     def has_begun(self) -> bool:
-        """The domain's lock is held."""
-        return self.uuid != ""
+        """The domain's lock is held; one that works on no domain needs none."""
+        return bool(self.uuid or self.pid)
+
+    @property
+    def words(self) -> str:
+        """What it does."""
+        return "%s of domain %s" % (self.module, self.domain) if self.domain else self.module
 
     def as_text(self) -> str:
         """JSON."""
@@ -85,6 +90,7 @@ class JobEnd:
         if self.error is not None:
             values["error"] = [self.error.code, self.error.cause, self.error.remedy, self.error.partial]
             values["actions"] = self.error.actions
+            values["told"] = self.error.told
         texts = {"no_memory": self.no_memory, "bug": self.bug, "attached": self.attached}
         return json.dumps({**values, **{name: text for name, text in texts.items() if text}})
 
@@ -110,6 +116,7 @@ def parse_end(text: str) -> JobEnd:
         values["ended"] = Ended(values["ended"]["result"], tuple(values["ended"]["warnings"]))
     if "error" in values:
         values["error"] = VirtopsError(*values["error"])
+        values["error"].told = values.pop("told", {})
         actions = values.pop("actions")
         values["error"].actions = None if actions is None else tuple(actions)
     return JobEnd(**values)
@@ -181,8 +188,8 @@ def job_killed(state: JobState, log: str) -> VirtopsError:
     """For a job whose process is gone, and that left no word of how it ended."""
     return VirtopsError(
         "job_killed",
-        "The job %s (%s of domain %s) was ended from outside%s"
-        % (state.id, state.module, state.domain, " in the phase %r" % state.phase if state.phase else ""),
+        "The job %s (%s) was ended from outside%s"
+        % (state.id, state.words, " in the phase %r" % state.phase if state.phase else ""),
         "Run the same task again: it finishes or undoes what was begun. How far the job came is in %s on the hypervisor"
         % log,
     )

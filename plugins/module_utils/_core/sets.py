@@ -13,18 +13,21 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from .backup import DIGESTS, DOMAIN_XML, MANIFEST, SUMS
 from .backup_set import iso8601, stamp_of_iso
+from .journal import epoch
 from .manifest import NewerSchema, parse_manifest
 
 #: Of a complete set, outside of its manifest and its sums: what was found out later.
 NOTES = "notes.json"
 #: Bytes of it, at most.
 NOTES_LIMIT = 1 << 16
-_WORDS_LIMIT = 4096
+#: Characters of the words of a note, at most.
+NOTES_WORDS = 4096
 
 COMPLETE = "complete"
 #: Under way, interrupted, or half removed.
@@ -37,9 +40,9 @@ FOREIGN = "foreign"
 UNKNOWN = "unknown"
 
 #: The name of a complete set: its point in time.
-STAMP = re.compile(r"\d{8}T\d{6}Z")
+STAMP = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 #: A set under way, which has its manifest not yet where it is named after a host, too; and one that is being removed.
-_HIDDEN = re.compile(r"\.(\d{8}T\d{6}Z)(?:\.[0-9a-f]+)?\.(partial|removing)")
+_HIDDEN = re.compile(r"\.([0-9]{8}T[0-9]{6}Z)(?:\.[0-9a-f]+)?\.(partial|removing)")
 REMOVING = ".removing"
 
 
@@ -109,6 +112,18 @@ class BackupSet:
         return self.path.endswith(REMOVING)
 
 
+@dataclass(frozen=True)
+class OpenSet:
+    """A set that is held: `directory` leads to it whatever it is renamed to. `found` is what it is now, but for its
+    chain, `files` the bytes of each file in it; `sums` and `domain_xml` are None where they cannot be read."""
+
+    directory: str
+    found: BackupSet
+    files: Mapping[str, int]
+    sums: bytes | None
+    domain_xml: bytes | None
+
+
 class SetsPort(Protocol):
     """The sets in a dest. Raises `copy_stalled` where the target does not answer."""
 
@@ -119,6 +134,12 @@ class SetsPort(Protocol):
         `dest_missing` and the like, where `dest` cannot be read.
         """
 
+    def open(self, path: str) -> OpenSet | None:
+        """Hold one until it is closed; None where it is gone."""
+
+    def close(self, path: str) -> bool:
+        """Let go of it. Is it still there, by its name?"""
+
     def note(self, path: str, notes: Notes) -> None:
         """Note this in the set, and leave what else is noted there: what is None in `notes` says nothing."""
 
@@ -127,6 +148,15 @@ class SetsPort(Protocol):
 
 
 # Reading one
+
+
+def valid_stamp(text: str) -> str | None:
+    """The time, if it is one: 20261320T120000Z is none."""
+    if STAMP.fullmatch(text):
+        with suppress(ValueError):
+            epoch(text)
+            return text
+    return None
 
 
 def is_shaped(name: str) -> bool:
@@ -139,7 +169,7 @@ def judge(path: str, files: Mapping[str, int], manifest: bytes | None, notes: by
     there are none). The chain that it stands on is looked at by `with_chains`."""
     name = os.path.basename(path)
     hidden = _HIDDEN.fullmatch(name)
-    found = BackupSet(path, FOREIGN, taken=hidden.group(1) if hidden else name if STAMP.fullmatch(name) else None)
+    found = BackupSet(path, FOREIGN, taken=valid_stamp(hidden.group(1) if hidden else name))
     if manifest is None:
         return _without_manifest(found, files, hidden)
     try:
@@ -168,8 +198,7 @@ def judge(path: str, files: Mapping[str, int], manifest: bytes | None, notes: by
         return replace(found, state=DAMAGED, why=why)
     if said["times"]["finished"] is None:
         return replace(found, state=DAMAGED, why="Its %s is that of a set under way" % MANIFEST)
-    lost = [_why_lost(file, size, files) for file, size in expected_files(said).items()]
-    why = "; ".join(words for words in lost if words)
+    why = "; ".join(lost_files(said, files).values())
     return replace(found, state=DAMAGED if why else COMPLETE, why=why)
 
 
@@ -183,6 +212,12 @@ def expected_files(manifest: Mapping[str, Any]) -> dict[str, int | None]:
     for entry in (*nvram, *manifest.get("extras", ()), *manifest["disks"]):
         found[entry["file"]] = entry["bytes"]
     return found
+
+
+def lost_files(manifest: Mapping[str, Any], files: Mapping[str, int]) -> dict[str, str]:
+    """The files that are missing or have another length, and the words for each."""
+    lost = {file: _why_lost(file, size, files) for file, size in expected_files(manifest).items()}
+    return {file: words for file, words in lost.items() if words}
 
 
 def _without_manifest(found: BackupSet, files: Mapping[str, int], hidden: re.Match[str] | None) -> BackupSet:
@@ -210,8 +245,7 @@ def _why_lost(file: str, size: int | None, files: Mapping[str, int]) -> str:
 
 
 def _stamp(text: str | None) -> str | None:
-    stamp = stamp_of_iso(text or "")
-    return stamp if STAMP.fullmatch(stamp) else None
+    return valid_stamp(stamp_of_iso(text or ""))
 
 
 # Reading several
@@ -248,6 +282,22 @@ def is_of(found: BackupSet, domain: str) -> bool:
     return domain in (found.domain, found.uuid, os.path.basename(os.path.dirname(found.path)))
 
 
+def strangers(sets: Iterable[BackupSet]) -> dict[str, str]:
+    """Of folders with whole sets of several domains: those that are not of the newest one's, and the words for each.
+    By name nobody can tell them apart."""
+    newest: dict[str, BackupSet] = {}
+    whole = [found for found in sets if found.state == COMPLETE]
+    for found in whole:
+        newest[os.path.dirname(found.path)] = found
+    words = "It is of the domain with the UUID %s, and the newest set of this name, %s, of that with the UUID %s"
+    latest = [(found, newest[os.path.dirname(found.path)]) for found in whole]
+    return {
+        found.path: words % (found.uuid, os.path.basename(last.path), last.uuid)
+        for found, last in latest
+        if found.uuid != last.uuid
+    }
+
+
 # Notes
 
 
@@ -281,10 +331,10 @@ def _note(said: object) -> Note | None:
     if not isinstance(said, dict):
         raise ValueError("no object")
     stamp, ok, words = (said.get(name) for name in Note._fields)
-    if not isinstance(stamp, str) or not STAMP.fullmatch(stamp) or not isinstance(ok, bool):
+    if not isinstance(stamp, str) or valid_stamp(stamp) is None or not isinstance(ok, bool):
         raise ValueError("no note")
-    if not isinstance(words, str) or len(words) > _WORDS_LIMIT:
-        raise ValueError("no words of at most %d characters" % _WORDS_LIMIT)
+    if not isinstance(words, str) or len(words) > NOTES_WORDS:
+        raise ValueError("no words of at most %d characters" % NOTES_WORDS)
     return Note(stamp, ok, words)
 
 
@@ -296,3 +346,37 @@ def _notes(data: bytes | None, when_made: bool) -> Notes:
         return replace(parse_notes(data), when_made=when_made)
     except ValueError:
         return Notes()
+
+
+# Words and data
+
+
+def describe_set(found: BackupSet, now: str) -> dict[str, Any]:
+    """A set as results show it; `now` is the time that its age is told at."""
+    said = found.manifest or {}
+    return {
+        "path": found.path,
+        "state": found.state,
+        "why": found.why,
+        "domain": {"name": found.domain, "uuid": found.uuid},
+        "hypervisor": said.get("hypervisor", ""),
+        "taken": iso8601(found.taken),
+        "finished": iso8601(found.finished),
+        "age": None if found.taken is None else epoch(now) - epoch(found.taken),
+        "consistency": said.get("consistency"),
+        "size": found.size,
+        "allocated": found.allocated,
+        "base": found.base,
+        "disks": [
+            {name: disk[name] for name in ("target", "format", "virtual_size", "file", "bytes")}
+            for disk in said.get("disks", ())
+        ],
+        "lacks": list(said.get("lacks", ())),
+        "verified": found.is_verified,
+        "last_verified": _told(found.notes.verified),
+        "last_booted": _told(found.notes.booted),
+    }
+
+
+def _told(note: Note | None) -> dict[str, Any] | None:
+    return None if note is None else {"time": iso8601(note.stamp), "ok": note.ok, "message": note.words}

@@ -19,7 +19,9 @@ _FOOLING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 #: The keys of a result under which there are words for people. What is under others, as names and paths, has to stay
 #: as it is: other tasks use it.
-_WORDS = frozenset({"actions", "error", "journal_error", "message", "msg", "reason", "remedy", "warnings"})
+_WORDS = frozenset(
+    {"actions", "error", "journal_error", "message", "msg", "problems", "reason", "remedy", "warnings", "why"}
+)
 
 
 def shown(text: str) -> str:

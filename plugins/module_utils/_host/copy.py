@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 import threading
@@ -75,6 +76,14 @@ class ImageCopier:
             tasks[order.file] = work, _Verification(order, directory, work).run
         return self._run_all(tasks, directory, parallel)
 
+    def check_all(self, orders: tuple[VerifyOrder, ...], directory: str, parallel: int) -> dict[str, Verified]:
+        """The work of `_core.verification.CheckPort`. A complete set has no lease that were to be renewed."""
+        tasks: dict[str, tuple[_Work, Callable[[], Verified]]] = {}
+        for order in orders:
+            work = _Work(order.target)
+            tasks[order.file] = work, functools.partial(_checked, _Verification(order, directory, work), directory)
+        return self._run_all(tasks, directory, parallel, renew=False)
+
     def restore_all(self, orders: tuple[RestoreOrder, ...], directory: str, parallel: int) -> dict[str, int]:
         """Likewise, out of a set, which stays untouched: the bytes that each file takes, by its name in the set."""
         tasks = {}
@@ -117,6 +126,16 @@ class ImageCopier:
                 renewed = self._clock.monotonic()
                 with contextlib.suppress(OSError):
                     os.utime(directory)
+
+
+def _checked(verification: _Verification, directory: str) -> Verified:
+    """What is wrong with a file is found; that nobody can look at it is a failure."""
+    try:
+        return verification.run()
+    except VirtopsError as error:
+        if error.code in ("missing_program", "no_memory", "permission_denied"):
+            raise
+        return Verified("", problem=error.cause.replace(directory, shown(directory)))
 
 
 def _in_slot(slots: CopySlots, work: _Work, task: Callable[[], _Result]) -> _Result:
@@ -336,15 +355,29 @@ class _Verification:
             self._work.begin(found.st_blocks * 512)
             if order.bytes not in (None, found.st_size):
                 raise self._differs("it has %d bytes instead of %s" % (found.st_size, order.bytes))
-            sha256, from_disk = read_back(
-                self._path, order.runs, self._work.check, self._work.told, from_disk=order.from_disk
-            )
+            pace = Pace(order.rate_limit, SystemClock())
+
+            def told(count: int) -> None:
+                self._work.told(count)
+                pace.sent(count)
+
+            sha256, from_disk = read_back(self._path, order.runs, self._work.check, told, from_disk=order.from_disk)
             if order.sha256 not in (None, sha256):
                 raise self._differs("its SHA-256 is %s instead of %s" % (sha256, order.sha256))
             if order.format == "qcow2":
                 argv = ["qemu-img", "check", "-U", "-q", "-f", order.format, self._path]
                 _qemu(argv, self._subject, "verify_failed", self._work, _CHECK_FINE)
+            if order.virtual_size is not None:
+                self._require_image(order.virtual_size)
         return Verified(sha256, from_disk)
+
+    def _require_image(self, virtual_size: int) -> None:
+        info = Images().info(self._path, self._order.format)
+        if info.virtual_size != virtual_size:
+            raise self._differs("its virtual size is %d instead of %d" % (info.virtual_size, virtual_size))
+        why = why_not_alone(info, self._order.backing)
+        if why:
+            raise self._differs(why)
 
     def _differs(self, why: str) -> VirtopsError:
         return VirtopsError(

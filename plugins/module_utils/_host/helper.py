@@ -30,6 +30,7 @@ from .._core.errors import VirtopsError
 from .._core.ports import Clock
 from .._core.restore import OpenSet, RestoreOrder, SetPort
 from .._core.sets import SetsPort
+from .._core.verification import CheckPort
 from .clock import SystemClock
 from .command import child_environment, failing
 from .image_lock import ImageLock
@@ -197,6 +198,14 @@ class HelpedCopier:
         )
         return found
 
+    def check_all(
+        self, orders: tuple[VerifyOrder, ...], directory: str, parallel: int, watch: Callable[[], None], told: Told
+    ) -> dict[str, Verified]:
+        found: dict[str, Verified] = self._helper.call(
+            "copier.check_all", orders, directory, parallel, watch=watch, told=told
+        )
+        return found
+
 
 @contextlib.contextmanager
 def backup_target(stall_timeout: float, clock: Clock | None = None) -> Iterator[tuple[StorePort, CopyPort]]:
@@ -209,9 +218,9 @@ def backup_target(stall_timeout: float, clock: Clock | None = None) -> Iterator[
 
 
 @contextlib.contextmanager
-def backup_sets(stall_timeout: float, clock: Clock | None = None) -> Iterator[tuple[SetsPort, CopyPort]]:
+def backup_sets(stall_timeout: float, clock: Clock | None = None) -> Iterator[tuple[SetsPort, CheckPort]]:
     """The sets that lie in a target, and reading them back; likewise."""
-    helper = Helper(stall_timeout, clock)
+    helper = Helper(stall_timeout, clock, "work on the backup sets")
     try:
         yield cast(SetsPort, _Proxy(helper, "sets")), HelpedCopier(helper)
     finally:

@@ -49,11 +49,11 @@ class JobProgress:
         return self._state
 
     def begin(self, name: str, uuid: str, digest: str) -> None:
-        """The lock of this domain is held from now on."""
+        """The lock of this domain is held from now on; both are "" where it works on none."""
         with self._lock:
             self._state = replace(self._state, domain=name, uuid=uuid, digest=digest, pid=os.getpid())
             self._write()
-        self.step("began %s of domain %s (%s)" % (self._state.module, name, uuid))
+        self.step("began %s%s" % (self._state.words, " (%s)" % uuid if uuid else ""))
 
     def phase(self, name: str) -> None:
         """The one before it is over: its seconds and bytes go to the log."""

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .._core.backup import MANIFEST
+from .._core.backup import MANIFEST, SUMS
 from .._core.errors import VirtopsError
 from .._core.manifest import MANIFEST_LIMIT
 from .._core.sets import (
@@ -30,6 +30,7 @@ from .._core.sets import (
     STAMP,
     BackupSet,
     Notes,
+    OpenSet,
     build_notes,
     is_of,
     is_shaped,
@@ -39,11 +40,19 @@ from .._core.sets import (
     with_chains,
 )
 from .command import os_failure
-from .folders import held, reach, reach_own, read_plain, require_plain_path, way_to
+from .folders import held, is_at, reach, reach_own, read_plain, require_plain_path, way_to
+
+#: Bytes of SHA256SUMS and of a domain's definition, at most.
+SUMS_LIMIT = 1 << 20
+XML_LIMIT = 16 << 20
 
 
 class BackupSets:
     """Implements `_core.sets.SetsPort`."""
+
+    def __init__(self) -> None:
+        #: Descriptors of the domain's folder and of the set, by its path
+        self._open: dict[str, tuple[int, int]] = {}
 
     def list(self, dest: str, domain: str | None) -> tuple[BackupSet, ...]:
         """Only folders with a set of ours, or what has the name of one, are looked at closely: a dest may hold
@@ -62,6 +71,31 @@ class BackupSets:
                 elif any(is_of(one, domain) for one in inside):
                     found += tuple(one for one in inside if is_of(one, domain) or not one.uuid)
         return found
+
+    def open(self, path: str) -> OpenSet | None:
+        """By a descriptor, see `folders.way_to`."""
+        with contextlib.ExitStack() as stack:
+            parent, fd = stack.enter_context(_opened(path))
+            if parent is None or fd is None:
+                return None
+            try:
+                found, files = _read_set(fd, path)
+                name = None if found.manifest is None else found.manifest["domain_xml"]
+                sums = _readable(fd, SUMS, SUMS_LIMIT)
+                domain_xml = None if name is None else _readable(fd, name, XML_LIMIT)
+            except OSError as error:
+                raise os_failure("Looking at %s" % path, _bare(error), "dest_unsafe") from error
+            self.close(path)
+            self._open[path] = os.dup(parent), os.dup(fd)
+        return OpenSet(way_to(self._open[path][1]), found, files, sums, domain_xml)
+
+    def close(self, path: str) -> bool:
+        """By what the name leads to now."""
+        if path not in self._open:
+            return False
+        parent, fd = self._open.pop(path)
+        with held(parent), held(fd):
+            return is_at(parent, os.path.basename(path), fd)
 
     def note(self, path: str, notes: Notes) -> None:
         """Replaced at once, by one after the other."""
@@ -127,20 +161,29 @@ def _look_at(parent: int, name: str, path: str) -> BackupSet | None:
     """None where it is gone meanwhile."""
     try:
         with held(reach_own(parent, name, path)) as fd:
-            with os.scandir(fd) as entries:
-                stats = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
-            files = {entry: found.st_size for entry, found in stats.items() if stat.S_ISREG(found.st_mode)}
-            return replace(
-                _judged(fd, path, files),
-                size=sum(files.values()),
-                allocated=sum(found.st_blocks * 512 for found in stats.values()),
-            )
+            return _read_set(fd, path)[0]
     except FileNotFoundError:
         return None
     except VirtopsError as error:
         return BackupSet(path, FOREIGN, error.cause)
     except OSError as error:
         return BackupSet(path, FOREIGN, "It cannot be read: %s" % error.strerror)
+
+
+def _read_set(fd: int, path: str) -> tuple[BackupSet, dict[str, int]]:
+    """What it is, and the bytes of each file in it."""
+    with os.scandir(fd) as entries:
+        stats = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    files = {entry: found.st_size for entry, found in stats.items() if stat.S_ISREG(found.st_mode)}
+    allocated = sum(found.st_blocks * 512 for found in stats.values())
+    return replace(_judged(fd, path, files), size=sum(files.values()), allocated=allocated), files
+
+
+def _readable(fd: int, name: str, limit: int) -> bytes | None:
+    with contextlib.suppress(OSError, ValueError):
+        data = read_plain(fd, name, limit)
+        return data if len(data) <= limit else None
+    return None
 
 
 def _judged(fd: int, path: str, files: dict[str, int]) -> BackupSet:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,9 @@ from .._libvirt.restore import RestoreHost
 from .._service.guest import Guest
 from .job import LOCK_POLL, HandedOver, Job, JobRun, Lock, Unfinished, Work, describe_failure, describe_no_memory
 from .specs import COMMON, DOMAIN, JOB, LOCK, ArgumentSpec, merged, numbers
+
+#: What most modules need of the host's Python.
+LIBRARIES = ("libvirt-python", "lxml")
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class LocalContext:
     params: Mapping[str, Any]
     check: bool
     uri: str
+    progress: Progress = field(default_factory=Silent)
 
 
 def run_domain_module(
@@ -153,12 +157,25 @@ def run_host_module(argument_spec: ArgumentSpec, flow: Callable[[HostContext], O
 
 
 def run_local_module(
-    argument_spec: ArgumentSpec, flow: Callable[[LocalContext], Outcome], *, changes: bool, **options: Any
+    argument_spec: ArgumentSpec,
+    flow: Callable[[LocalContext], Outcome],
+    *,
+    changes: bool,
+    needs: Callable[[Mapping[str, Any]], Container[str]] = lambda _params: LIBRARIES,
+    job: Job | None = None,
+    **options: Any,
 ) -> None:
-    """Run a module that works on files of the hypervisor's own. It needs the libraries all the same: what it installs
-    needs them, and what it tells of needed them."""
-    module = _new_module(merged(COMMON, argument_spec), options)
-    _finish(module, argument_spec, flow, lambda: _on_local(module, flow, changes))
+    """Run a module that works on files of the host's own, and on no domain, so without a lock.
+
+    By default it needs the libraries all the same: what it installs needs them, and what it tells of needed them.
+    """
+    argument_spec = merged(JOB, argument_spec) if job else argument_spec
+    module = _new_module(merged(COMMON, argument_spec), options, needs)
+    work = functools.partial(_on_local, module, flow, changes)
+    run = functools.partial(work, Silent(), _unlocked)
+    if job is not None and not module.check_mode:
+        run = functools.partial(_as_job, module, job, work, _unlocked)
+    _finish(module, argument_spec, flow, run)
 
 
 @contextmanager
@@ -167,9 +184,14 @@ def _locked(_name: str, uuid: str) -> Iterator[None]:
         yield
 
 
-def _as_job(module: AnsibleModule, job: Job, work: Work) -> Ended:
+@contextmanager
+def _unlocked(_name: str, _uuid: str) -> Iterator[None]:
+    yield
+
+
+def _as_job(module: AnsibleModule, job: Job, work: Work, lock: Lock = _locked) -> Ended:
     name = module._name.rpartition(".")[2]
-    return JobRun(name, module.params, job, _locked, system_log=not module.no_log).run(work)
+    return JobRun(name, module.params, job, lock, system_log=not module.no_log).run(work)
 
 
 def _restore_as_job(module: AnsibleModule, params: Mapping[str, Any], work: Work) -> Ended:
@@ -239,8 +261,11 @@ def _on_host(module: AnsibleModule, flow: Callable[[HostContext], Outcome]) -> E
     return Ended(_result(outcome, changes=False), outcome.warnings)
 
 
-def _on_local(module: AnsibleModule, flow: Callable[[LocalContext], Outcome], changes: bool) -> Ended:
-    outcome = flow(LocalContext(module.params, module.check_mode, module.params["uri"]))
+def _on_local(
+    module: AnsibleModule, flow: Callable[[LocalContext], Outcome], changes: bool, progress: Progress, lock: Lock
+) -> Ended:
+    with lock("", ""):
+        outcome = flow(LocalContext(module.params, module.check_mode, module.params["uri"], progress))
     return Ended(_result(outcome, changes), outcome.warnings)
 
 
@@ -255,13 +280,17 @@ def _result(outcome: Outcome, changes: bool) -> dict[str, Any]:
     }
 
 
-def _new_module(argument_spec: ArgumentSpec, options: dict[str, Any]) -> AnsibleModule:
+def _new_module(
+    argument_spec: ArgumentSpec,
+    options: dict[str, Any],
+    needs: Callable[[Mapping[str, Any]], Container[str]] = lambda _params: LIBRARIES,
+) -> AnsibleModule:
     module = AnsibleModule(argument_spec=argument_spec, supports_check_mode=True, **options)
     for library, package, problem in (
         ("libvirt-python", "python3-libvirt (SUSE: python3-libvirt-python)", LIBVIRT_IMPORT_ERROR),
         ("lxml", "python3-lxml", LXML_IMPORT_ERROR),
     ):
-        if problem is not None:
+        if problem is not None and library in needs(module.params):
             module.fail_json(
                 msg=f"The Python library {library} is missing for {sys.executable}. Install the package {package} "
                 "for that Python, or set ansible_python_interpreter to one that has it, as /usr/bin/python3 has.",

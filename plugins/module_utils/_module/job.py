@@ -97,6 +97,7 @@ class JobRun:
         store: JobStore | None = None,
     ) -> None:
         self._params = params
+        self._lock_timeout = params.get("lock_timeout", 0)
         self._job = job
         self._lock = lock
         self._system_log = system_log
@@ -104,7 +105,7 @@ class JobRun:
         self._began = self._clock.monotonic()
         self._store = store or JobStore()
         job_id = params["job_id"] or uuid_module.uuid4().hex
-        self._state = JobState(job_id, module, params["domain"], self._clock.utcnow())
+        self._state = JobState(job_id, module, params.get("domain") or "", self._clock.utcnow())
 
     def run(self, work: Work) -> Ended:
         """Begin the job, or find the one that an earlier call of this ID has begun, and follow it."""
@@ -125,11 +126,11 @@ class JobRun:
                 return outcome(end)
             folder.remove()
             waited = self._clock.monotonic() - self._began
-            if end is not None and waited >= self._params["lock_timeout"]:
+            if end is not None and waited >= self._lock_timeout:
                 return outcome(end)
             if self._left is not None and self._left <= 0:
                 raise Unfinished({"id": self._state.id, "state": "waiting"})
-            self._clock.sleep(min(LOCK_POLL, max(0.0, self._params["lock_timeout"] - waited)))
+            self._clock.sleep(min(LOCK_POLL, max(0.0, self._lock_timeout - waited)))
 
     @property
     def _left(self) -> float | None:
@@ -256,7 +257,7 @@ def describe_end(end: JobEnd) -> dict[str, Any]:
 
 
 def describe_failure(error: VirtopsError) -> dict[str, Any]:
-    done = {"partial": error.partial, "actions": None if error.actions is None else list(error.actions)}
+    done = {**error.told, "partial": error.partial, "actions": None if error.actions is None else list(error.actions)}
     partial = words_shown({name: value for name, value in done.items() if value is not None})
     return {"msg": shown(str(error)), "error_code": error.code, **partial}
 

@@ -108,6 +108,10 @@ def keep(params: Mapping[str, Any]) -> Keep:
     return policy
 
 
+#: What reading backup sets has in common with a copy; doc fragment virtops.libvirt.sets.
+READ: ArgumentSpec = {name: COPY[name] for name in ("rate_limit", "parallel", "stall_timeout")}
+
+
 def deadline(params: Mapping[str, Any]) -> Deadline:
     """The options of DEADLINE, and the timeout, as a value."""
     return Deadline(**{name: params[name] for name in ("timeout", *DEADLINE)})

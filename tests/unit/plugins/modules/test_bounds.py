@@ -24,6 +24,7 @@ from ansible_collections.virtops.libvirt.tests.unit.plugins.module_args import p
 
 #: What the modules require besides, where a word is not enough
 GIVEN: dict[str, dict[str, Any]] = {
+    "backup_verify": {"dest": "x"},
     "block_commit": {"snapshot": "x"},
     "image_backup": {"snapshot": "x"},
     "live_backup": {"dest": "x"},
