@@ -46,7 +46,8 @@ attributes:
   idempotent:
     support: none
     details:
-      - Each run makes a new set, unless it completes the set of an interrupted one (see O(resume_within)).
+      - Each run makes a new set, unless it completes the set of an interrupted one (see O(resume_within)), or
+        O(max_age) says that an existing one will do.
 options:
   dest:
     description:
@@ -78,7 +79,7 @@ options:
         or if the overlays have less space than O(keep_free). Your copy is then not one point in time, so drop it, even
         if your tool reported success.
       - No set is written, and nothing is verified. O(dest), O(format), O(compress), O(method), O(keep_backing),
-        O(verify), O(rate_limit), O(parallel) and O(resume_within) do not matter.
+        O(verify), O(rate_limit), O(parallel), O(resume_within) and O(max_age) do not matter.
       - The role P(virtops.libvirt.live_backup#role) does all this with C(live_backup_copy_tasks).
     type: str
     choices: [own, user]
@@ -193,6 +194,18 @@ options:
         If it is older, the module completes it too, and then makes a new one.
     type: int
     default: 3600
+  max_age:
+    description:
+      - If O(dest) has a complete set of this domain that is at most this many seconds old, nothing is done, and
+        RV(backup) is that set's manifest. V(0) always makes a new set.
+      - The set counts only if it holds the disks and the format that are asked for, if its last verification did not
+        fail, and if nothing else that is asked for is weaker in it. With O(verify=true) it must have been read back
+        when it was made or later. With O(quiesce=required) it must not be V(crash)-consistent.
+      - With this, a play that is started again after one guest failed backs up only that guest. O(resume_within) is
+        about the backup of a run that was interrupted, and that this run completes.
+      - What an interrupted run left open is finished or undone in any case.
+    type: int
+    default: 0
   preflight:
     description:
       - Whether to check first what would make the backup fail, as M(virtops.libvirt.preflight_info) does. If there is
@@ -223,6 +236,12 @@ EXAMPLES = r"""
     dest: /srv/backup
     quiesce: required
   register: nightly
+
+- name: Back it up only if there is no set of the last 20 hours, so that this may run again after a failure
+  virtops.libvirt.live_backup:
+    domain: web1
+    dest: /srv/backup
+    max_age: 72000
 
 - name: Show where the backup is
   ansible.builtin.debug:
@@ -401,6 +420,11 @@ recovered:
   type: list
   elements: dict
   sample: []
+up_to_date:
+  description: Whether nothing was backed up because a set is there that O(max_age) allows.
+  returned: success and O(state=present)
+  type: bool
+  sample: false
 overlays:
   description:
     - The overlays that the guest wrote to during the backup, as in
@@ -444,7 +468,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, parse_reserve
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskOptions, SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.apparmor import rules
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.helper import backup_target
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.helper import backup_sets, backup_target
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.job_store import JobStore
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.reaper import Reaper
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
@@ -486,6 +510,7 @@ SPEC: ArgumentSpec = merged(
         "bandwidth": {"type": "int", "default": 0},
         "timeout": {"type": "int", "default": 3600},
         "resume_within": {"type": "int", "default": 3600},
+        "max_age": {"type": "int", "default": 0},
         "preflight": {"type": "bool", "default": True},
     },
 )
@@ -497,8 +522,9 @@ def _flow(context: DomainContext) -> Outcome:
         return Outcome(("tell the job %s that the copy has ended" % state.id,))
     if _is_order(context.params):
         return stop("live_backup", context.domain.uuid, context.check)
-    with backup_target(context.params["stall_timeout"]) as (store, copier):
-        tools = Tools(context.host, store, copier, Reaper(context.clock), rules)
+    seconds = context.params["stall_timeout"]
+    with backup_target(seconds) as (store, copier), backup_sets(seconds) as (sets, _checker):
+        tools = Tools(context.host, store, copier, Reaper(context.clock), rules, sets)
         return LiveBackup(_options(context), context.guest, tools).run(context.check)
 
 
@@ -526,6 +552,7 @@ def _options(context: DomainContext) -> LiveBackupOptions:
         deadline(given),
         given["resume_within"],
         0 if own else given["copy_timeout"],
+        given["max_age"],
     )
 
 

@@ -26,6 +26,7 @@ BOUNDS = {
     "keep_free": (0, _MOST_MIB),
     **{"keep_%s" % period: (0, _MOST) for period in PERIODS},
     "lock_timeout": (0, _MOST),
+    "max_age": (0, _MOST),
     # An image and its overlay are 2
     "max_chain": (2, _MOST),
     "min_age": (0, _MOST),

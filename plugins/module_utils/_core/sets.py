@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
-from .backup import DIGESTS, DOMAIN_XML, MANIFEST, SUMS
+from .backup import DIGESTS, DOMAIN_XML, MANIFEST, SAME, SUMS, BackupOptions
 from .backup_set import iso8601, stamp_of_iso
 from .journal import epoch
 from .manifest import NewerSchema, parse_manifest
@@ -296,6 +296,30 @@ def strangers(sets: Iterable[BackupSet]) -> dict[str, str]:
         for found, last in latest
         if found.uuid != last.uuid
     }
+
+
+def newest_as_asked(
+    sets: Iterable[BackupSet], uuid: str, targets: Set[str], options: BackupOptions, quiesce: str, now: str, age: int
+) -> BackupSet | None:
+    """The newest whole set of this domain that holds what a backup with these options would, and that is at most `age`
+    seconds old; one of the future says nothing of the present."""
+    good = [found for found in sets if found.uuid == uuid and _is_as_asked(found, targets, options, quiesce)]
+    young = [found for found in good if found.taken is not None and 0 <= epoch(now) - epoch(found.taken) <= age]
+    return max(young, key=lambda found: found.taken or "", default=None)
+
+
+def _is_as_asked(found: BackupSet, targets: Set[str], options: BackupOptions, quiesce: str) -> bool:
+    """Nothing that was asked for is weaker in it."""
+    if found.state != COMPLETE or found.manifest is None or found.notes.is_failed:
+        return False
+    disks = found.manifest["disks"]
+    return (
+        {disk["target"] for disk in disks} == targets
+        and all(options.format in (SAME, disk["format"]) for disk in disks)
+        and (options.keep_backing or all(disk["backing"] is None for disk in disks))
+        and (not options.verify or found.is_verified)
+        and (quiesce != "required" or found.manifest["consistency"] in ("filesystem", "offline"))
+    )
 
 
 # Notes

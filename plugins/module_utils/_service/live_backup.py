@@ -27,7 +27,8 @@ from .._core.offline import OFFLINE
 from .._core.ports import ImagePort, LiveBackupPort, ReaperPort
 from .._core.preflight_facts import AGENT, FAILED, WARNING, HostPort, Limits
 from .._core.refusals import require_going
-from .._core.snapshot import SnapshotOptions, SnapshotPlan
+from .._core.sets import SetsPort, newest_as_asked
+from .._core.snapshot import SnapshotOptions, SnapshotPlan, skipped_disks
 from . import users_copy
 from .backup import Backup, Point, SnapshotPoint, refuse_early
 from .foreseen import ForeseenDomain, ForeseenImages
@@ -52,6 +53,7 @@ class LiveBackupOptions:
     `limits` are the preflight's, None for none. `bandwidth` is each merge's, in MiB/s. `resume_within` is in seconds:
     the backup of an interrupted run that is no older counts as this one. `users_copy`: for how many seconds the user's
     own tasks may copy; 0: the copy is ours.
+    `max_age` is in seconds: a set that is no older, and that is what is asked for, counts as well; 0: none does.
     """
 
     snapshot: SnapshotOptions
@@ -61,6 +63,7 @@ class LiveBackupOptions:
     deadline: Deadline = field(default_factory=Deadline)
     resume_within: int = 3600
     users_copy: int = 0
+    max_age: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Tools:
     copier: CopyPort
     reaper: ReaperPort
     apparmor: Callable[[str], str]
+    sets: SetsPort
 
 
 class LiveBackup:
@@ -103,6 +107,9 @@ class LiveBackup:
         operations = cast("list[dict[str, str]]", recovered.values["operations"])
         if operations and self._counts(operations[0]["started"], recovered):
             return self._resumed(recovered)
+        present = self._present()
+        if present is not None:
+            return self._resumed(replace(recovered, values={**recovered.values, "backup": present}), is_present=True)
         if operations and check:
             return self._resumed(replace(recovered, steps=(*recovered.steps, "then back up the domain anew")))
         self._done += recovered.steps
@@ -125,7 +132,7 @@ class LiveBackup:
             made,
             steps=recovered.steps + left.steps + made.steps,
             warnings=recovered.warnings + warnings + left.warnings + made.warnings,
-            values={**made.values, **self._measured(), "recovered": operations},
+            values={**made.values, **self._measured(), "recovered": operations, "up_to_date": False},
         )
         # The chains as they were before an earlier run's overlays were merged
         return replace(made, before={**made.before, "disks": recovered.before["disks"]})
@@ -163,7 +170,18 @@ class LiveBackup:
     def _is_young(self, started: str) -> bool:
         return epoch(self._guest.clock.utcnow()) - epoch(started) <= self._options.resume_within
 
-    def _resumed(self, recovered: Outcome) -> Outcome:
+    def _present(self) -> dict[str, Any] | None:
+        """The manifest of a set that is young enough, and that is what this backup would be, with its path."""
+        options, view = self._options, self._guest.domain.view()
+        if not options.max_age or options.users_copy:
+            return None
+        targets = {disk.target for disk in view.disks} - {it.target for it in skipped_disks(options.snapshot, view)}
+        sets = self._tools.sets.list(options.backup.dest, view.name)
+        now, quiesce = self._guest.clock.utcnow(), options.snapshot.quiesce
+        found = newest_as_asked(sets, view.uuid, targets, options.backup, quiesce, now, options.max_age)
+        return None if found is None or found.manifest is None else {**found.manifest, "path": found.path}
+
+    def _resumed(self, recovered: Outcome, is_present: bool = False) -> Outcome:
         backup = cast("dict[str, Any] | None", recovered.values["backup"])
         values: dict[str, object] = {
             "backup": backup,
@@ -173,6 +191,7 @@ class LiveBackup:
             "skipped_disks": [],
             **self._measured(),
             "recovered": recovered.values["operations"],
+            "up_to_date": is_present,
         }
         return replace(recovered, values=values)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.sets import (
     COMPLETE,
     DAMAGED,
@@ -24,6 +25,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.sets import 
     is_shaped,
     judge,
     merged_notes,
+    newest_as_asked,
     parse_notes,
     with_chains,
 )
@@ -161,6 +163,54 @@ def test_chains(sets: list[BackupSet], why: str) -> None:
     first = with_chains(sets)[0]
     assert why in first.why if why else first == sets[0]
     assert (first.state == DAMAGED) == bool(why)
+
+
+QCOW2, RAW = {"target": "vda", "format": "qcow2", "backing": None}, {"target": "vdb", "format": "raw", "backing": None}
+NOW, NOON = "20261120T130000Z", "20261120T120000Z"
+
+
+def candidate(taken: str = NOON, **fields: Any) -> BackupSet:
+    manifest = {"disks": [QCOW2, RAW], "consistency": "crash", **fields.pop("manifest", {})}
+    given = {"state": COMPLETE, "uuid": "u", "notes": Notes(when_made=True), **fields}
+    return BackupSet("/b/web/" + taken, taken=taken, manifest=manifest, **given)
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "does"),
+    [
+        (candidate(), {}, True),
+        (candidate("20261120T115959Z"), {}, False),
+        (candidate("20261120T130001Z"), {}, False),
+        (candidate(uuid="v"), {}, False),
+        (candidate(state=DAMAGED), {}, False),
+        (candidate(state=UNFINISHED), {}, False),
+        (candidate(manifest={"disks": [QCOW2]}), {}, False),
+        (candidate(manifest={"disks": [QCOW2, RAW, {**RAW, "target": "vdc"}]}), {}, False),
+        (candidate(), {"format": "qcow2"}, False),
+        (candidate(manifest={"disks": [QCOW2, {**QCOW2, "target": "vdb"}]}), {"format": "qcow2"}, True),
+        (candidate(manifest={"disks": [QCOW2, {**RAW, "backing": {"path": "/g"}}]}), {}, False),
+        (candidate(manifest={"disks": [QCOW2, {**RAW, "backing": {"path": "/g"}}]}), {"keep_backing": True}, True),
+        (candidate(notes=Notes()), {}, False),
+        (candidate(notes=Notes()), {"verify": False}, True),
+        (candidate(notes=Notes(Note(NOON, True))), {}, True),
+        (candidate(notes=Notes(Note(NOON, False), when_made=True)), {"verify": False}, False),
+        (candidate(), {"quiesce": "required"}, False),
+        (candidate(manifest={"consistency": "filesystem"}), {"quiesce": "required"}, True),
+        (candidate(manifest={"consistency": "offline"}), {"quiesce": "required"}, True),
+        (candidate(), {"quiesce": "never"}, True),
+    ],
+)
+def test_whether_a_set_is_what_is_asked_for(there: BackupSet, asked: dict[str, Any], does: bool) -> None:
+    quiesce = asked.pop("quiesce", "preferred")
+    options = BackupOptions("/b", **asked)
+    found = newest_as_asked([there], "u", {"vda", "vdb"}, options, quiesce, NOW, 3600)
+    assert found == (there if does else None)
+
+
+def test_the_newest_of_several() -> None:
+    sets = [candidate(), candidate("20261120T123000Z"), candidate("20261120T121500Z")]
+    options = BackupOptions("/b")
+    assert newest_as_asked(sets, "u", {"vda", "vdb"}, options, "never", NOW, 3600) == sets[1]
 
 
 def test_notes_and_back() -> None:

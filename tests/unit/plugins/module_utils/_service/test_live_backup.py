@@ -19,6 +19,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state im
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, FileIdentity, Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import Silent
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, Reserve
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.sets import COMPLETE, BackupSet, Notes
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_backup import (
     KIND,
@@ -77,6 +78,20 @@ class NoProcesses:
         raise AssertionError
 
 
+class Sets:
+    """Only lists what is there."""
+
+    def __init__(self, there: tuple[BackupSet, ...]) -> None:
+        self._there = there
+
+    def list(self, dest: str, domain: str | None) -> tuple[BackupSet, ...]:
+        assert (dest, domain) == ("/srv/backup", "vm")
+        return self._there
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(name)
+
+
 class Lab(test_merge.MergeLab):
     """A running guest on its own images, on a host of its own."""
 
@@ -84,6 +99,7 @@ class Lab(test_merge.MergeLab):
         super().__init__()
         self.images.folders |= {"/srv/backup"}
         self.store, self.progress = FakeStore(), Progress()
+        self.there: tuple[BackupSet, ...] = ()
         self.host = Host(self.images)  # type: ignore[arg-type]
         self.domain.domain_xml = self._definition  # type: ignore[method-assign]
 
@@ -104,7 +120,7 @@ class Lab(test_merge.MergeLab):
             "limits": LIMITS,
         }
         wish = LiveBackupOptions(**{**usual, **options})
-        tools = Tools(self.host, self.store, self.store, NoProcesses(), lambda _uuid: "")
+        tools = Tools(self.host, self.store, self.store, NoProcesses(), lambda _uuid: "", Sets(self.there))
         return LiveBackup(wish, replace(self.guest, progress=self.progress), tools).run(check)
 
     def fails(self, **options: Any) -> VirtopsError:
@@ -435,3 +451,41 @@ def test_the_users_copy_outlives_a_failed_merge(lab: Lab) -> None:
     error = lab.fails(users_copy=60)
     assert error.code == "job_running"
     assert str(error).endswith("What your own tasks have copied is complete all the same.")
+
+
+def set_of(lab: Lab, taken: str, *targets: str) -> BackupSet:
+    disks = [{"target": target, "format": "raw", "backing": None} for target in targets]
+    manifest = {"disks": disks, "consistency": "filesystem"}
+    uuid = lab.domain.view().uuid
+    return BackupSet("/b/vm/" + taken, COMPLETE, uuid=uuid, taken=taken, manifest=manifest, notes=Notes(when_made=True))
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_set_that_is_young_enough_does(lab: Lab, check: bool) -> None:
+    """Before the preflight, which would find that there is no space for another one."""
+    lab.there = (set_of(lab, "20261120T110000Z", "vda", "vdb"),)
+    lab.host.views = []
+    done = lab.back_up(check, max_age=3600)
+    assert (done.changed, done.values["up_to_date"]) == (False, True)
+    assert done.values["backup"] == {**(lab.there[0].manifest or {}), "path": "/b/vm/20261120T110000Z"}
+    assert done.values["consistency"] == "filesystem"
+    assert (lab.store.sets, "preflight" in lab.progress.phases) == ({}, False)
+    assert done.values.keys() == lab.back_up(check).values.keys()
+
+
+def test_another_set_does_not(lab: Lab) -> None:
+    lab.there = (set_of(lab, "20261120T110000Z", "vda"), set_of(lab, "20261120T105959Z", "vda", "vdb"))
+    done = lab.back_up(max_age=3600)
+    assert (done.changed, done.values["up_to_date"]) == (True, False)
+    assert done.values["backup"]["path"] == SET  # type: ignore[index]
+
+
+def test_what_is_open_is_finished_all_the_same(lab: Lab) -> None:
+    lab.die("start_commit")
+    lab.there = (set_of(lab, "20261120T115959Z", "vda", "vdb"),)
+    lab.store.sets.clear()
+    planned = lab.back_up(check=True, resume_within=-1, max_age=3600)
+    done = lab.back_up(resume_within=-1, max_age=3600)
+    assert lab.whole()
+    assert done.steps == planned.steps != ()
+    assert (done.values["up_to_date"], planned.values["up_to_date"]) == (True, True)
