@@ -151,8 +151,14 @@ others:
   returned: success
   type: list
   elements: dict
+matched:
+  description: Those of O(guests) that match a domain with sets which is not excluded.
+  returned: success
+  type: list
+  elements: str
+  sample: ['*']
 unmatched:
-  description: Those of O(guests) that match no set.
+  description: The others of O(guests).
   returned: success
   type: list
   elements: str

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from conftest import every_guest, in_parallel
 from fleet import Facts, Member, Set, carry, chains, images, locks, sha256
-from playbook import GUESTS_PLAYS, Controller, Play
+from playbook import GUESTS_PLAYS, VERIFY, Controller, Play
 from virtlab import BACKUP, IMAGES, Hypervisor, Mark, lost
 
 GOLDEN = f"{IMAGES}/golden/base.qcow2"
@@ -240,3 +241,56 @@ def test_target_guests_exclude(run: Run, fleet: dict[str, Member], controller: C
     grown = {alias for alias, member in fleet.items() if len(member.sets()) > before[alias]}
     assert grown == play.guests()
     assert BACKUP in play.report()["files@e2e2"]
+
+
+def test_a_damaged_set_is_named_and_only_its_guest_is_backed_up_again(
+    run: Run, fleet: dict[str, Member], controller: Controller
+) -> None:
+    """Every set is read, on both hypervisors, after one was found to be damaged. A play with max_age then makes up for
+    that one alone."""
+    before = {alias: [found.folder for found in member.sets()] for alias, member in fleet.items()}
+    (damaged,) = fleet["db@e2e1"].sets()
+    names = {
+        f"{member.guest.name}/{folder.rpartition('/')[2]}@{member.hypervisor.name}": folder
+        for alias, member in fleet.items()
+        for folder in before[alias]
+    }
+    image = damaged.path(damaged.manifest["disks"][-1]["file"])
+    with image.open("r+b") as file:
+        file.seek(70000)
+        old = file.read(1)
+        file.seek(70000)
+        file.write(bytes([old[0] ^ 1]))
+
+    play = controller.run(playbook=VERIFY, verify_dest=BACKUP)
+    assert play.rc != 0
+    lines = {line.split(": ", 1)[0]: line for line in play.lines()}
+    assert names.keys() <= lines.keys()
+    assert [names[name] for name in names if ": whole (" not in lines[name]] == [damaged.folder]
+    (line,) = [line for line in lines.values() if "DAMAGED" in line]
+    assert image.name in line
+    assert f"Not whole: {damaged.folder}." in play.output
+    noted = [json.loads((member.sets()[0].path("notes.json")).read_text())["verified"] for member in fleet.values()]
+    assert [note["ok"] for note in noted] == [member.alias != "db@e2e1" for member in fleet.values()]
+
+    play = controller.run(live_backup_max_age=86400)
+    assert play.rc == 0, play.output
+    grown = [alias for alias, member in fleet.items() if len(member.sets()) > len(before[alias])]
+    assert grown == ["db@e2e1"]
+    report = play.report()
+    assert [alias for alias in fleet if ": up to date, no new backup. " not in report[alias]] == grown
+    assert {item.host for item in play.results if item.result.get("changed")} == set(grown)
+
+
+def test_verify_fails_where_there_is_nothing_to_verify(
+    run: Run, fleet: dict[str, Member], controller: Controller
+) -> None:
+    """What was asked for is named; and a value that cannot be meant is one before anything is read."""
+    play = controller.run("--check", playbook=VERIFY, verify_dest=BACKUP, verify_guests="web2, typo", target="e2e1")
+    assert play.rc != 0
+    assert "No backup set is there of typo." in play.output
+    assert [line for line in play.lines() if line.startswith("web2/") and "would be verified" in line]
+    play = controller.run(playbook=VERIFY, verify_dest=BACKUP, verify_newest="perhaps", target="e2e1")
+    assert play.rc != 0
+    (line,) = play.lines()
+    assert line.startswith("e2e1: FAILED. A variable has a value that cannot be meant, and nothing was read: ")

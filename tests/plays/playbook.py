@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 LIVE_BACKUP = "virtops.libvirt.live_backup"
 RECOVER = "virtops.libvirt.recover"
 STOP = "virtops.libvirt.stop"
+VERIFY = "virtops.libvirt.verify"
 GUESTS_PLAY = "Back the guests up"
 GUESTS_PLAYS = (GUESTS_PLAY, "Bring the guests to rest")
 #: The inventory group of all hypervisors of the test.
@@ -72,7 +73,8 @@ class Play:
 
     def lines(self) -> list[str]:
         """Return the closing report."""
-        (said,) = [item for item in self.results if item.task == "Report on each guest" and item.status == "ok"]
+        reports = ("Report on each guest", "Report on each set")
+        (said,) = [item for item in self.results if item.task in reports and item.status == "ok"]
         return [str(line) for line in said.result["msg"]]
 
     def changed(self) -> list[str]:

@@ -243,7 +243,7 @@ class SetVerification:
     def _outcome(
         self, run: Run, there: tuple[BackupSet, ...], others: list[BackupSet]
     ) -> tuple[Outcome, dict[str, tuple[str, ...]]]:
-        strange = strangers(there)
+        strange, (matched, unmatched) = strangers(there), self._patterns(there)
         damaged: dict[str, tuple[str, ...]] = {}
         described, now = [], self._clock.utcnow()
         for path, looked in self._looked.items():
@@ -262,15 +262,17 @@ class SetVerification:
             {
                 "sets": described,
                 "others": [describe_set(found, now) for found in others],
-                "unmatched": self._unmatched(there),
+                "matched": matched,
+                "unmatched": unmatched,
             },
         ), damaged
 
-    def _unmatched(self, there: tuple[BackupSet, ...]) -> list[str]:
-        """The patterns for which there is no set that could be read."""
+    def _patterns(self, there: tuple[BackupSet, ...]) -> tuple[list[str], list[str]]:
+        """The patterns for which there are sets that could be read, and the others."""
         sets = [found for found in there if found.state in (COMPLETE, DAMAGED, UNKNOWN)]
-        wanted = self._options.guests
-        return [pattern for pattern in wanted if not any(_matches(found, [pattern]) for found in sets)]
+        sets = [found for found in sets if not _matches(found, self._options.exclude)]
+        matched = [pattern for pattern in self._options.guests if any(_matches(found, [pattern]) for found in sets)]
+        return matched, [pattern for pattern in self._options.guests if pattern not in matched]
 
 
 def _matches(found: BackupSet, patterns: Sequence[str]) -> bool:
