@@ -146,7 +146,7 @@ sets:
         message: ''
 others:
   description:
-    - What else there is of these guests and was not read, in the same form. RV(others[].state) is V(unfinished),
+    - What else there is of these guests and was not read, in the same form. RV(ignore:state) is V(unfinished),
       V(foreign), or V(removed) if it was removed meanwhile.
   returned: success
   type: list
