@@ -13,9 +13,10 @@ options:
   keep_last:
     description:
       - How many of the newest stay. V(0) means that this option is not given.
-      - The keep options mean what those of Proxmox Backup Server mean. They count one after the other, in the order of
-        this page. Each walks from the newest to the oldest, and keeps the newest one of each of its periods, up to its
-        number of periods.
+      - The keep options mean what those of Proxmox Backup Server mean. They count one after the other, from
+        O(keep_last) over O(keep_hourly), O(keep_daily), O(keep_weekly) and O(keep_monthly) to O(keep_yearly). Each
+        walks from the newest to the oldest, and keeps the newest one of each of its periods, up to its number of
+        periods.
       - A period without a backup does not count. A period of which an earlier option keeps one does not count either.
         What an option covers, a later one does not look at. So the options add up.
       - Hours, days, weeks, months and years are those of UTC. (Proxmox Backup Server uses local time.)

@@ -31,6 +31,10 @@ description:
     dies. A task that comes meanwhile, and wishes the same, returns what comes of that job; any other waits for it as
     O(lock_timeout) says, and then does its own work.
   - If the job, QEMU, libvirtd or the host dies, the next run reads in the domain's journal what to finish or undo.
+  - With a keep option, the module removes this domain's older sets in O(dest) as M(virtops.libvirt.backup_prune) does,
+    when the new set is complete and verified. It never does so after a backup that failed. It also does so if an
+    interrupted run's set, or one that is young enough (see O(max_age)), counts as this run's backup.
+  - If only that removal fails, the task fails too. The message says that the backup is complete.
   - The role P(virtops.libvirt.live_backup#role) and the playbook of the same name run this module. For single steps use
     M(virtops.libvirt.snapshot_external), M(virtops.libvirt.image_backup) and M(virtops.libvirt.block_commit).
 extends_documentation_fragment:
@@ -39,6 +43,7 @@ extends_documentation_fragment:
   - virtops.libvirt.domain.job
   - virtops.libvirt.domain.lock
   - virtops.libvirt.deadline
+  - virtops.libvirt.keep
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes
   - virtops.libvirt.attributes.actiongroup_all
@@ -206,6 +211,19 @@ options:
       - What an interrupted run left open is finished or undone in any case.
     type: int
     default: 0
+  keep_last:
+    description:
+      - How many of the newest backups of this domain stay in O(dest). V(0) means that this option is not given.
+      - Without any keep option, no backup is removed. What the keep options mean is said at
+        M(virtops.libvirt.backup_prune).
+      - A keep option needs O(verify=true). A backup that nobody has read back is no reason to remove another one.
+      - With O(copy=user) no set is made, and none is removed.
+    type: int
+    default: 0
+  keep_unverified:
+    description: Whether to keep sets that nobody has read back since they were written.
+    type: bool
+    default: false
   preflight:
     description:
       - Whether to check first what would make the backup fail, as M(virtops.libvirt.preflight_info) does. If there is
@@ -225,6 +243,7 @@ options:
     type: str
     default: 5%
 seealso:
+  - module: virtops.libvirt.backup_prune
   - module: virtops.libvirt.preflight_info
   - module: virtops.libvirt.recover
 """
@@ -246,6 +265,13 @@ EXAMPLES = r"""
 - name: Show where the backup is
   ansible.builtin.debug:
     msg: "{{ nightly.backup.path }} is {{ nightly.consistency }}-consistent"
+
+- name: Back up a guest, and keep its backups of seven days and of four weeks before
+  virtops.libvirt.live_backup:
+    domain: web1
+    dest: /srv/backup
+    keep_daily: 7
+    keep_weekly: 4
 
 - name: Stop a backup that takes too long
   virtops.libvirt.live_backup:
@@ -445,6 +471,24 @@ skipped_disks:
   sample:
     - disk: sda
       reason: it is a cdrom drive
+removed:
+  description: The sets that were removed, and why, as RV(virtops.libvirt.backup_prune#module:removed).
+  returned: success, and O(state=present) and a keep option is given
+  type: list
+  elements: dict
+  sample: []
+kept:
+  description: The complete sets of this domain that stay, and why, as RV(virtops.libvirt.backup_prune#module:kept).
+  returned: success, and O(state=present) and a keep option is given
+  type: list
+  elements: dict
+  sample: []
+left:
+  description: What is not a whole set, as RV(virtops.libvirt.backup_prune#module:left).
+  returned: success, and O(state=present) and a keep option is given
+  type: list
+  elements: dict
+  sample: []
 error_code:
   description: A short word for the cause of a failure. It stays the same across releases.
   returned: failure
@@ -458,14 +502,17 @@ partial:
   sample: []
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state import Word
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.keep import Keep
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, parse_reserve
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.sets import COMPLETE, BackupSet, Notes, SetsPort
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskOptions, SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.apparmor import rules
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.helper import backup_sets, backup_target
@@ -478,11 +525,19 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs impo
     COPIER,
     COPY,
     DEADLINE,
+    KEEP,
+    KEEP_UNVERIFIED,
     PREFLIGHT,
     SNAPSHOT,
     ArgumentSpec,
     deadline,
+    keep,
     merged,
+)
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.backup_prune import (
+    BackupPrune,
+    BackupPruneOptions,
+    prune_after,
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_backup import (
     KIND,
@@ -500,6 +555,8 @@ SPEC: ArgumentSpec = merged(
     COPIER,
     COPY,
     DEADLINE,
+    KEEP,
+    KEEP_UNVERIFIED,
     PREFLIGHT,
     {**SNAPSHOT, "quiesce": {**SNAPSHOT["quiesce"], "default": "preferred"}},
     {
@@ -522,10 +579,42 @@ def _flow(context: DomainContext) -> Outcome:
         return Outcome(("tell the job %s that the copy has ended" % state.id,))
     if _is_order(context.params):
         return stop("live_backup", context.domain.uuid, context.check)
-    seconds = context.params["stall_timeout"]
+    policy, seconds = _policy(context.params), context.params["stall_timeout"]
     with backup_target(seconds) as (store, copier), backup_sets(seconds) as (sets, _checker):
         tools = Tools(context.host, store, copier, Reaper(context.clock), rules, sets)
-        return LiveBackup(_options(context), context.guest, tools).run(context.check)
+        backup = LiveBackup(_options(context), context.guest, tools).run(context.check)
+        return _pruned(context, backup, policy, sets) if policy.is_given else backup
+
+
+def _policy(given: Mapping[str, Any]) -> Keep:
+    """None with a copy of the user's own, which makes no set."""
+    if _is_users(given):
+        return Keep()
+    policy = keep(given)
+    if policy.is_given and not given["verify"]:
+        raise VirtopsError(
+            "bad_option",
+            "A keep option is given, and verify is false.",
+            "Set verify: true, as a backup that nobody has read back is no reason to remove another one; or leave out "
+            "the keep options, and run virtops.libvirt.backup_prune by itself",
+        )
+    return policy
+
+
+def _pruned(context: DomainContext, backup: Outcome, policy: Keep, sets: SetsPort) -> Outcome:
+    given, domain, now = context.params, context.domain, context.clock.utcnow()
+    context.progress.phase("prune")
+    options = BackupPruneOptions(given["dest"], policy, domain.uuid)
+    foreseen = BackupSet(
+        os.path.join(given["dest"], domain.name, now),
+        COMPLETE,
+        domain=domain.name,
+        uuid=domain.uuid,
+        taken=now,
+        notes=Notes(when_made=True),
+    )
+    prune = BackupPrune(options, sets, context.clock, context.progress)
+    return prune_after(backup, prune, context.check, foreseen)
 
 
 def _options(context: DomainContext) -> LiveBackupOptions:
@@ -577,7 +666,7 @@ def _same(given: Mapping[str, Any]) -> Mapping[str, Any] | None:
     other."""
     if _is_users(given):
         return None
-    return {name: given[name] for name in (*BACKUP, "verify", "name", "disks", "quiesce")}
+    return {name: given[name] for name in (*BACKUP, *KEEP, *KEEP_UNVERIFIED, "verify", "name", "disks", "quiesce")}
 
 
 def main() -> None:

@@ -233,14 +233,25 @@ def test_second_run_makes_a_second_set(run: Run, fleet: dict[str, Member], contr
 
 
 def test_target_guests_exclude(run: Run, fleet: dict[str, Member], controller: Controller) -> None:
-    """The play's own variables choose the hypervisors and the guests."""
-    before = {alias: len(member.sets()) for alias, member in fleet.items()}
-    play = controller.run(target="second", guests=["web?", "[of]*"], exclude=["odd*"])
+    """The play's own variables choose the hypervisors and the guests. The policy holds for these, and is a text."""
+    before = {alias: [found.folder for found in member.sets()] for alias, member in fleet.items()}
+    play = controller.run(
+        target="second",
+        guests=["web?", "[of]*"],
+        exclude=["odd*"],
+        live_backup_keep_last="1",
+        live_backup_keep_daily="",
+    )
     assert play.rc == 0, play.output
     assert play.guests() == {"web1@e2e2", "files@e2e2"}
-    grown = {alias for alias, member in fleet.items() if len(member.sets()) > before[alias]}
-    assert grown == play.guests()
-    assert BACKUP in play.report()["files@e2e2"]
+    after = {alias: [found.folder for found in member.sets()] for alias, member in fleet.items()}
+    assert {alias for alias in fleet if after[alias] != before[alias]} == play.guests()
+    for alias in play.guests():
+        assert len(after[alias]) == 1
+        assert after[alias][0] not in before[alias]
+        line = play.report()[alias]
+        assert after[alias][0] in line
+        assert line.endswith(f", {len(before[alias])} older removed, 1 kept")
 
 
 def test_a_damaged_set_is_named_and_only_its_guest_is_backed_up_again(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,9 @@ OTHER_UUID = "11111111-2222-4333-8444-555555555555"
 #: Another user, and a folder that only root may write to.
 STRANGER = ["setpriv", "--reuid", "4711", "--regid", "4711", "--clear-groups", "sh", "-ec"]
 PRIVATE = "/srv/private-of-root"
+#: A set with so many files that its removal takes a while, and what kills that as soon as it has begun.
+OLD, MANY = "20200101T000000Z", 50_000
+KILLER = "(until [ -e {leftover} ]; do :; done; kill -KILL $(pgrep -f '[_]host.helper')) >/dev/null 2>&1 &"
 
 
 def on_other_host(scene: Scene, module: str, **options: object) -> dict[str, Any]:
@@ -188,6 +192,29 @@ def test_a_death_between_the_merge_and_the_verification(scene: Scene) -> None:
     assert found.path("vda.raw").stat().st_ino == copied, again
     assert again["backup"]["path"] == found.folder
     scene.before.assert_normal_end()
+    a_prune_that_is_killed(scene, found)
+
+
+def a_prune_that_is_killed(scene: Scene, newest: Set) -> None:
+    """What it was removing is nobody's set any more, the next prune removes the rest, and the newest is as it was."""
+    old = newest.path().parent / OLD
+    shutil.copytree(newest.path(), old)
+    times = {**newest.manifest["times"], "snapshot": "2020-01-01T00:00:00Z"}
+    (old / "manifest.json").write_text(json.dumps({**newest.manifest, "times": times}), encoding="utf-8")
+    for number in range(MANY):
+        (old / str(number)).touch()
+    leftover = old.parent / f".{OLD}.removing"
+    before = {file.name: sha256(file) for file in newest.path().iterdir()}
+    scene.hypervisor.exec(["sh", "-c", KILLER.format(leftover=f"{BACKUP}/{old.parent.name}/{leftover.name}")])
+    killed = scene.module("backup_prune", dest=BACKUP, keep_last=1)
+    assert killed.get("error_code") == "copy_failed", killed
+    assert not old.exists()
+    assert {"manifest.json"} < set(os.listdir(leftover))
+    again = scene.module("backup_prune", dest=BACKUP, keep_last=1)
+    assert again["actions"] == [f"finish the removal of the backup {BACKUP}/{old.parent.name}/{leftover.name}"], again
+    assert os.listdir(old.parent) == [newest.path().name]
+    assert {file.name: sha256(file) for file in newest.path().iterdir()} == before
+    assert not scene.module("backup_prune", dest=BACKUP, keep_last=1).get("changed")
 
 
 def partial_files(scene: Scene) -> list[str]:

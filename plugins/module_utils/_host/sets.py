@@ -128,7 +128,13 @@ class BackupSets:
                     return
                 os.rename(name, leftover, src_dir_fd=parent, dst_dir_fd=parent)
                 os.fsync(parent)
-                _unlink(parent, leftover, path)
+                files = set(os.listdir(fd))
+                try:
+                    _unlink(parent, leftover, path)
+                except OSError:
+                    if set(os.listdir(fd)) == files:  # the target lets no file go: it is whole, and so keeps its name
+                        os.rename(leftover, name, src_dir_fd=parent, dst_dir_fd=parent)
+                    raise
         except OSError as error:
             raise os_failure("Removing %s" % path, _bare(error), "remove_failed") from error
 

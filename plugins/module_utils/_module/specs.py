@@ -95,6 +95,8 @@ KEEP: ArgumentSpec = {
     **{"keep_%s" % period: {"type": "int", "default": 0} for period in PERIODS},
     "min_age": {"type": "int", "default": 0},
 }
+#: Of what prunes backup sets besides.
+KEEP_UNVERIFIED: ArgumentSpec = {"keep_unverified": {"type": "bool", "default": False}}
 
 
 def keep(params: Mapping[str, Any]) -> Keep:

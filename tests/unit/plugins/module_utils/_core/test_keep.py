@@ -137,9 +137,12 @@ def test_a_first_prune_of_two_years_is_as_the_model_says(seed):
     options = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
     policy = {option: chance.choice((0, 0, 1, 2, 5, 13, 100)) for option in options}
     verdicts = decide(Keep(**policy), [Item(stamp(moment), stamp(moment)) for moment in moments], stamp(BEGIN))
-    assert {verdict.item.name for verdict in verdicts if verdict.stays} == {
-        stamp(moment) for moment in model(policy, moments)
-    }
+    kept = [verdict.item for verdict in verdicts if verdict.stays]
+    assert {item.name for item in kept} == {stamp(moment) for moment in model(policy, moments)}
+    # A prune that was interrupted, wherever it was: the next one keeps the same
+    left = kept + [verdict.item for verdict in verdicts if not verdict.stays and chance.random() < 0.5]
+    again = decide(Keep(**policy), left, stamp(BEGIN))
+    assert [verdict.item for verdict in again if verdict.stays] == kept
 
 
 # -- the rules, one by one

@@ -210,6 +210,19 @@ def test_a_removal_that_was_interrupted_is_finished(tmp_path: Path, monkeypatch:
     assert os.listdir(tmp_path / "web") == []
 
 
+def test_a_set_whose_files_cannot_be_removed_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on storage that keeps each file for a time (WORM), or with chattr +i."""
+    path = make(tmp_path, "web", STAMPS[0])
+
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        assert refused(path) == "permission_denied"
+    assert states(tmp_path) == {"web/" + STAMPS[0]: "complete"}
+
+
 @pytest.mark.parametrize("name", ["things", ".%s.partial" % STAMPS[0], "..", STAMPS[0] + "x"])
 def test_only_sets_are_removed(tmp_path: Path, name: str) -> None:
     make(tmp_path, "web", STAMPS[0])
