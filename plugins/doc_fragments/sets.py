@@ -25,3 +25,33 @@ options:
     type: int
     default: 300
 """
+
+    CHOICE = r"""
+options:
+  dest:
+    description: The directory that backups are made in, as O(virtops.libvirt.live_backup#module:dest).
+    type: path
+  path:
+    description: The one set that is meant, instead of those in O(dest).
+    type: path
+  domain:
+    description: Only the sets of this domain, by its name or UUID. The domain need not exist.
+    type: str
+  guests:
+    description:
+      - Only the sets of domains that one of these patterns matches. A pattern is a domain's name with C(*), C(?) and
+        C([...]) as in a shell, or a UUID.
+    type: list
+    elements: str
+    default: ['*']
+  exclude:
+    description: The patterns of domains whose sets are left out.
+    type: list
+    elements: str
+    default: []
+  sets:
+    description: Only the sets of these names, for example V(20261120T120000Z). Each must be there.
+    type: list
+    elements: str
+    default: []
+"""

@@ -177,6 +177,7 @@ error_code:
   sample: dest_missing
 """
 
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.choose_sets import Choice
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.clock import SystemClock
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.helper import backup_sets
@@ -203,13 +204,8 @@ def _flow(context: LocalContext) -> Outcome:
     with backup_sets(given["stall_timeout"]) as (sets, checker):
         if not given["verify"]:
             return list_sets(sets, given["dest"], given["domain"], clock.utcnow())
-        options = VerifyOptions(
-            dest=given["dest"],
-            domain=given["domain"],
-            rate_limit=given["rate_limit"],
-            parallel=given["parallel"],
-            note=False,
-        )
+        choice = Choice(given["dest"], domain=given["domain"])
+        options = VerifyOptions(choice, given["rate_limit"], given["parallel"], note=False)
         return SetVerification(options, sets, checker, clock).look_only()
 
 

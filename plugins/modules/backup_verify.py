@@ -29,6 +29,7 @@ extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain.job
   - virtops.libvirt.sets
+  - virtops.libvirt.sets.choice
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes
   - virtops.libvirt.attributes.actiongroup_all
@@ -44,32 +45,6 @@ attributes:
 options:
   uri:
     description: Not used. Every module of this collection has it, so that C(module_defaults) can set it for all.
-  dest:
-    description: The directory that backups are made in, as O(virtops.libvirt.live_backup#module:dest).
-    type: path
-  path:
-    description: The one set to verify, instead of those in O(dest).
-    type: path
-  domain:
-    description: Only the sets of this domain, by its name or UUID. The domain need not exist.
-    type: str
-  guests:
-    description:
-      - Only the sets of domains that one of these patterns matches. A pattern is a domain's name with C(*), C(?) and
-        C([...]) as in a shell, or a UUID.
-    type: list
-    elements: str
-    default: ['*']
-  exclude:
-    description: The patterns of domains whose sets are left out.
-    type: list
-    elements: str
-    default: []
-  sets:
-    description: Only the sets of these names, for example V(20261120T120000Z). Each must be there.
-    type: list
-    elements: str
-    default: []
   newest:
     description: Whether to verify only the newest set of each domain, with those that it is incremental on.
     type: bool
@@ -175,39 +150,25 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._host.clock import
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.helper import backup_sets
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import LocalContext, run_local_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
-from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import READ, ArgumentSpec, merged
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
+    CHOICE,
+    CHOICE_RULES,
+    READ,
+    ArgumentSpec,
+    choice,
+    merged,
+)
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.verify_sets import (
     SetVerification,
     VerifyOptions,
 )
 
-SPEC: ArgumentSpec = merged(
-    READ,
-    {
-        "dest": {"type": "path"},
-        "path": {"type": "path"},
-        "domain": {"type": "str"},
-        "guests": {"type": "list", "elements": "str", "default": ["*"]},
-        "exclude": {"type": "list", "elements": "str", "default": []},
-        "sets": {"type": "list", "elements": "str", "default": []},
-        "newest": {"type": "bool", "default": False},
-    },
-)
+SPEC: ArgumentSpec = merged(READ, CHOICE, {"newest": {"type": "bool", "default": False}})
 
 
 def _flow(context: LocalContext) -> Outcome:
     given = context.params
-    options = VerifyOptions(
-        dest=given["dest"] or "",
-        path=given["path"] or "",
-        domain=given["domain"],
-        guests=tuple(given["guests"]),
-        exclude=tuple(given["exclude"]),
-        names=tuple(given["sets"]),
-        newest=given["newest"],
-        rate_limit=given["rate_limit"],
-        parallel=given["parallel"],
-    )
+    options = VerifyOptions(choice(given), given["rate_limit"], given["parallel"])
     with backup_sets(given["stall_timeout"]) as (sets, checker):
         return SetVerification(options, sets, checker, SystemClock(), context.progress).run(context.check)
 
@@ -219,8 +180,7 @@ def main() -> None:
         changes=True,
         needs=lambda _given: ("lxml",),
         job=Job(),
-        required_one_of=[("dest", "path")],
-        mutually_exclusive=[("dest", "path"), ("path", "domain"), ("path", "sets"), ("path", "newest")],
+        **CHOICE_RULES,
     )
 
 

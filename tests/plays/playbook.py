@@ -29,6 +29,7 @@ GUESTS_PLAY = "Back the guests up"
 GUESTS_PLAYS = (GUESTS_PLAY, "Bring the guests to rest")
 #: The inventory group of all hypervisors of the test.
 TESTED = "tested"
+REPORTS = ("Report on each guest", "Report on each set")
 REFUSALS = "Refuse the guests that are not ready"
 
 

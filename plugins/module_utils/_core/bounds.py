@@ -17,7 +17,9 @@ _MOST_MIB = (1 << 43) - 1
 _MOST = (1 << 31) - 1
 #: By the option's name, or by the module's and the option's where it is another in that module. Units are in its docs.
 BOUNDS = {
+    "at_once": (1, _MOST),
     "bandwidth": (0, _MOST_MIB),
+    "command_timeout": (1, _MOST),
     # libvirt has other meanings for less: to wait for ever (-2), for its own default (-1), not at all (0).
     # While a guest is frozen nothing in it can write.
     "copy_timeout": (1, _MOST),
@@ -30,6 +32,7 @@ BOUNDS = {
     # An image and its overlay are 2
     "max_chain": (2, _MOST),
     "min_age": (0, _MOST),
+    "memory": (0, _MOST_MIB),
     "parallel": (1, _MOST),
     "rate_limit": (0, _MOST_MIB),
     "resume_within": (0, _MOST),

@@ -25,6 +25,7 @@ from ._xml_domain import (
     without_data_files,
     without_empty_metadata,
 )
+from ._xml_drill import Trial, TrialDisk, isolated
 from ._xml_journal import build_journal, parse_journal
 from ._xml_restore import host_needs, moved_images, pool_folder, restored_definition, usable_models
 from ._xml_snapshot import (
@@ -48,6 +49,8 @@ __all__ = [
     "LXML_IMPORT_ERROR",
     "BadXml",
     "DomainXml",
+    "Trial",
+    "TrialDisk",
     "bad_xml",
     "build_journal",
     "build_record",
@@ -61,6 +64,7 @@ __all__ = [
     "has_external_revert",
     "host_needs",
     "images",
+    "isolated",
     "moved_images",
     "owned_journal",
     "parse_domain",

@@ -121,15 +121,8 @@ def run(
     each line that it prints, which are not returned then, and ends the program where it says so. `watch` is called now
     and then with its PID.
     """
-    if shutil.which(argv[0]) is None:
-        raise VirtopsError(
-            "missing_program",
-            "%s is not installed on this host" % argv[0],
-            "Install it (Debian: qemu-utils, RHEL: qemu-img, SUSE: qemu-tools)",
-        )
-    program = argv[0]
-    if tied:
-        argv = [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *argv]
+    program = _installed(argv[0])
+    argv = _tied(argv) if tied else argv
     limits = limits or (WORK if tied else LOOK)
     with failing(subject):
         # run_command would need an AnsibleModule, which this layer does not know, and cannot be stopped midway.
@@ -150,6 +143,34 @@ def run(
         said = _text(err) or _text(out) or _how_it_ended(program, process.returncode)
         raise failure(subject, _FD_NAME.sub(lambda found: (fds or {}).get(int(found[1]), found[0]), said))
     return _text(out)
+
+
+def start_tied(argv: list[str], subject: str) -> subprocess.Popen[bytes]:
+    """Start a program that serves, and that dies with the thread that calls this; what it says goes nowhere."""
+    _installed(argv[0])
+    with failing(subject):
+        return subprocess.Popen(  # pylint: disable=ansible-bad-function,consider-using-with
+            _tied(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=child_environment(),
+            cwd="/",
+        )
+
+
+def _installed(program: str) -> str:
+    if shutil.which(program) is None:
+        raise VirtopsError(
+            "missing_program",
+            "%s is not installed on this host" % program,
+            "Install it (Debian: qemu-utils, RHEL: qemu-img, SUSE: qemu-tools)",
+        )
+    return program
+
+
+def _tied(argv: list[str]) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", _TRAMPOLINE, str(os.getpid()), *argv]
 
 
 def _limit(pid: int, limits: Limits) -> None:

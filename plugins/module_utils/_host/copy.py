@@ -32,7 +32,7 @@ from .clock import SystemClock
 from .command import failing, run
 from .folders import held, shown, shown_file
 from .images import Images
-from .locks import CopySlots
+from .locks import Slots
 from .transfer import Pace, clone, copy_data, copy_whole, read_back, runs_of, sync_data
 
 #: `qemu-img check`: no error, or only leaked clusters, which waste space and harm nothing (a guest that crashed).
@@ -55,7 +55,7 @@ class Signs(Protocol):
 class ImageCopier:
     """The work of `_core.backup.CopyPort`."""
 
-    def __init__(self, signs: Signs, clock: Clock | None = None, slots: Callable[[int], CopySlots] = CopySlots) -> None:
+    def __init__(self, signs: Signs, clock: Clock | None = None, slots: Callable[[int], Slots] = Slots) -> None:
         self._signs = signs
         self._clock = clock or SystemClock()
         self._slots = slots
@@ -138,7 +138,7 @@ def _checked(verification: _Verification, directory: str) -> Verified:
         return Verified("", problem=error.cause.replace(directory, shown(directory)))
 
 
-def _in_slot(slots: CopySlots, work: _Work, task: Callable[[], _Result]) -> _Result:
+def _in_slot(slots: Slots, work: _Work, task: Callable[[], _Result]) -> _Result:
     with slots.take(work.waiting):
         return task()
 

@@ -144,17 +144,23 @@ def _told(pid: int | None) -> str:
     return "" if pid is None else " (process %d)" % pid
 
 
-class CopySlots:
-    """At most `count` copies at a time on this hypervisor, whichever playbook or process they belong to.
+class Slots:
+    """At most `count` copies (or what else `kind` says) at a time on this hypervisor, whichever playbook or process
+    they belong to.
 
-    `take()` waits for a slot for as long as it takes: each holder's copy ends by itself, and a killed one frees its
+    `take()` waits for a slot for as long as it takes: each holder's work ends by itself, and a killed one frees its
     slot. Users with different limits share the slots of the smaller one.
     """
 
     def __init__(
-        self, count: int, clock: Clock | None = None, directories: Callable[[], Sequence[str]] = lock_directories
+        self,
+        count: int,
+        clock: Clock | None = None,
+        directories: Callable[[], Sequence[str]] = lock_directories,
+        kind: str = "copy",
     ) -> None:
         self._count = count
+        self._kind = kind
         self._clock = clock or SystemClock()
         self._directories = directories
 
@@ -182,12 +188,12 @@ class CopySlots:
                 del directories[0]
 
     def _slots(self, directory: str) -> Iterator[_FileLock]:
-        """As many as may be copied at a time: one whose killed task never ends does not count."""
+        """As many as there may be at a time: one whose killed task never ends does not count."""
         left = self._count
         for number in itertools.count():
             if not left:
                 return
-            lock = _FileLock(os.path.join(directory, "copy-%d.lock" % number))
+            lock = _FileLock(os.path.join(directory, "%s-%d.lock" % (self._kind, number)))
             owner = lock.owner()
             left -= owner is None or stuck_thread(owner) is None
             yield lock

@@ -39,6 +39,7 @@ from .._libvirt.domain import Domain
 from .._libvirt.errors import LIBVIRT_IMPORT_ERROR
 from .._libvirt.host import Host
 from .._libvirt.restore import RestoreHost
+from .._libvirt.trial import Trials
 from .._service.guest import Guest
 from .job import LOCK_POLL, HandedOver, Job, JobRun, Lock, Unfinished, Work, describe_failure, describe_no_memory
 from .specs import COMMON, DOMAIN, JOB, LOCK, ArgumentSpec, merged, numbers
@@ -82,12 +83,19 @@ class RestoreContext:
 
 @dataclass(frozen=True)
 class HostContext:
-    """What a flow that reads all domains gets."""
+    """What a flow gets that reads all domains, or that is about none that is there."""
 
     params: Mapping[str, Any]
     check: bool
     uri: str
     host: Host
+    connection: Connection
+    progress: Progress = field(default_factory=Silent)
+
+    @property
+    def trials(self) -> Trials:
+        """Guests that end with the module."""
+        return Trials(self.connection)
 
 
 @dataclass(frozen=True)
@@ -150,10 +158,16 @@ def run_restore_module(
     _finish(module, argument_spec, flow, run)
 
 
-def run_host_module(argument_spec: ArgumentSpec, flow: Callable[[HostContext], Outcome], **options: Any) -> None:
-    """Run a module that reads the whole host, over a read-only connection."""
-    module = _new_module(merged(COMMON, argument_spec), options)
-    _finish(module, argument_spec, flow, lambda: _on_host(module, flow))
+def run_host_module(
+    argument_spec: ArgumentSpec,
+    flow: Callable[[HostContext], Outcome],
+    *,
+    changes: bool = False,
+    job: Job | None = None,
+    **options: Any,
+) -> None:
+    """Run a module on the whole host, so without a lock; over a read-only connection unless it changes something."""
+    _run_unlocked(argument_spec, job, options, lambda module: functools.partial(_on_host, module, flow, changes), flow)
 
 
 def run_local_module(
@@ -169,9 +183,22 @@ def run_local_module(
 
     By default it needs the libraries all the same: what it installs needs them, and what it tells of needed them.
     """
+    _run_unlocked(
+        argument_spec, job, options, lambda module: functools.partial(_on_local, module, flow, changes), flow, needs
+    )
+
+
+def _run_unlocked(
+    argument_spec: ArgumentSpec,
+    job: Job | None,
+    options: dict[str, Any],
+    work_of: Callable[[AnsibleModule], Work],
+    flow: Callable[..., Outcome],
+    needs: Callable[[Mapping[str, Any]], Container[str]] = lambda _params: LIBRARIES,
+) -> None:
     argument_spec = merged(JOB, argument_spec) if job else argument_spec
     module = _new_module(merged(COMMON, argument_spec), options, needs)
-    work = functools.partial(_on_local, module, flow, changes)
+    work = work_of(module)
     run = functools.partial(work, Silent(), _unlocked)
     if job is not None and not module.check_mode:
         run = functools.partial(_as_job, module, job, work, _unlocked)
@@ -254,11 +281,13 @@ def _on_restored(
     return Ended(_result(outcome, changes=True), outcome.warnings)
 
 
-def _on_host(module: AnsibleModule, flow: Callable[[HostContext], Outcome]) -> Ended:
+def _on_host(
+    module: AnsibleModule, flow: Callable[[HostContext], Outcome], changes: bool, progress: Progress, lock: Lock
+) -> Ended:
     uri = module.params["uri"]
-    with Connection(uri, readonly=True) as connection:
-        outcome = flow(HostContext(module.params, module.check_mode, uri, Host(connection)))
-    return Ended(_result(outcome, changes=False), outcome.warnings)
+    with Connection(uri, readonly=not changes or module.check_mode) as connection, lock("", ""):
+        outcome = flow(HostContext(module.params, module.check_mode, uri, Host(connection), connection, progress))
+    return Ended(_result(outcome, changes), outcome.warnings)
 
 
 def _on_local(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .._core.choose_sets import Choice
 from .._core.convergence import FAIL, POLICIES, Deadline
 from .._core.keep import PERIODS, Keep, require_keep
 from .._core.snapshot import FREEZE_SECONDS
@@ -112,6 +113,33 @@ def keep(params: Mapping[str, Any]) -> Keep:
 
 #: What reading backup sets has in common with a copy; doc fragment virtops.libvirt.sets.
 READ: ArgumentSpec = {name: COPY[name] for name in ("rate_limit", "parallel", "stall_timeout")}
+#: Which sets are meant; doc fragment virtops.libvirt.sets.choice.
+CHOICE: ArgumentSpec = {
+    "dest": {"type": "path"},
+    "path": {"type": "path"},
+    "domain": {"type": "str"},
+    "guests": {"type": "list", "elements": "str", "default": ["*"]},
+    "exclude": {"type": "list", "elements": "str", "default": []},
+    "sets": {"type": "list", "elements": "str", "default": []},
+}
+#: What of it goes together.
+CHOICE_RULES: dict[str, Any] = {
+    "required_one_of": [("dest", "path")],
+    "mutually_exclusive": [("dest", "path"), ("path", "domain"), ("path", "sets"), ("path", "newest")],
+}
+
+
+def choice(params: Mapping[str, Any]) -> Choice:
+    """The options of CHOICE, and newest, as a value."""
+    return Choice(
+        dest=params["dest"] or "",
+        path=params["path"] or "",
+        domain=params["domain"],
+        guests=tuple(params["guests"]),
+        exclude=tuple(params["exclude"]),
+        names=tuple(params["sets"]),
+        newest=bool(params["newest"]),
+    )
 
 
 def deadline(params: Mapping[str, Any]) -> Deadline:

@@ -13,17 +13,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import partial
 
 from .._core.backup_set import mib
+from .._core.choose_sets import Choice, with_bases
 from .._core.errors import VirtopsError
 from .._core.model import Outcome
 from .._core.plan import Done, Step
 from .._core.ports import Clock, Progress, Silent
 from .._core.refusals import require_going
 from .._core.sets import (
-    COMPLETE,
     DAMAGED,
     NOTES_WORDS,
     UNKNOWN,
@@ -45,17 +44,9 @@ _ALL = "sets"
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What the user asked for: the sets of `dest`, or the one at `path`. `guests` and `exclude` are patterns of
-    domains' names, or UUIDs, `names` those of sets. `rate_limit` is MiB/s of each file, 0: no limit; without `note`
-    nothing is written."""
+    """What the user asked for. `rate_limit` is MiB/s of each file, 0: no limit; without `note` nothing is written."""
 
-    dest: str = ""
-    path: str = ""
-    domain: str | None = None
-    guests: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    newest: bool = False
+    choice: Choice
     rate_limit: int = 0
     parallel: int = 4
     note: bool = True
@@ -128,8 +119,11 @@ class SetVerification:
     def _look(self, check: bool) -> tuple[Outcome, dict[str, tuple[str, ...]]]:
         """What is there, and the problems of the sets that are not whole, by their paths."""
         with Run(check, self._clock, self._progress) as run:
-            there = self._list()
-            chosen, others = self._choose(there)
+            choice = self._options.choice
+            there = choice.look(self._sets)
+            chosen, others = choice.choose(there)
+            # One is no better than those that it is incremental on
+            chosen = with_bases(chosen, there) if choice.newest else chosen
             self._looked = {found.path: _Looked(found, () if found.is_complete else (found.why,)) for found in chosen}
             self._count = _Count(sum(found.allocated for found in chosen))
             self._progress.phase("verify")
@@ -138,31 +132,6 @@ class SetVerification:
                     run.apply(Step((_words(found),), partial(self._verify, found)))
             self._judge_chains(there)
             return self._outcome(run, there, others)
-
-    # -- which
-
-    def _list(self) -> tuple[BackupSet, ...]:
-        options = self._options
-        if options.path:
-            folder = os.path.dirname(os.path.normpath(options.path))
-            return self._sets.list(os.path.dirname(folder), os.path.basename(folder))
-        return self._sets.list(options.dest, options.domain)
-
-    def _choose(self, there: tuple[BackupSet, ...]) -> tuple[list[BackupSet], list[BackupSet]]:
-        """Those to be read, and others of these guests, which are no sets that could be."""
-        options = self._options
-        if options.path:
-            return [_require_one(there, options.path)], []
-        ours = [found for found in there if _matches(found, options.guests) and not _matches(found, options.exclude)]
-        if options.names:
-            ours = [found for found in ours if os.path.basename(found.path) in options.names]
-            _require_named(ours, options)
-        sets = [found for found in ours if found.state in (COMPLETE, DAMAGED, UNKNOWN)]
-        others = [found for found in ours if found not in sets]
-        if options.newest:
-            newest = {(os.path.dirname(found.path), found.uuid): found for found in sets}
-            sets = _with_bases(list(newest.values()), sets)
-        return sets, others
 
     # -- reading one
 
@@ -243,7 +212,7 @@ class SetVerification:
     def _outcome(
         self, run: Run, there: tuple[BackupSet, ...], others: list[BackupSet]
     ) -> tuple[Outcome, dict[str, tuple[str, ...]]]:
-        strange, (matched, unmatched) = strangers(there), self._patterns(there)
+        strange, (matched, unmatched) = strangers(there), self._options.choice.patterns(there)
         damaged: dict[str, tuple[str, ...]] = {}
         described, now = [], self._clock.utcnow()
         for path, looked in self._looked.items():
@@ -266,57 +235,6 @@ class SetVerification:
                 "unmatched": unmatched,
             },
         ), damaged
-
-    def _patterns(self, there: tuple[BackupSet, ...]) -> tuple[list[str], list[str]]:
-        """The patterns for which there are sets that could be read, and the others."""
-        sets = [found for found in there if found.state in (COMPLETE, DAMAGED, UNKNOWN)]
-        sets = [found for found in sets if not _matches(found, self._options.exclude)]
-        matched = [pattern for pattern in self._options.guests if any(_matches(found, [pattern]) for found in sets)]
-        return matched, [pattern for pattern in self._options.guests if pattern not in matched]
-
-
-def _matches(found: BackupSet, patterns: Sequence[str]) -> bool:
-    """The name of a set that tells none is that of its folder."""
-    name = found.domain or os.path.basename(os.path.dirname(found.path))
-    return any(fnmatchcase(name, pattern) or found.uuid == pattern.lower() for pattern in patterns)
-
-
-def _require_one(there: tuple[BackupSet, ...], path: str) -> BackupSet:
-    wanted = os.path.normpath(path)
-    one = next((found for found in there if os.path.normpath(found.path) == wanted), None)
-    if one is None:
-        raise VirtopsError(
-            "set_missing",
-            "There is no backup set %s" % path,
-            "Look for its path with virtops.libvirt.backup_info",
-        )
-    if one.state not in (COMPLETE, DAMAGED, UNKNOWN):
-        raise VirtopsError(
-            "set_unsuitable",
-            "%s is not a set that can be verified, it is %s: %s" % (path, one.state, one.why),
-            "Give the path of a complete set, as virtops.libvirt.backup_info shows them",
-        )
-    return one
-
-
-def _require_named(found: list[BackupSet], options: VerifyOptions) -> None:
-    names = {os.path.basename(one.path) for one in found}
-    missing = [name for name in options.names if name not in names]
-    if missing:
-        raise VirtopsError(
-            "set_missing",
-            "%s has no backup set %s of these domains" % (options.dest, ", ".join(missing)),
-            "Look for their names with virtops.libvirt.backup_info",
-        )
-
-
-def _with_bases(chosen: list[BackupSet], sets: list[BackupSet]) -> list[BackupSet]:
-    """These and all that they are incremental on, in their order."""
-    wanted = {found.path for found in chosen}
-    for found in reversed(sets):  # the newest first
-        if found.path in wanted and found.base is not None:
-            wanted.add(os.path.join(os.path.dirname(found.path), found.base))
-    return [found for found in sets if found.path in wanted]
 
 
 def _is_noted(looked: _Looked, check: bool) -> bool:

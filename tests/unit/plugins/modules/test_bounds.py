@@ -29,6 +29,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "image_backup": {"snapshot": "x"},
     "live_backup": {"dest": "x"},
     "preflight_info": {"dest": "x"},
+    "restore_drill": {"dest": "x"},
 }
 
 

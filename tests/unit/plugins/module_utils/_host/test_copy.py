@@ -27,7 +27,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 from ansible_collections.virtops.libvirt.plugins.module_utils._host import copy as copy_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.copy import ImageCopier
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.images import Images
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import CopySlots
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import Slots
 
 pytestmark = pytest.mark.skipif(
     shutil.which("qemu-img") is None or shutil.which("qemu-io") is None, reason="qemu-utils is not installed"
@@ -41,7 +41,7 @@ def copier(tmp_path: Path) -> ImageCopier:
     (tmp_path / "locks").mkdir()
     (tmp_path / "set").mkdir()
     return ImageCopier(
-        lambda done, life: None, slots=lambda count: CopySlots(count, directories=lambda: [str(tmp_path / "locks")])
+        lambda done, life: None, slots=lambda count: Slots(count, directories=lambda: [str(tmp_path / "locks")])
     )
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._host import locks
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import CopySlots, DomainLock
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import DomainLock, Slots
 
 
 @pytest.fixture
@@ -112,11 +112,11 @@ def test_slots_run_out_and_come_back(tmp_path: Path, directory: Callable[[], str
                 self.on_third()
 
     clock = Clock()
-    first, second = CopySlots(2, clock, lambda: [directory()]).take(), CopySlots(2, clock, lambda: [directory()]).take()
+    first, second = Slots(2, clock, lambda: [directory()]).take(), Slots(2, clock, lambda: [directory()]).take()
     first.__enter__()
     second.__enter__()
     clock.on_third = lambda: first.__exit__(None, None, None) and None
-    with CopySlots(2, clock, lambda: [directory()]).take():
+    with Slots(2, clock, lambda: [directory()]).take():
         assert clock.slept == 3
     second.__exit__(None, None, None)
     assert os.listdir(tmp_path) == []
@@ -126,15 +126,15 @@ def test_a_slot_of_the_other_folder_serves(tmp_path: Path) -> None:
     """/run is read-only, or gone."""
     gone, kept = tmp_path / "gone", tmp_path / "kept"
     kept.mkdir()
-    with CopySlots(1, directories=lambda: [str(gone), str(kept)]).take():
+    with Slots(1, directories=lambda: [str(gone), str(kept)]).take():
         assert os.listdir(kept) == ["copy-0.lock"]
-    with pytest.raises(VirtopsError) as caught, CopySlots(1, directories=lambda: [str(gone)]).take():
+    with pytest.raises(VirtopsError) as caught, Slots(1, directories=lambda: [str(gone)]).take():
         pass
     assert caught.value.code == "no_lock_directory"
 
 
 def test_threads_take_slots_of_their_own(directory: Callable[[], str]) -> None:
-    slots = CopySlots(1, directories=lambda: [directory()])
+    slots = Slots(1, directories=lambda: [directory()])
     inside, most = [0], [0]
 
     def work() -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._host import procs
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import CopySlots, DomainLock
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import DomainLock, Slots
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.procs import emulators, file_key, holders
 
 
@@ -194,7 +194,7 @@ def test_the_lock_of_a_killed_task_that_never_ends_is_told(half_dead: int, tmp_p
 
 def test_a_slot_of_one_does_not_count(half_dead: int, tmp_path: Path) -> None:
     (tmp_path / "domain-u.lock").rename(tmp_path / "copy-0.lock")
-    with CopySlots(1, Clock(), lambda: [str(tmp_path)]).take():
+    with Slots(1, Clock(), lambda: [str(tmp_path)]).take():
         assert (tmp_path / "copy-1.lock").exists()
 
 

@@ -38,7 +38,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.restore impo
 )
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.copy import ImageCopier  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.images import Images  # noqa: E402
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import CopySlots  # noqa: E402
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import Slots  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.restore import Places, SetReader  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.connection import Connection  # noqa: E402
 from ansible_collections.virtops.libvirt.plugins.module_utils._libvirt.domain import Domain  # noqa: E402
@@ -133,7 +133,7 @@ class Sets(SetReader):
     def __init__(self, root: Path) -> None:
         super().__init__(
             ImageCopier(
-                lambda _done, _life: None, FakeClock(), lambda count: CopySlots(count, directories=lambda: [str(root)])
+                lambda _done, _life: None, FakeClock(), lambda count: Slots(count, directories=lambda: [str(root)])
             )
         )
         self._root = root

@@ -24,6 +24,7 @@ if shutil.which("qemu-img") is None:
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import Told, Verified, VerifyOrder
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup_set import build_sums, iso8601
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.choose_sets import Choice
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.sets import Note, Notes
@@ -165,7 +166,7 @@ def verification(options: VerifyOptions, checker: Checker | None = None) -> SetV
 def verify(dest: Path, check: bool = False, checker: Checker | None = None, **options: Any) -> Outcome:
     """What a run returns, also where it fails."""
     try:
-        return verification(VerifyOptions(dest=str(dest), **options), checker).run(check)
+        return verification(VerifyOptions(Choice(dest=str(dest), **options)), checker).run(check)
     except VirtopsError as error:
         if error.code != "set_damaged":
             raise
@@ -337,7 +338,7 @@ def test_damage(tmp_path: Path, damage: str) -> None:
     act, words = DAMAGES[damage]
     act(path, other)
     with pytest.raises(VirtopsError) as caught:
-        verification(VerifyOptions(dest=str(tmp_path))).run(False)
+        verification(VerifyOptions(Choice(dest=str(tmp_path)))).run(False)
     assert caught.value.code == "set_damaged"
     found = problems(Outcome(values=caught.value.told))
     for part in words.split("|"):
@@ -413,14 +414,14 @@ def test_which_are_read(tmp_path: Path) -> None:
 def test_one_by_its_path(tmp_path: Path) -> None:
     path = make(tmp_path)
     make(tmp_path, stamp=TWO)
-    outcome = verification(VerifyOptions(path=str(path) + "/")).run(False)
+    outcome = verification(VerifyOptions(Choice(path=str(path) + "/"))).run(False)
     assert len(outcome.steps) == 1
     assert noted(path) == Note(NOW, True)
     for name, code in ((THREE, "set_missing"), (ONE + ".old", "set_unsuitable")):
         if code == "set_unsuitable":
             path.rename(path.with_name(name))
         with pytest.raises(VirtopsError) as caught:
-            verification(VerifyOptions(path=str(path.with_name(name)))).run(False)
+            verification(VerifyOptions(Choice(path=str(path.with_name(name))))).run(False)
         assert caught.value.code == code
 
 
@@ -453,7 +454,7 @@ def test_one_that_goes_meanwhile_is_no_failure(tmp_path: Path, how: str) -> None
         listed = sets.list(str(tmp_path), None)
         shutil.rmtree(path)
         sets.list = lambda _dest, _domain: listed  # type: ignore[method-assign]
-        outcome = SetVerification(VerifyOptions(dest=str(tmp_path)), sets, Checker(), StillClock()).run(False)
+        outcome = SetVerification(VerifyOptions(Choice(dest=str(tmp_path))), sets, Checker(), StillClock()).run(False)
     else:
         outcome = verify(tmp_path, checker=Checker(remove))
     others: Any = outcome.values["others"]
@@ -490,6 +491,6 @@ def test_listing_only(tmp_path: Path) -> None:
     assert first["last_booted"] == {"time": "2026-11-23T12:00:00Z", "ok": False, "message": "no login"}
     assert [disk["target"] for disk in first["disks"]] == ["vda", "vdb"]
     assert (first["lacks"][0]["kind"], second["base"]) == ("kernel", ONE)
-    looked = verification(VerifyOptions(dest=str(tmp_path), note=False)).look_only()
+    looked = verification(VerifyOptions(Choice(dest=str(tmp_path)), note=False)).look_only()
     assert looked.values["sets"][0]["read"]  # type: ignore[index]
     assert noted(path) is None
