@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -115,19 +114,17 @@ def test_two_domains_of_one_name(tmp_path: Path) -> None:
     assert states(tmp_path, "v") == {"web/" + STAMPS[1]: "complete"}
 
 
-def test_a_manifest_that_is_no_file(tmp_path: Path) -> None:
-    path = make(tmp_path, "web", STAMPS[0])
-    (path / "manifest.json").rename(path / "real")
-    for put in (
-        lambda: (path / "manifest.json").symlink_to("real"),
-        lambda: os.mkfifo(path / "manifest.json"),
-        lambda: (path / "manifest.json").mkdir(),
-    ):
-        put()
-        assert states(tmp_path) == {"web/" + STAMPS[0]: "damaged"}
-        shutil.rmtree(path / "manifest.json") if (path / "manifest.json").is_dir() and not (
-            path / "manifest.json"
-        ).is_symlink() else (path / "manifest.json").unlink()
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "folder"])
+def test_a_manifest_that_is_no_file(tmp_path: Path, kind: str) -> None:
+    manifest = make(tmp_path, "web", STAMPS[0]) / "manifest.json"
+    manifest.rename(manifest.with_name("real"))
+    if kind == "symlink":
+        manifest.symlink_to("real")
+    elif kind == "fifo":
+        os.mkfifo(manifest)
+    else:
+        manifest.mkdir()
+    assert states(tmp_path) == {"web/" + STAMPS[0]: "damaged"}
 
 
 def test_an_increment_whose_base_is_gone(tmp_path: Path) -> None:
