@@ -100,7 +100,8 @@ options:
     type: str
     default: ""
   name:
-    description: The snapshot's name. If unset, it is C(live-backup-) and the UTC time.
+    description:
+      - The snapshot's name. If unset, it is C(live-backup-) and the UTC time. A domain that is off gets no snapshot.
     type: str
     aliases: [snapshot]
   disks:

@@ -267,6 +267,8 @@ def test_a_guest_in_another_state_is_told_as_it_is(run: Run) -> None:
     assert ends in said.output
     assert said.effects == ["live_backup", "live_backup"]
     assert "WARNING: sleeping" not in said.output
+    only = run([guest("off", "shut off")], [{**looked("off"), "state": "shut off"}], preflight_only=True)
+    assert f"off@{HOST}: ready, while it is off" in only.output
 
     said = run([guest("web", "paused", patterns=["web"])], guests="web", preflight_only=True)
     assert said.rc != 0

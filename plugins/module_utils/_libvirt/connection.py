@@ -143,7 +143,7 @@ class Activity:
 
     def seen(self) -> str:
         """In words, "" for nothing. What libvirt sent before its last answer has been looked at."""
-        if self._callback is None or self._connection.handle is not self._handle or not self._handle.isAlive():
+        if self._callback is None or self._connection.handle is not self._handle or not self._is_alive():
             return "The connection to libvirt was lost meanwhile"
         if not _come_round():
             return "libvirt's events did not come"
@@ -155,6 +155,11 @@ class Activity:
             with suppress(libvirt.libvirtError):
                 self._handle.domainEventDeregisterAny(self._callback)
         self._handle, self._callback = None, None
+
+    def _is_alive(self) -> bool:
+        with suppress(libvirt.libvirtError):
+            return bool(self._handle.isAlive() == 1)
+        return False
 
     def _note(self, _connection: Any, _domain: Any, event: int, _detail: int, _opaque: Any) -> None:
         if event not in (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_UNDEFINED):
