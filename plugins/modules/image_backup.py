@@ -25,8 +25,9 @@ description:
     copy.
   - The result is a set, the directory C(DEST/DOMAIN NAME/UTC TIME). The time is the snapshot's. The set holds one image
     for each disk, named C(TARGET.FORMAT), and the domain's definition as it was without the snapshot (C(domain.xml),
-    with its secrets). It also holds the NVRAM and the state of an emulated TPM if the domain has them,
-    C(manifest.json), which also lists what the set does not hold, and C(SHA256SUMS).
+    with its secrets). It also holds the NVRAM and the state of an emulated TPM if the domain has them, the files that
+    the host boots it from (kernel, initrd, loader) if no package brings them, C(manifest.json), which also lists what
+    the set does not hold, and C(SHA256SUMS).
   - Until it is complete and on the disk, a set is named C(.TIME.partial). If the module fails, it removes the set. If
     the module dies before all is copied, the next run on the same host removes the set. A run on another host removes
     it only if nothing was written to it for an hour. Complete sets are never changed.
@@ -36,7 +37,8 @@ description:
   - A copy never allocates more space than its source, because holes stay holes. There are two exceptions. A source may
     have compressed clusters, and an image in a new format has a little metadata.
   - A disk-only snapshot holds neither the NVRAM nor a TPM's state. The module copies both as they are now, before it
-    copies the disks. The manifest has the time.
+    copies the disks. The manifest has the time. If the guest wrote to one of them after the snapshot was begun, there
+    is a warning, and C(lacks) in the manifest says so.
 notes:
   - To restore a disk, shut the domain down, and make sure that its definition no longer names an overlay. Then write
     the image with C(qemu-img convert -O FORMAT vda.FORMAT PATH), or copy it with C(cp --sparse=always). PATH and FORMAT
@@ -267,12 +269,13 @@ backup:
       type: dict
       sample:
     extras:
-      description: The NVRAM, and the state of an emulated TPM.
+      description:
+        - The NVRAM, the state of an emulated TPM, and the files that the guest is booted from.
       type: list
       elements: dict
       contains:
         kind:
-          description: V(NVRAM) or V(TPM state).
+          description: V(NVRAM), V(TPM state), V(kernel), V(initrd), V(dtb), V(shim), V(loader) or V(ACPI table).
           type: str
         source:
           description: The file's path on the hypervisor.
@@ -310,7 +313,7 @@ backup:
           description: Why the set does not hold it.
           type: str
       sample:
-        - {kind: kernel, name: , source: /srv/boot/vmlinuz, reason: it is no part of the disks}
+        - {kind: disk, name: sda, source: /srv/iso/seed.iso, reason: it is a cdrom drive}
     disks:
       description: The images.
       type: list

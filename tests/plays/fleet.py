@@ -71,13 +71,15 @@ class Set:
         assert {disk["target"] for disk in manifest["disks"]} == targets
         images = {disk["file"] for disk in manifest["disks"]}
         assert images == {f"{disk['target']}.{disk['format']}" for disk in manifest["disks"]}
+        extras = {extra["file"] for extra in manifest["extras"]}
         noted = {"notes.json"} & self.files().keys()  # by a verification
-        assert self.files() == dict.fromkeys({"SHA256SUMS", "manifest.json", "domain.xml"} | images | noted, 0o600)
+        files = {"SHA256SUMS", "manifest.json", "domain.xml"} | images | extras | noted
+        assert self.files() == dict.fromkeys(files, 0o600)
         sums = self.path("SHA256SUMS").read_text(encoding="utf-8")
         checked = subprocess.run(
             ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=self.path(), check=True, stdout=subprocess.PIPE
         )
-        assert checked.stdout.count(b": OK") == len(images) + 2
+        assert checked.stdout.count(b": OK") == len(images | extras) + 2
         for disk in manifest["disks"]:
             assert self.path(disk["file"]).stat().st_size == disk["bytes"]
             assert f"{disk['sha256']}  {disk['file']}\n" in sums

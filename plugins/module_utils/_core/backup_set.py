@@ -182,10 +182,13 @@ def build_sums(digests: Mapping[str, str]) -> str:
     return "".join(lines)
 
 
-def require_space(orders: tuple[CopyOrder, ...], free: int, dest: str) -> None:
-    """`free` includes what the removal of unfinished sets gives back. How much data a block device holds only the copy
-    tells: one that holds too much ends it, and the guest's overlays are merged."""
-    needed = sum(order.needs for order in orders if not order.unsure)
+def require_space(orders: tuple[CopyOrder, ...], free: int, dest: str, beside: int = 0) -> None:
+    """`free` includes what the removal of unfinished sets gives back, `beside` is for what is no image.
+
+    How much data a block device holds only the copy tells: one that holds too much ends it, and the guest's overlays
+    are merged.
+    """
+    needed = beside + sum(order.needs for order in orders if not order.unsure)
     if needed > free:
         raise VirtopsError(
             "no_space",

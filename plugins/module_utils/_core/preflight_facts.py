@@ -148,7 +148,8 @@ class GuestFacts:
     `job` is virDomainGetJobStats' operation, `checkpoints` their number (None: unknown), `incremental` whether block
     jobs keep them, `reclaimed` the bytes on the target that unfinished sets of this guest hold, `denied` the images
     that AppArmor lets it not write to. `agent` is None where it answered, or was not asked. `unseen` are other domains
-    whose chains nobody can tell, and why. `lacks` is what its sets will not hold.
+    whose chains nobody can tell, and why. `lacks` is what its sets will not hold, `beside` the bytes of what they hold
+    besides images.
     """
 
     view: DomainView
@@ -165,6 +166,7 @@ class GuestFacts:
     denied: frozenset[str] = frozenset()
     unseen: tuple[tuple[str, str], ...] = ()
     lacks: tuple[Lack, ...] = ()
+    beside: int = 0
 
 
 class HostPort(Protocol):

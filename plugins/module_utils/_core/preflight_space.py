@@ -80,7 +80,7 @@ def space_checks(guests: Sequence[GuestFacts], limits: Limits) -> dict[str, tupl
 
 
 def _needs(guest: GuestFacts) -> int:
-    return sum(disk.order.needs for disk in guest.disks if disk.order is not None)
+    return guest.beside + sum(disk.order.needs for disk in guest.disks if disk.order is not None)
 
 
 def _target(guest: GuestFacts, copies: dict[int, int]) -> Iterator[Check]:
@@ -90,7 +90,7 @@ def _target(guest: GuestFacts, copies: dict[int, int]) -> Iterator[Check]:
     free = where.free + guest.reclaimed
     orders = tuple(disk.order for disk in guest.disks if disk.order is not None)
     try:
-        require_space(orders, free, where.path)
+        require_space(orders, free, where.path, guest.beside)
     except VirtopsError as error:
         yield refused(TARGET, error, FAILED)
         return

@@ -36,6 +36,7 @@ from .._core.backup import (
     BackupOptions,
     CopyOrder,
     CopyPort,
+    PlainFile,
     Run,
     Selection,
     SetPaths,
@@ -68,8 +69,9 @@ from .._core.backup_set import (
     verify_orders,
 )
 from .._core.errors import VirtopsError
-from .._core.extras import Extras, plan_extras, with_unsteady
+from .._core.extras import Extras, plan_extras, with_late, with_unsteady
 from .._core.images import Use
+from .._core.journal import epoch
 from .._core.manifest import build_digests
 from .._core.model import DomainView, Layer, Outcome
 from .._core.ports import Clock, ImagePort, Progress, Silent, ViewPort
@@ -97,7 +99,9 @@ def refuse_early(
     """Refuse, while there is no snapshot yet, a backup of these bases that could not succeed after one."""
     store.check_destination(options.dest)
     orders = tuple(order_of(options, source, view, images, store) for source in bases)
-    require_space(orders, store.free_bytes(options.dest) + left_behind(options, view, store), options.dest)
+    extras = extras_of(view, frozenset(source.target for source in bases), images, store)
+    free = store.free_bytes(options.dest) + left_behind(options, view, store)
+    require_space(orders, free, options.dest, extras.needs)
 
 
 def order_of(
@@ -110,7 +114,9 @@ def order_of(
 
 def extras_of(view: DomainView, targets: frozenset[str], images: ImagePort, store: StorePort) -> Extras:
     """What a set of these disks has besides them, and lacks."""
-    return plan_extras(view, targets, store.tpm_root(), images.kind, images.names)
+    return plan_extras(
+        view, targets, store.tpm_root(), images.kind, images.names, lambda path: images.identity(path).size
+    )
 
 
 def left_behind(options: BackupOptions, view: DomainView, store: StorePort) -> int:
@@ -262,7 +268,7 @@ class Backup:
         if not check:
             manifest = self._apply(plan, view, manifest)
         torn = [lack for lack in manifest.extras.lacks if lack not in plan.extras.lacks]
-        warnings = ("The copy of %s may be inconsistent: its file kept changing" % lack.words() for lack in torn)
+        warnings = ("The copy of %s may be inconsistent: %s" % (lack.words(), lack.reason) for lack in torn)
         return self._made(_steps(plan), paths, manifest.as_dict(), tuple(warnings))
 
     def finish(self, check: bool) -> Outcome:
@@ -332,9 +338,10 @@ class Backup:
         require_nobody_writes(unfinished, view, paths)
         stale = removable(unfinished, view.uuid, paths.partial)
         free = self._store.free_bytes(self._options.dest) + sum(partial.allocated for partial in stale)
-        require_space(orders, free, self._options.dest)
+        extras = self._extras(view, selection)
+        require_space(orders, free, self._options.dest, extras.needs)
         locked = self._point.lockable(locked_layers(facts))
-        return _Plan(selection, paths, orders, locked, stale, self._extras(view, selection))
+        return _Plan(selection, paths, orders, locked, stale, extras)
 
     def _extras(self, view: DomainView, selection: Selection) -> Extras:
         return extras_of(view, frozenset(source.target for source in selection.sources), self._images, self._store)
@@ -369,13 +376,14 @@ class Backup:
                 raise
 
     def _fill(self, plan: _Plan, directory: str, manifest: Manifest) -> Manifest:
-        extras = self._copy_extras(plan.extras, directory)
+        extras = self._copy_state(plan, directory)
         began = self._clock.monotonic()
         copied = self._copier.copy_all(plan.orders, directory, self._options.parallel, self._watch, self._progress.disk)
         seconds = self._clock.monotonic() - began
         size = sum(found.allocated for found in copied.values())
         self._progress.step("copied %d disks, %d MiB, in %.1f s" % (len(copied), mib(size), seconds))
         view = self._require_unchanged(plan.selection)
+        extras = self._copy_boot_files(extras, directory)
         self._store.write(directory, DOMAIN_XML, without_snapshot(self._domain, plan.selection, view))
         manifest = manifest.complete(copied, extras)
         self._store.write(directory, MANIFEST, _text(manifest.as_dict()))
@@ -434,15 +442,33 @@ class Backup:
             "without it nor lets it be dropped" % paths.final,
         )
 
-    def _copy_extras(self, extras: Extras, directory: str) -> Extras:
-        files, unsteady = [], {}
-        for file in extras.files:
+    def _copy_state(self, plan: _Plan, directory: str) -> Extras:
+        """What the guest writes to, first of all: as near to the moment that the disks are from as can be."""
+        files, unsteady = self._copy_plain(plan.extras.state, directory)
+        began = (epoch(plan.selection.started) + 1) * 1_000_000_000
+        late = {
+            file.source: file.kind
+            for file in files
+            if file.source not in unsteady and self._images.identity(file.source).mtime_ns >= began
+        }
+        extras = replace(plan.extras, files=(*files, *plan.extras.boot))
+        return with_late(with_unsteady(extras, unsteady), late)
+
+    def _copy_boot_files(self, extras: Extras, directory: str) -> Extras:
+        """Last, as they belong to no moment."""
+        files, unsteady = self._copy_plain(extras.boot, directory)
+        return with_unsteady(replace(extras, files=(*extras.state, *files)), unsteady)
+
+    def _copy_plain(self, files: tuple[PlainFile, ...], directory: str) -> tuple[tuple[PlainFile, ...], dict[str, str]]:
+        """With what is known of them then; source and kind of those that were written to all the time."""
+        copied, unsteady = [], {}
+        for file in files:
             taken = self._clock.utcnow()
             size, digest, steady = self._store.copy_plain(file.source, directory, file.file)
-            files.append(replace(file, bytes=size, sha256=digest, taken=taken))
+            copied.append(replace(file, bytes=size, sha256=digest, taken=taken))
             if not steady:
                 unsteady[file.source] = file.kind
-        return with_unsteady(replace(extras, files=tuple(files)), unsteady)
+        return tuple(copied), unsteady
 
     def _watch(self) -> None:
         require_going(self._progress)
@@ -488,12 +514,13 @@ def _steps(plan: _Plan) -> tuple[str, ...]:
         "remove the unfinished set %s: an interrupted run left it, and its copies were never checked" % partial.path
         for partial in plan.stale
     ]
-    steps += ["copy the %s %s" % (file.kind, file.source) for file in plan.extras.files]
+    steps += ["copy the %s %s" % (file.kind, file.source) for file in plan.extras.state]
     for order in plan.orders:
         steps.append(
             "copy %s (%s, %d MiB) as %s by %s"
             % (order.source.path, order.target, mib(order.needs), order.file, " or ".join(order.methods))
         )
+    steps += ["copy the %s %s" % (file.kind, file.source) for file in plan.extras.boot]
     return (*steps, "write the manifest and the domain's XML")
 
 

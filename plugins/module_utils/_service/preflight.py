@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 
 from .._core.backup import BackupOptions, CopyOrder, Source, StorePort
 from .._core.errors import VirtopsError
-from .._core.extras import Lack
+from .._core.extras import Extras
 from .._core.images import Use
 from .._core.journal import Journal
 from .._core.model import Disk, DomainView, Layer, Outcome, is_local
@@ -157,7 +157,8 @@ class Preflight:
                 off = plan_offline(self._options.snapshot, view, Journal())
                 facts = replace(facts, skipped=off.skipped, disks=look.disks_off(view, off.disks))
         with look.noting(EXTRAS):
-            facts = replace(facts, lacks=look.lacks(view, facts.disks))
+            extras = look.extras(view, facts.disks)
+            facts = replace(facts, lacks=extras.lacks, beside=extras.needs)
         if self._options.limits.own_copy:
             with look.noting(TARGET):
                 target, reclaimed = look.target(view)
@@ -385,8 +386,8 @@ class _Look:
         except VirtopsError:
             return False  # no image, or not one of ours
 
-    def lacks(self, view: DomainView, disks: tuple[DiskFacts, ...]) -> tuple[Lack, ...]:
-        return extras_of(view, frozenset(disk.target for disk in disks), self._images, self._store).lacks
+    def extras(self, view: DomainView, disks: tuple[DiskFacts, ...]) -> Extras:
+        return extras_of(view, frozenset(disk.target for disk in disks), self._images, self._store)
 
     def target(self, view: DomainView) -> tuple[FileSystem, int]:
         options = self._options.backup

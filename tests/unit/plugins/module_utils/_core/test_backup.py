@@ -380,10 +380,12 @@ def test_a_disk_twice() -> None:
         parse_manifest(json.dumps(found).encode())
 
 
-def extras_of(*parts: Part, nvram: str | None = None, names: tuple[str, ...] = (), kind: str = "file") -> Extras:
+def extras_of(
+    *parts: Part, nvram: str | None = None, names: tuple[str, ...] = (), kind: str = "file", size: int = 7
+) -> Extras:
     cdrom = Disk("hda", device="cdrom", chain=(Layer("/iso/seed.iso", "raw"),), readonly=True)
     seen = replace(view(DISK, cdrom, Disk("hdb", device="cdrom")), parts=parts, nvram=nvram)
-    return plan_extras(seen, frozenset({"vda"}), "/swtpm", lambda path: kind, lambda folder: names)
+    return plan_extras(seen, frozenset({"vda"}), "/swtpm", lambda path: kind, lambda folder: names, lambda path: size)
 
 
 SEED = Lack("disk", "hda", "/iso/seed.iso", "it is a cdrom drive")
@@ -422,7 +424,6 @@ def test_the_state_of_a_tpm(part: Part, files: list[str]) -> None:
 @pytest.mark.parametrize(
     ("part", "words", "packaged"),
     [
-        (Part("kernel", "/boot/vmlinuz"), "the kernel /boot/vmlinuz", False),
         (Part("loader", "/usr/share/OVMF/OVMF_CODE.fd"), "the loader /usr/share/OVMF/OVMF_CODE.fd", True),
         (Part("TPM", "/dev/tpm0"), "the TPM /dev/tpm0", False),
         (Part("TPM", ""), "the TPM", False),
@@ -433,6 +434,42 @@ def test_what_a_set_lacks(part: Part, words: str, packaged: bool) -> None:
     (lack,) = [lack for lack in extras_of(part).lacks if lack != SEED]
     assert lack.words() == words
     assert is_packaged(lack) == packaged
+
+
+def test_what_a_guest_boots_from() -> None:
+    parts = (
+        Part("kernel", "/boot/vmlinuz-6.1.0-18"),
+        Part("initrd", "/boot/initrd.img"),
+        Part("ACPI table", "/acpi/slic.bin"),
+        Part("ACPI table", "/acpi/other.bin"),
+        Part("loader", "/usr/share/OVMF/OVMF_CODE.fd"),
+    )
+    found = extras_of(*parts, nvram="/nvram/web.fd")
+    assert [file.file for file in found.state] == ["nvram.fd"]
+    assert [(file.source, file.file) for file in found.boot] == [
+        ("/boot/vmlinuz-6.1.0-18", "kernel"),
+        ("/boot/initrd.img", "initrd.img"),
+        ("/acpi/slic.bin", "acpi-table.bin"),
+        ("/acpi/other.bin", "acpi-table-2.bin"),
+    ]
+    assert [lack.kind for lack in found.lacks] == ["disk", "loader"]
+    assert found.needs == 4 * 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"kind": "missing"}, "it is no regular file of this host"), ({"size": (512 << 20) + 1}, "larger than 512 MiB")],
+)
+def test_boot_files_that_are_not_copied(changes: dict[str, Any], why: str) -> None:
+    found = extras_of(Part("kernel", "/boot/vmlinuz"), **changes)
+    assert (found.files, found.needs) == ((), 0)
+    assert why in found.lacks[-1].reason
+    assert found.lacks[-1].words() == "the kernel /boot/vmlinuz"
+
+
+def test_no_tpm_says_what_that_means() -> None:
+    for found in (extras_of(Part("TPM", "/dev/tpm0")), extras_of(Part("TPM state", "", "2.0"))):
+        assert "BitLocker" in found.lacks[-1].reason
 
 
 def test_what_was_written_to_all_the_time() -> None:

@@ -62,6 +62,7 @@ class FakeHost:
         self.backing: dict[str, str | None] = {}
         self.written: dict[str, int] = {}
         self.missing: set[str] = set()
+        self.sizes: dict[str, int] = {}
         self.free = 1 << 40
         self.sets: dict[str, dict[str, str]] = {}
         self.folders: dict[str, tuple[str, ...]] = {}
@@ -90,7 +91,9 @@ class FakeHost:
         return (Layer(path, image_format or "raw"), *(self.chain(below, "qcow2") if below else ()))
 
     def identity(self, path: str) -> FileIdentity:
-        return FileIdentity("", len(path), 1 << 30, (WRITTEN + self.written.get(path, 0)) * 1_000_000_000)
+        return FileIdentity(
+            "", len(path), self.sizes.get(path, 1 << 30), (WRITTEN + self.written.get(path, 0)) * 1_000_000_000
+        )
 
     def exists(self, path: str) -> bool:
         return path in self.backing

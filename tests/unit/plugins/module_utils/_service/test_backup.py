@@ -423,27 +423,50 @@ def test_an_nvram_that_is_not_there_yet(host: FakeHost, domain: FakeDomain) -> N
 
 def test_what_no_snapshot_holds_is_copied_before_the_disks(host: FakeHost, domain: FakeDomain) -> None:
     state = Part("TPM state", "", "2.0")
-    domain.current = replace(domain.current, nvram="/nvram/web.fd", parts=(state, Part("kernel", "/boot/vmlinuz")))
+    boot = (Part("kernel", "/boot/vmlinuz"), Part("initrd", "/boot/huge.img"))
+    domain.current = replace(domain.current, nvram="/nvram/web.fd", parts=(state, *boot))
+    host.sizes["/boot/vmlinuz"] = 7
     host.folders["/swtpm/%s/tpm2" % UUID] = (".lock", "tpm2-00.permall")
     planned = run(host, domain, check=True)
     done = run(host, domain)
     assert done.steps == planned.steps
-    wanted = ["copy_plain nvram.fd", "copy_plain tpm2-00.permall", "copy_all"]
+    wanted = ["copy_plain nvram.fd", "copy_plain tpm2-00.permall", "copy_all", "copy_plain kernel"]
     assert [call for call in host.calls if call.startswith("copy")] == wanted
     manifest = done.values["backup"]
     assert [(extra["kind"], extra["file"]) for extra in manifest["extras"]] == [
         ("NVRAM", "nvram.fd"),
         ("TPM state", "tpm2-00.permall"),
+        ("kernel", "kernel"),
     ]
     assert manifest["nvram"]["file"] == "nvram.fd"
-    assert [lack["kind"] for lack in manifest["lacks"]] == ["kernel"]
-    names = ["SHA256SUMS", "domain.xml", "manifest.json", "nvram.fd", "tpm2-00.permall", "vda.raw", "vdb.raw"]
+    assert [lack["kind"] for lack in manifest["lacks"]] == ["initrd"]
+    names = ["SHA256SUMS", "domain.xml", "kernel", "manifest.json", "nvram.fd", "tpm2-00.permall"]
+    names += ["vda.raw", "vdb.raw"]
     assert done.after["files"] == names
     assert done.warnings == ()
     del host.sets[FINAL]["tpm2-00.permall"]
     with pytest.raises(VirtopsError) as caught:
         run(host, domain)
     assert caught.value.code == "set_damaged"
+
+
+def test_what_the_guest_wrote_to_after_the_snapshot_may_not_fit(host: FakeHost, domain: FakeDomain) -> None:
+    domain.current = replace(domain.current, nvram="/nvram/web.fd")
+    host.written["/nvram/web.fd"] = 62  # seconds after the last write to the bases, two after the snapshot
+    done = run(host, domain)
+    assert "it was written to after the snapshot was begun" in done.warnings[0]
+    assert [lack["source"] for lack in done.values["backup"]["lacks"]] == ["/nvram/web.fd"]
+
+
+def test_boot_files_need_space_too(host: FakeHost, domain: FakeDomain) -> None:
+    domain.current = replace(domain.current, parts=(Part("kernel", "/boot/vmlinuz"),))
+    host.sizes["/boot/vmlinuz"] = 3 << 20
+    host.free = 4 << 20
+    with pytest.raises(VirtopsError) as caught:
+        run(host, domain, check=True)
+    assert caught.value.code == "no_space"
+    host.free = 5 << 20
+    run(host, domain)
 
 
 def test_an_nvram_that_never_stands_still(host: FakeHost, domain: FakeDomain) -> None:
