@@ -32,6 +32,7 @@ options:
   domain:
     description:
       - Only the sets of this domain, by its name or UUID. The domain need not exist.
+      - With a name, only the folder of this name is read, if there is one. With a UUID all folders are.
       - If unset, the sets of all domains.
     type: str
   verify:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ from .._core.sets import (
 from .command import os_failure
 from .folders import held, is_at, reach, reach_own, read_plain, require_plain_path, way_to
 
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 #: Bytes of SHA256SUMS and of a domain's definition, at most.
 SUMS_LIMIT = 1 << 20
 XML_LIMIT = 16 << 20
@@ -56,7 +58,7 @@ class BackupSets:
 
     def list(self, dest: str, domain: str | None) -> tuple[BackupSet, ...]:
         """Only folders with a set of ours, or what has the name of one, are looked at closely: a dest may hold
-        anything."""
+        anything. Where a domain's name has a folder, the others are not read: there may be thousands of sets."""
         require_plain_path(dest)
         found: tuple[BackupSet, ...] = ()
         with held(reach(dest)) as folder:
@@ -64,6 +66,8 @@ class BackupSets:
                 names = sorted(os.listdir(folder))
             except OSError as error:
                 raise os_failure("Reading the directory %s" % dest, error, "dest_unsafe") from error
+            if domain in names and not _UUID.fullmatch(domain or ""):
+                names = [name for name in names if name == domain]
             for name in names:
                 inside = with_chains(_of_domain(folder, name, os.path.join(dest, name)))
                 if domain is None or name == domain:

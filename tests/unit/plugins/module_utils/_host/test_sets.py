@@ -107,6 +107,16 @@ def test_what_others_may_write_to_is_foreign(tmp_path: Path) -> None:
     assert "may be written to by others" in SETS.list(str(tmp_path), None)[0].why
 
 
+def test_by_name_only_its_folder_is_read(tmp_path: Path) -> None:
+    """By UUID all are, and where no folder has the name."""
+    make(tmp_path, "web", STAMPS[0])
+    (tmp_path / "web").rename(tmp_path / "aside")
+    assert states(tmp_path, "web") == states(tmp_path, "u") == {"aside/" + STAMPS[0]: "complete"}
+    make(tmp_path, "web", STAMPS[1])
+    assert states(tmp_path, "web") == {"web/" + STAMPS[1]: "complete"}
+    assert len(states(tmp_path, "u")) == 2
+
+
 def test_two_domains_of_one_name(tmp_path: Path) -> None:
     for stamp, uuid in zip(STAMPS, "uv"):
         make(tmp_path, "web", stamp, uuid)
