@@ -22,7 +22,7 @@ from virtlab import IMAGES, Disk, Hypervisor, lost
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "docsite" / "rst" / "guide_recovery.rst"
-BACKUP_GUIDE = ROOT / "docs" / "docsite" / "rst" / "guide_live_backup.rst"
+RESTORE_GUIDE = ROOT / "docs" / "docsite" / "rst" / "guide_restore.rst"
 # The name of another guest, which runs beside it, ends in this one's.
 NAME = "my web"
 OTHER = f"old-{NAME}"
@@ -312,8 +312,8 @@ def test_the_readme_says_the_same_as_the_guides() -> None:
 
 def restoring() -> list[str]:
     """Return the guide's commands that restore a guest."""
-    text = BACKUP_GUIDE.read_text(encoding="utf-8")
-    return re.findall(r"^   # (.+)$", text[text.index("\nRestore\n-------\n") :], flags=re.MULTILINE)
+    text = RESTORE_GUIDE.read_text(encoding="utf-8")
+    return re.findall(r"^   # (.+)$", text[text.index("\nBy hand\n-------\n") :], flags=re.MULTILINE)
 
 
 def test_restore(fleet: dict[str, Member], controller: Controller) -> None:

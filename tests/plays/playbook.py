@@ -23,6 +23,7 @@ from virtlab import Lab
 HERE = Path(__file__).resolve().parent
 LIVE_BACKUP = "virtops.libvirt.live_backup"
 RECOVER = "virtops.libvirt.recover"
+RESTORE = "virtops.libvirt.restore"
 STOP = "virtops.libvirt.stop"
 VERIFY = "virtops.libvirt.verify"
 GUESTS_PLAY = "Back the guests up"

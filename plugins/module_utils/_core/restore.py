@@ -251,6 +251,9 @@ class RestoreHostPort(Protocol):
     def lacks(self, needs: HostNeeds) -> HostLacks:
         """virConnectGetDomainCapabilities, and look-ups of networks, pools and secrets."""
 
+    def qemu_ids(self) -> tuple[int, int] | None:
+        """virConnectGetCapabilities: the user and group that QEMU runs as; None where it does not say."""
+
     def checkpoints(self, uuid: str) -> int | None:
         """virDomainListAllCheckpoints: how many; None where this libvirt has none."""
 

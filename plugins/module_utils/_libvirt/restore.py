@@ -67,6 +67,10 @@ class RestoreHost:
             domains = self._again(lambda handle: handle.listAllDomains())
         return images_of(domains, self._connection, besides=uuid)
 
+    def qemu_ids(self) -> tuple[int, int] | None:
+        with mapped("Asking libvirt which user QEMU runs as"):
+            return xml.qemu_ids(self._again(lambda handle: handle.getCapabilities()))
+
     def checkpoints(self, uuid: str) -> int | None:
         return Host(self._connection).checkpoints(uuid)
 

@@ -378,12 +378,12 @@ class Restore:
         placed = {one.path for one in placements}
         for path in sorted(_own_paths(view) - placed):
             told.append("%s, which the domain had, is not in the backup, and is kept." % path)
-        told += self._lacks(definition, placed)
+        told += self._lacks(definition, placements)
         return tuple(told)
 
-    def _lacks(self, definition: str, placed: set[str]) -> list[str]:
+    def _lacks(self, definition: str, placements: tuple[Placement, ...]) -> list[str]:
         """Refuse what libvirt would not define or, if the guest is to be started, not start."""
-        needs = xml.host_needs(definition)
+        needs, placed = xml.host_needs(definition), {one.path for one in placements}
         lacks = self._host.lacks(needs)
         soft = [*lacks.soft]
         soft += [
@@ -394,6 +394,7 @@ class Restore:
             for kind, path in needs.files
             if path not in placed and self._images.kind(path) == "missing"
         ]
+        soft += ["a folder %s that QEMU's user may enter" % folder for folder in self._closed(placements)]
         if lacks.hard or (soft and self._options.start):
             raise VirtopsError(
                 "host_lacks",
@@ -402,6 +403,13 @@ class Restore:
                 "missing emulator, machine type or CPU is refused",
             )
         return ["This host lacks %s: the guest will not start before it is there." % words for words in soft]
+
+    def _closed(self, placements: tuple[Placement, ...]) -> list[str]:
+        """The folders of images that QEMU could not reach: libvirt gives it the files, but no folder."""
+        ids = self._host.qemu_ids()
+        folders = sorted({os.path.dirname(one.path) for one in placements if one.target})
+        there = [folder for folder in folders if self._images.is_directory(folder)]
+        return [] if ids is None else [folder for folder in there if not self._images.may_enter(folder, *ids)]
 
     def _has_link(self, name: str) -> bool:
         return self._images.exists(os.path.join("/sys/class/net", name))
