@@ -14,6 +14,8 @@ description:
   - Restores a set that M(virtops.libvirt.live_backup) or M(virtops.libvirt.image_backup) made. It copies the images,
     the NVRAM and the state of an emulated TPM, and defines the domain on them. The domain need not exist on this host,
     and the host need not be the one that the backup was made on. To restore only images, use O(disks).
+  - The kernel, the initrd and other files that the guest starts from are only put where this host has no file, as other
+    guests may use them too. If the host has another file there, this is a warning.
   - Under its own name, the guest gets back its UUID, its MAC addresses, its NVRAM and its TPM's state. Under another
     name (O(domain)), the result is a copy. The copy has a new UUID, new MAC addresses, and its own NVRAM and TPM
     state, so that it can run beside the original. A copy of the same name on the same host always has the same UUID.

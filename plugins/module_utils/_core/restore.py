@@ -23,13 +23,15 @@ from typing import Any, Protocol
 from .backup import Told
 from .errors import VirtopsError
 from .extras import NVRAM, TPM
-from .model import Disk, Layer, OtherImages, is_device
+from .model import Disk, Layer, OtherImages, Part, is_device
 from .ports import RestorePort
 from .refusals import checked_path
 from .sets import FOREIGN, UNFINISHED, UNKNOWN, BackupSet
 from .text import command
 
 AUTO, KEEP, NEW = "auto", "keep", "new"
+#: The kind of a file that is no extra.
+DISK = "disk"
 
 _WAITING = re.compile(r"\.(?P<stem>.+)\.restoring-[0-9a-f]{8}(?P<extension>(?:\.[^.]*)?)")
 _SUM = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<file>[^/\n\\]+)")
@@ -124,6 +126,11 @@ class Placement:
     @property
     def layer(self) -> Layer:
         return Layer(self.path, self.format)
+
+    @property
+    def is_boot(self) -> bool:
+        """Does the guest only start from it? Then other guests may, too, and it goes to its place before all else."""
+        return self.kind not in (DISK, NVRAM, TPM)
 
 
 @dataclass(frozen=True)
@@ -444,7 +451,7 @@ def _placement(disk: Mapping[str, Any], file: str | None, identity: Identity, fo
         )
     backing = disk["backing"]
     return Placement(
-        "disk",
+        DISK,
         disk["target"],
         disk["file"],
         path,
@@ -473,6 +480,18 @@ def plan_extras(
         size = extra["bytes"]
         waiting = waiting_path(path, identity.uuid)
         found.append(Placement(extra["kind"], "", extra["file"], path, waiting, "", size, size, extra["sha256"]))
+    return tuple(found)
+
+
+def plan_boot(manifest: Mapping[str, Any], identity: Identity, parts: tuple[Part, ...]) -> tuple[Placement, ...]:
+    """What the guest starts from, where its definition names it: no manifest alone makes a file of this host."""
+    named = {(part.kind, part.path) for part in parts}
+    found = []
+    for extra in _extras(manifest):
+        path, size = extra["source"], extra["bytes"]
+        if extra["kind"] not in (NVRAM, TPM) and (extra["kind"], path) in named:
+            waiting = waiting_path(checked_path(path), identity.uuid)
+            found.append(Placement(extra["kind"], "", extra["file"], path, waiting, "", size, size, extra["sha256"]))
     return tuple(found)
 
 

@@ -44,6 +44,7 @@ from .._core.restore import (
     identity_of,
     image_exists,
     nvram_path,
+    plan_boot,
     plan_disks,
     plan_extras,
     require_room,
@@ -56,6 +57,9 @@ from .._core.xml import DomainXml
 from .observe import every_image, observe_view
 from .restore_end import RestoreEnd, open_restore, written
 from .run import Run
+
+#: Of what QEMU reads of its own, whoever it runs as; the owner stays ours.
+_READABLE = FileLook("file", -1, -1, 0o644)
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,8 @@ class Restore:
             return disks
         nvram = nvram_path(definition.nvram, identity)
         extras = plan_extras(found.manifest, identity, nvram, self._sets.tpm_root())
-        return disks + extras
+        boot = plan_boot(found.manifest, identity, definition.parts)
+        return disks + extras + tuple(one for one in boot if self._images.kind(one.path) == "missing")
 
     def _is_there(self, found: OpenSet, view: DomainView, placements: tuple[Placement, ...]) -> bool:
         """Was the domain restored from this very set, to these places? With `overwrite` it also must not have been
@@ -199,9 +204,7 @@ class Restore:
         there = self._places.look(one.path)
         if there is None or there.kind != "file" or one.path in _own_paths(view):
             return False
-        return self._images.identity(one.path).size == one.bytes and (
-            self._sets.sha256_of(self._places.way(one.path)) == one.sha256
-        )
+        return self._has_bytes_of(one)
 
     def _plan(
         self,
@@ -243,10 +246,13 @@ class Restore:
                     made=old[one.path].inode[1] if one.path in old else None,
                 )
                 for one in placements
+                if not one.is_boot
             ),
             boot=self._clock.boot(),
         )
         warnings = self._warnings(found, view, placements, dropped, target if is_whole else None)
+        if is_whole:
+            warnings += self._kept(plan_boot(found.manifest, identity, definition.parts), placements)
         return _Plan(found, identity, view, placements, old, left, target, operation, warnings)
 
     def _redefinition(self, view: DomainView, placements: tuple[Placement, ...]) -> str | None:
@@ -381,6 +387,17 @@ class Restore:
         told += self._lacks(definition, placements)
         return tuple(told)
 
+    def _kept(self, boot: tuple[Placement, ...], placements: tuple[Placement, ...]) -> tuple[str, ...]:
+        """Other guests may start from it, so what this host has is never replaced."""
+        there = [one for one in boot if one not in placements]
+        words = "The %s %s is not restored, as this host has another file there."
+        return tuple(words % (one.kind, one.path) for one in there if not self._has_bytes_of(one))
+
+    def _has_bytes_of(self, one: Placement) -> bool:
+        if self._images.kind(one.path) != "file" or self._images.identity(one.path).size != one.bytes:
+            return False
+        return self._sets.sha256_of(self._places.way(one.path)) == one.sha256
+
     def _lacks(self, definition: str, placements: tuple[Placement, ...]) -> list[str]:
         """Refuse what libvirt would not define or, if the guest is to be started, not start."""
         needs, placed = xml.host_needs(definition), {one.path for one in placements}
@@ -436,10 +453,14 @@ class Restore:
             yield Step(("refresh the storage pool %s" % name,), partial(self._host.refresh_pool, name))
 
     def _switching(self, plan: _Plan, definition: str) -> Iterator[Step]:
+        for one in plan.placements:
+            if one.is_boot:
+                words = "put the %s %s in its place" % (one.kind, one.path)
+                yield Step((words,), partial(self._places.put_new, one.waiting, one.path), self._undo_of(one))
         yield Step((), partial(self._refuse_started, plan))
         words = "define %s (%s) on the copies" % (plan.identity.name, plan.identity.uuid)
         yield Step((words,), partial(self._define, plan, definition), final=True)
-        moves = {one.waiting: one.path for one in plan.placements}
+        moves = {one.waiting: one.path for one in plan.placements if not one.is_boot}
         yield from _Later(self, plan).steps(moves)
 
     def end_of(self, plan: _Plan) -> RestoreEnd:
@@ -475,7 +496,7 @@ class Restore:
                 self._progress.disk,
             )
             for one in plan.placements:
-                self._places.give(one.waiting, plan.old.get(one.path))
+                self._places.give(one.waiting, _READABLE if one.is_boot else plan.old.get(one.path))
         except BaseException:
             self._remove_copies(plan)
             raise
@@ -489,6 +510,13 @@ class Restore:
     def _take_back(self, plan: _Plan, _cause: VirtopsError) -> bool:
         self._remove_copies(plan)
         return True
+
+    def _undo_of(self, one: Placement) -> Callable[[VirtopsError], bool]:
+        def remove(_cause: VirtopsError) -> bool:
+            self._places.remove(one.path)
+            return True
+
+        return remove
 
     def _remove_copies(self, plan: _Plan) -> None:
         for one in plan.placements:
@@ -511,7 +539,7 @@ class Restore:
     def _define(self, plan: _Plan, definition: str) -> None:
         """The one write: before it the domain is the old one, after it the restored one."""
         self._progress.phase("define")
-        moves = {one.path: one.waiting for one in plan.placements if one.kind != TPM}
+        moves = {one.path: one.waiting for one in plan.placements if one.kind != TPM and not one.is_boot}
         journal = Journal((plan.operation,))
         if self._options.disks is not None and plan.view is not None:
             journal = replace(plan.view.journal, restored=None).put(plan.operation)

@@ -68,6 +68,7 @@ WEB = """\
   <memory>8192</memory>
   <os>
     <type arch='i686'>hvm</type>
+    <kernel>%(root)s/vmlinuz</kernel>
     <loader readonly='yes' type='pflash'>%(root)s/CODE.fd</loader>
     <nvram>%(root)s/web_VARS.fd</nvram>
   </os>
@@ -245,6 +246,7 @@ def make_set(root: Path) -> None:
     image(folder / "vdb.qcow2", "qcow2", b"")
     (folder / "nvram.fd").write_bytes(b"variables")
     (folder / "tpm2-00.permall").write_bytes(b"secrets")
+    (folder / "kernel").write_bytes(b"boots")
     (folder / "domain.xml").write_text(WEB % {"uuid": UUID, "root": root})
 
     def plain(file: str) -> dict[str, Any]:
@@ -278,6 +280,8 @@ def make_set(root: Path) -> None:
         "nvram": None,
         "extras": [
             {**plain("nvram.fd"), "kind": "NVRAM", "source": "%s/web_VARS.fd" % root, "taken": TAKEN},
+            {**plain("kernel"), "kind": "kernel", "source": "%s/vmlinuz" % root, "taken": TAKEN},
+            {**plain("kernel"), "kind": "kernel", "source": "/etc/passwd", "taken": TAKEN},
             {**plain("tpm2-00.permall"), "kind": "TPM state", "source": tpm, "taken": TAKEN},
         ],
         "lacks": [{"kind": "disk", "name": "vdc", "source": None, "reason": "the snapshot does not have it"}],
@@ -324,7 +328,13 @@ def used(world: World) -> World:
 
 
 TPM = "swtpm/%s/tpm2/tpm2-00.permall" % UUID
-PLACES = {"web.raw": "vda.raw", "web-data.qcow2": "vdb.qcow2", "web_VARS.fd": "nvram.fd", TPM: "tpm2-00.permall"}
+PLACES = {
+    "web.raw": "vda.raw",
+    "web-data.qcow2": "vdb.qcow2",
+    "web_VARS.fd": "nvram.fd",
+    "vmlinuz": "kernel",
+    TPM: "tpm2-00.permall",
+}
 
 
 def assert_restored(world: World, others: tuple[str, ...] = ()) -> None:
@@ -349,6 +359,7 @@ def test_a_guest_that_the_host_does_not_have(world: World) -> None:
     assert_restored(world)
     assert world.connection.handle.lookupByName("web").autostart() == 1
     assert "The disk vdc is not in the backup: the snapshot does not have it." in done.warnings
+    assert world.path("vmlinuz").stat().st_mode & 0o777 == 0o644
     for check in (False, True):
         again = world.restore(check=check)
         assert not again.changed
@@ -372,6 +383,7 @@ def test_a_copy_beside_the_original(used: World) -> None:
         "copy.vda.raw",
         "copy.vdb.qcow2",
         "copy_VARS.fd",
+        "vmlinuz",
         "swtpm/%s/tpm2/tpm2-00.permall" % uuid,
     }
     assert {name: value for name, value in used.content().items() if name in before} == before
@@ -392,6 +404,14 @@ def test_in_place(used: World) -> None:
     assert not used.restore().changed
     assert used.restore(overwrite=True).changed
     assert_restored(used, ("scratch.raw",))
+
+
+def test_what_a_guest_starts_from(used: World) -> None:
+    """Other guests may start from it, so it is only put where nothing is."""
+    used.path("vmlinuz").write_bytes(b"other")
+    done = used.restore(overwrite=True)
+    assert used.path("vmlinuz").read_bytes() == b"other"
+    assert any("kernel" in warning and "another file" in warning for warning in done.warnings)
 
 
 def test_to_other_folders(used: World) -> None:
