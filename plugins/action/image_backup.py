@@ -41,6 +41,11 @@ PAUSE = 3
 SWITCH = "virtops_progress"
 
 
+#: The variable with which a role's last task fails as an earlier one did, `error_code` and all, in better words: it
+#: runs no module. ansible.builtin.fail returns a message only.
+FAILURE = "__virtops_failure"
+
+
 class ActionModule(ActionBase):
     _supports_check_mode = True
     _supports_async = True
@@ -51,6 +56,8 @@ class ActionModule(ActionBase):
         if result.get("skipped"):
             return result
         task_vars = task_vars or {}
+        if FAILURE in task_vars:
+            return merge_hash(result, {**self._templar.template(task_vars[FAILURE]), "failed": True})
         args = self._task.args
         if self._task.async_val or self._task.check_mode or args.get("follow") is not None:
             wrap_async = bool(self._task.async_val) and not self._connection.has_native_async

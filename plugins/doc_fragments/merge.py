@@ -18,7 +18,9 @@ options:
     elements: str
     default: []
   bandwidth:
-    description: The limit for each disk's job in MiB/s. V(0) means no limit. An offline merge is never limited.
+    description:
+      - The limit for each disk's job in MiB/s. V(0) means no limit. An offline merge is never limited.
+      - If the job of an earlier run still runs, the module waits for it (O(wait)) with this limit.
     type: int
     default: 0
   wait:

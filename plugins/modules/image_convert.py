@@ -125,6 +125,7 @@ def _flow(context: DomainContext) -> Outcome:
     given = context.params
     disks = None if given["disks"] is None else tuple(given["disks"])
     options = ConvertOptions(disks, given["dest_dir"], given["delete_source"])
+    context.progress.phase("convert")
     return Convert(options, context.guest, context.images).run(context.check)
 
 

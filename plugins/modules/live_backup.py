@@ -30,6 +30,8 @@ description:
   - The work is a job of its own on the hypervisor. It goes on to its end if the connection is cut or the controller
     dies. A task that comes meanwhile, and wishes the same, returns what comes of that job; any other waits for it as
     O(lock_timeout) says, and then does its own work.
+  - In check mode, while a job works on the domain, the module only says which job that is, and whether it would be
+    followed or waited for.
   - If the job, QEMU, libvirtd or the host dies, the next run reads in the domain's journal what to finish or undo.
   - With a keep option, the module removes this domain's older sets in O(dest) as M(virtops.libvirt.backup_prune) does,
     when the new set is complete and verified. It never does so after a backup that failed. It also does so if an
@@ -187,7 +189,10 @@ options:
     type: int
     default: 300
   bandwidth:
-    description: The limit of each disk's merge in MiB/s. V(0) sets no limit.
+    description:
+      - The limit of each disk's merge in MiB/s. V(0) sets no limit. If the merge of an interrupted run still runs, it
+        gets this limit, too.
+      - After a failure the overlays are merged without a limit.
     type: int
     default: 0
   timeout:
@@ -464,6 +469,13 @@ overlays:
       base: /var/lib/libvirt/images/web1.raw
       base_format: raw
       overlay: /var/lib/libvirt/images/web1.vda.live-backup-20261120T120000Z.qcow2
+under_way:
+  description:
+    - The job that works on the domain already, as RV(virtops.libvirt.job_info#module:jobs). A task that wishes the same
+      follows it. Any other task waits for its end, as O(lock_timeout) says. The other return values are then empty.
+  returned: in check mode, if there is such a job
+  type: dict
+  sample: {id: 0b3fae5d6c1f4b0f8a7c9d2e1f3a4b5c, state: running, module: live_backup, phase: copy}
 skipped_disks:
   description: The disks that are not in the backup, and why.
   returned: success and O(state=present)
@@ -520,7 +532,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._host.helper impor
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.job_store import JobStore
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.reaper import Reaper
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
-from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job, require_handed_over, stop
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job, require_handed_over, stopping
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
     BACKUP,
     COPIER,
@@ -545,6 +557,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_back
     LiveBackup,
     LiveBackupOptions,
     Tools,
+    foreseen,
 )
 
 #: What a task says of the copy that it has made.
@@ -579,7 +592,9 @@ def _flow(context: DomainContext) -> Outcome:
         _unused, state = require_handed_over(context.params, JobStore())
         return Outcome(("tell the job %s that the copy has ended" % state.id,))
     if _is_order(context.params):
-        return stop("live_backup", context.domain.uuid, context.check)
+        with context.guest.run(context.check) as run:
+            run.apply(*stopping("live_backup", context.domain.uuid))
+            return run.outcome({}, {}, {})
     policy, seconds = _policy(context.params), context.params["stall_timeout"]
     with backup_target(seconds) as (store, copier), backup_sets(seconds) as (sets, _checker):
         tools = Tools(context.host, store, copier, Reaper(context.clock), rules, sets)
@@ -671,7 +686,7 @@ def _same(given: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def main() -> None:
-    job = Job(_same, _is_order, _is_users, _word)
+    job = Job(_same, _is_order, _is_users, _word, foreseen)
     needs_id = [("state", state, ["job_id"]) for state in (COPIED, COPY_FAILED)]
     run_domain_module(SPEC, _flow, changes=True, job=job, required_if=needs_id)
 

@@ -22,6 +22,8 @@ description:
   - A guest whose own backup was interrupted is ready, with a warning, because the next run finishes that backup first.
     Such a guest is listed in any state, and nothing else is checked. It is not ready if no run can finish the backup
     now, for example because the guest's memory is saved (C(virsh managedsave)).
+  - A guest on which a job of this collection works is ready, with a warning that names the job, because a backup run
+    waits for the job or follows it. Nothing else is checked.
 notes:
   - The guests are read over a read-only connection. Over such a connection libvirt does not query guest agents and does
     not show what an emulator can do. If the module must query agents, or if a guest has checkpoints, it opens a
@@ -276,6 +278,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_fa
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.snapshot import DiskOptions, SnapshotOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.apparmor import rules
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.images import Images
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.job_store import job_at_work
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.store import BackupStore
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import HostContext, run_host_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
@@ -322,7 +325,7 @@ def _flow(context: HostContext) -> Outcome:
         exclude=tuple(given["exclude"]),
         states=tuple(given["states"]),
     )
-    return Preflight(options, context.host, Images(), BackupStore(), rules).run()
+    return Preflight(options, context.host, Images(), BackupStore(), rules, job_at_work).run()
 
 
 def main() -> None:

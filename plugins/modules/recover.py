@@ -18,7 +18,8 @@ description:
   - If an interrupted merge limited the guest's writes or paused the guest, this is ended first. If QEMU paused the
     guest because the overlays' file system was full, the guest is resumed after the merge.
   - The overlays of a workflow, for example of the role P(virtops.libvirt.live_backup#role), are merged back. A running
-    commit is adopted. One that vanished is started again. If the domain is off, its overlays are merged offline.
+    commit is adopted, and its limit (C(bandwidth)) is lifted, because a merge with a low limit may never end. A commit
+    that vanished is started again. If the domain is off, its overlays are merged offline.
   - With O(backup) the workflow's backup is finished first, if its bases are untouched. After a commit into them was
     attempted, they are no longer the snapshot, and only a backup that was complete before counts.
   - An interrupted M(virtops.libvirt.block_commit) or M(virtops.libvirt.block_pull) is finished. If
@@ -26,11 +27,14 @@ description:
     M(virtops.libvirt.backup_restore) that had defined the domain.
   - If a C(qemu-img) of this collection outlived its module, it is ended first, because it would make the merge fail.
   - A domain without an open operation is not changed.
+  - While a job works on the domain, its operation is not interrupted. The module waits for its end, as O(lock_timeout)
+    says. Check mode only names the job.
   - The module refuses if an overlay that is in no chain may hold the guest's newest data, or if somebody else changed a
     chain. The message says what a human must look at.
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.domain.job
   - virtops.libvirt.domain.lock
   - virtops.libvirt.deadline
   - virtops.libvirt.attributes
@@ -176,6 +180,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.reaper import Reaper
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.flows import back_up, restore_end
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import (
     BACKUP,
     COPY,
@@ -184,7 +189,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs impo
     deadline,
     merged,
 )
-from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverOptions, Recovery
+from ansible_collections.virtops.libvirt.plugins.module_utils._service.recover import RecoverOptions, Recovery, foreseen
 
 SPEC: ArgumentSpec = {
     "operations": {"type": "list", "elements": "str", "default": []},
@@ -195,6 +200,7 @@ SPEC: ArgumentSpec = {
 
 
 def _flow(context: DomainContext) -> Outcome:
+    context.progress.phase("recovery")
     options = RecoverOptions(tuple(context.params["operations"]), deadline(context.params))
     given = context.params["backup"]
 
@@ -208,7 +214,7 @@ def _flow(context: DomainContext) -> Outcome:
 
 
 def main() -> None:
-    run_domain_module(SPEC, _flow, changes=True)
+    run_domain_module(SPEC, _flow, changes=True, job=Job(foreseen=foreseen))
 
 
 if __name__ == "__main__":

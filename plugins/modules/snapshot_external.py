@@ -467,6 +467,7 @@ def _present(context: DomainContext) -> Outcome:
         reuse=given["reuse_external"],
         timeout=given["timeout"],
     )
+    context.progress.phase("snapshot")
     return ExternalSnapshot(options, context.guest, partial(_refuse_backup, context)).run(context.check)
 
 

@@ -166,7 +166,9 @@ def _flow(context: DomainContext) -> Outcome:
             raise VirtopsError(
                 "bad_option", "halt goes with state: present.", "Leave it out, or shut the domain off before"
             )
+        context.progress.phase("delete")
         return flow.absent(given["name"], given["children"], context.check)
+    context.progress.phase("snapshot")
     return flow.present(InternalOptions(given["name"], given["description"], given["halt"]), context.check)
 
 

@@ -45,6 +45,7 @@ description:
 extends_documentation_fragment:
   - virtops.libvirt.connection
   - virtops.libvirt.domain
+  - virtops.libvirt.domain.job
   - virtops.libvirt.domain.lock
   - virtops.libvirt.attributes
   - virtops.libvirt.attributes.changes
@@ -151,6 +152,7 @@ error_code:
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.revert import RUN_STATES, RevertOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.entry import DomainContext, run_domain_module
+from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import Job
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.specs import ArgumentSpec
 from ansible_collections.virtops.libvirt.plugins.module_utils._service.revert import Revert
 
@@ -168,6 +170,7 @@ def _flow(context: DomainContext) -> Outcome:
     options = RevertOptions(
         **{name: given[name] for name in ("name", "run_state", "force", "reset_nvram")},
     )
+    context.progress.phase("revert")
     return Revert(options, context.guest).run(context.check)
 
 
@@ -176,6 +179,7 @@ def main() -> None:
         SPEC,
         _flow,
         changes=True,
+        job=Job(),
         mutually_exclusive=[("name", "current")],
         required_if=[("current", False, ("name",))],
     )

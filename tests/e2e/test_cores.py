@@ -49,5 +49,5 @@ def test_live_backup(fleet: dict[str, Member], on_core: Controller) -> None:
     )
     assert play.rc != 0
     assert all("live_backup_timeout" in play.report()[alias] for alias in before)
-    assert "matches typo." in play.output
+    assert "No guest was found for typo." in play.output
     assert all(len(fleet[alias].sets()) == sets + 1 for alias, (_facts, _mark, sets) in before.items())

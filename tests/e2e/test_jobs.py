@@ -13,6 +13,7 @@ import pytest
 import yaml
 from endstate import Before
 from fleet import Member, drop_ssh, until
+from gate import Gate, gated
 from playbook import Controller, Play, RunningPlay
 from virtlab import BACKUP
 
@@ -102,6 +103,71 @@ def test_a_cut_connection_is_found_again(fleet: dict[str, Member], controller: C
     for before in befores:
         before.assert_normal_end()
         clean(before.member)
+
+
+def test_a_guest_at_work_is_no_interrupted_one(
+    fleet: dict[str, Member], controller: Controller, tmp_path: Path
+) -> None:
+    """Whoever comes meanwhile is told which job works on it, since when, and where to look."""
+    member = fleet["web2@e2e1"]
+    host, name = member.hypervisor.name, member.guest.name
+    before = Before.of(member)
+    first = Controller(tmp_path, controller.hosts, controller.lab, gated(controller.collections, tmp_path / "tree"))
+    gate = Gate(member.hypervisor, "copy")
+    only = ("--limit", f"{host},{member.alias}")
+    play = first.start(*only, live_backup_quiesce="never")
+    assert gate.wait(120)
+    backup = {"dest": BACKUP, "lock_timeout": 600}
+    looks = begin(
+        controller,
+        [member],
+        task("job_info", {}),
+        task("recover", {}, ignore_errors=True),
+        task("job_info", {"wait": 1, "domain": ""}, ignore_errors=True),
+        task("job_info", {"domain": "wbe2"}, ignore_errors=True),
+        task("live_backup", {**backup, "quiesce": "never"}, check_mode=True),
+        task("live_backup", backup, check_mode=True),
+        task("recover", {"lock_timeout": 600}, check_mode=True),
+        task("preflight_info", {"dest": BACKUP, "guests": [name], "domain": "{{ omit }}"}),
+    ).end()
+    assert looks.rc == 0, looks.output
+    found, refused, unnamed, unknown, same, other, recovery, preflight = [item.result for item in looks.results]
+    (job,) = [job for job in found["jobs"] if job["state"] == "running"]
+    assert (job["module"], job["phase"], job["error_code"], job["path"]) == ("live_backup", "copy", None, None)
+    named = f"live_backup (job {job['id']}, since {job['started']}, phase copy)"
+    folder = f"/run/virtops.libvirt/jobs/{job['id']}"
+    assert refused["error_code"] == "locked"
+    assert refused["msg"].startswith(f"{named} works on domain {name}. ")
+    assert f"{folder}/log" in refused["msg"]
+    assert (unnamed["error_code"], unknown["error_code"]) == ("bad_option", "no_such_domain")
+    assert same["actions"] == [f"follow the {named}, which makes this backup already, and return its result"]
+    assert other["actions"] == [f"wait for the end of the {named}", "then back up the domain"]
+    assert same["under_way"]["id"] == other["under_way"]["id"] == job["id"]
+    assert recovery["actions"] == [f"wait for the end of the {named}, and see whether it left anything"]
+    (check,) = preflight["guests"][0]["checks"]
+    assert (preflight["ready"], check["check"], check["status"]) == (True, "jobs", "warning")
+    assert check["message"].startswith(f"A job works on {name}: {named}. ")
+    foreseen = controller.run(*only, "--check", live_backup_quiesce="never")
+    assert foreseen.rc == 0, foreseen.output
+    assert foreseen.report()[member.alias].startswith(f"{member.alias}: a job is under way. The play would follow the ")
+    assert "interrupted" not in looks.output + foreseen.output
+
+    stop = controller.start_module(host, "live_backup", domain=name, state="stopped")
+    until("the order", member.hypervisor.outside(f"{folder}/stop").exists, 60)
+    gate.open()
+    assert stop.end().results[-1].result["actions"] == [f"stop the job {job['id']} (live_backup of domain {name})"]
+    ended = play.end()
+    # What fails the host at last tells all that its backup failed with
+    failed = ended.of(member.alias)[-1]
+    assert (failed.status, failed.result["error_code"]) == ("failed", "stopped"), ended.output
+    wait = task("job_info", {"wait": 9})
+    ends = begin(controller, [member], wait, task("job_info", {"id": job["id"]})).end().results
+    (listed,) = [it for it in ends[0].result["jobs"] if it["id"] == job["id"]]
+    assert (listed["state"], listed["error_code"], listed["path"]) == ("failed", "stopped", None)
+    log = "\n".join(ends[1].result["jobs"][0]["log"])
+    assert " copy begins\n" in log
+    assert " begins: take the external snapshot " in log
+    before.assert_normal_end(sets=0)
 
 
 @pytest.mark.parametrize("poll", [1, 0])

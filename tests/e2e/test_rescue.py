@@ -40,7 +40,8 @@ PLAY = [
                     {
                         "name": "Keep what it said",
                         "ansible.builtin.copy": {
-                            "content": "{{ ansible_failed_result.msg }}\n{{ lookup('template', report) }}",
+                            "content": "{{ ansible_failed_result.error_code | default('none') }}\n"
+                            "{{ ansible_failed_result.msg }}\n{{ lookup('template', report) }}",
                             "dest": "{{ playbook_dir }}/said",
                             "mode": "0600",
                         },
@@ -109,5 +110,7 @@ def test_what_is_told(tmp_path: Path, collections: Path, how: str) -> None:
     assert ran.returncode == 0, ran.stdout
     said = (tmp_path / "said").read_text(encoding="utf-8")
     assert said.count(words) == 2, said
+    # One that was killed with its module has no code
+    assert said.startswith("no_space\n" if how == "not needed" else "none\n")
     assert "never" not in said
     assert ("no overlay is left" in said) == (how == "done")

@@ -19,6 +19,10 @@ from virtlab import Hypervisor
 WEB, HOST = "web1@e2e2", "second"
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 GONE = "gone"
+NONE_FOUND = (
+    "No guest was found for %s. Correct %s_guests, or %s_exclude if it leaves the guest out. "
+    '"virsh list --all" on the hypervisor shows the names.'
+)
 #: What libvirt takes for a domain's name, and a terminal for its orders
 FOOLING = "rec\u202eover\u009b2J"
 SHOWN = "rec\\u202eover\\x9b2J"
@@ -57,7 +61,7 @@ def test_what_was_not_found_is_named(fleet: dict[str, Member], controller: Contr
     """Each pattern, and the hypervisor that could not be looked at; the others are looked at all the same."""
     play = controller.run(*("-i", gone), preflight_only=True, guests="web1, typo, wbe*", exclude="*@*")
     assert play.rc != 0
-    assert said(play) == f"No guest that is not excluded matches typo, wbe*. Not looked at: {GONE}."
+    assert said(play) == NONE_FOUND % ("typo, wbe*", "live_backup", "live_backup") + f" Not looked at: {GONE}."
     lines = play.lines()
     assert {line.split(": ready")[0] for line in lines if ": ready" in line} == {"web1@e2e1", "web1@e2e2"}
     assert {"NOT FOUND: typo", "NOT FOUND: wbe*"} < set(lines)
@@ -66,12 +70,12 @@ def test_what_was_not_found_is_named(fleet: dict[str, Member], controller: Contr
 
     play = controller.run(*("-i", gone), playbook=RECOVER, target=GONE, recover_guests=["typo"])
     assert play.rc != 0
-    assert said(play) == f"No guest that is not excluded matches typo. Not looked at: {GONE}."
+    assert said(play) == NONE_FOUND % ("typo", "recover", "recover") + f" Not looked at: {GONE}."
 
     play = controller.run(playbook=STOP, target=HOST, stop_guests="web1, typo")
     assert play.rc != 0
     assert "No backup was under way." in play.output
-    assert "No guest that is not excluded matches typo." in play.output
+    assert NONE_FOUND.partition(" Correct")[0] % "typo" in play.output
     play = controller.run(*("--limit", "e2e2"), playbook=STOP, target=HOST)
     assert play.rc != 0
     assert "so nothing was stopped" in play.output

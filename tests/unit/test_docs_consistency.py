@@ -42,6 +42,16 @@ class TestLists:
         runtime = yaml.safe_load((ROOT / "meta" / "runtime.yml").read_text(encoding="utf-8"))
         assert sorted(runtime["action_groups"]["all"]) == MODULES
 
+    def test_each_module_that_works_as_a_job_is_followed(self):
+        """The action plugin shows how far it is."""
+        runtime = yaml.safe_load((ROOT / "meta" / "runtime.yml").read_text(encoding="utf-8"))
+        texts = {name: (ROOT / "plugins" / "modules" / f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
+        jobs = {
+            name for name, text in texts.items() if re.search(r"^  - virtops\.libvirt\.\w+\.job$", text, re.MULTILINE)
+        }
+        routed = {*runtime["plugin_routing"]["modules"], "image_backup"}
+        assert {"recover", "snapshot_revert"} < routed <= jobs
+
     @pytest.mark.parametrize(
         ("title", "names"), [("Modules", MODULES), ("Roles", ROLES), ("Playbooks", PLAYBOOKS)], ids=["m", "r", "p"]
     )

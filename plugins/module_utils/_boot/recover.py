@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
 
 from .._core.convergence import Deadline
@@ -38,6 +39,7 @@ from .._host.boottime import boot_id, booted_at
 from .._host.clock import SystemClock
 from .._host.command import marked
 from .._host.images import Images
+from .._host.job_store import who_works
 from .._host.locks import DomainLock
 from .._host.reaper import Reaper
 from .._host.restore import Places
@@ -173,7 +175,8 @@ def _recover(connection: Connection, view: DomainView, timeout: int) -> tuple[st
     options = RecoverOptions(deadline=Deadline(timeout=timeout))
     watchdog = PythonWatchdog(connection.uri, guest_watchdog.__name__)
     try:
-        with DomainLock(view.uuid), marked(view.uuid), _at_most(timeout + GRACE_SECONDS, view.name):
+        lock = DomainLock(view.uuid, refused=partial(who_works, view.name, view.uuid))
+        with lock, marked(view.uuid), _at_most(timeout + GRACE_SECONDS, view.name):
             restores = RestoreEnd(domain, Images(), Places(), BackupStore().tpm_root())
             flow = Recovery(options, Guest(domain, Images(), clock, watchdog), None, Reaper(clock), restores)
             outcome = flow.run(check=False)

@@ -41,6 +41,8 @@ BOUNDS = {
     "throttle_timeout": (0, _MOST),
     "timeout": (0, _MOST),
     "wait": (0, _MOST),
+    # Of the role guarded_change alone
+    "connect_timeout": (0, _MOST),
     # Nobody is there to run it again
     "boot_recovery.timeout": (1, _MOST),
 }

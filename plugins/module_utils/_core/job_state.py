@@ -61,6 +61,14 @@ def parse_state(text: str) -> JobState:
 
 
 @dataclass(frozen=True)
+class UnderWay:
+    """A job that works on the domain already. `same`: a task with these options attaches to it."""
+
+    state: JobState
+    same: bool
+
+
+@dataclass(frozen=True)
 class Ended:
     """A module's result, and what it warns of."""
 
@@ -184,15 +192,48 @@ def describe(state: JobState, how: str) -> dict[str, Any]:
     }
 
 
+def job_words(state: JobState) -> str:
+    """As messages name a job: its module, its ID, since when it runs, and how far it is."""
+    total = sum(total for _unused, total in state.disks.values())
+    done = sum(done for done, _unused in state.disks.values())
+    percent = ", %d %%" % min(100, 100 * done // total) if total else ""
+    phase = ", phase %s%s" % (state.phase, percent) if state.phase else ""
+    return "%s (job %s, since %s%s)" % (state.module, state.id, state.started, phase)
+
+
+def domain_locked(
+    domain: str, pid: int | None, since: str = "", job: JobState | None = None, log: str = ""
+) -> VirtopsError:
+    """For a domain on which another task works: its job, or where it has none its process, and since when."""
+    wait = "Wait until it has ended, or let this task wait with a longer lock_timeout"
+    if job is not None:
+        remedy = "%s. virtops.libvirt.job_info with id: %s shows how far it is; its log on the hypervisor is %s"
+        return VirtopsError("locked", "%s works on domain %s" % (job_words(job), domain), remedy % (wait, job.id, log))
+    task = "Another task" if pid is None else "Another task (process %d%s)" % (pid, ", since " + since if since else "")
+    who = "" if pid is None else ". 'ps -fp %d' on the hypervisor shows what it is" % pid
+    return VirtopsError("locked", "%s works on domain %s" % (task, domain), wait + who)
+
+
 def job_killed(state: JobState, log: str) -> VirtopsError:
     """For a job whose process is gone, and that left no word of how it ended."""
     return VirtopsError(
         "job_killed",
-        "The job %s (%s) was ended from outside%s"
-        % (state.id, state.words, " in the phase %r" % state.phase if state.phase else ""),
-        "Run the same task again: it finishes or undoes what was begun. How far the job came is in %s on the hypervisor"
-        % log,
+        "The job %s (%s) was ended from outside%s%s"
+        % (state.id, state.words, " in the phase %r" % state.phase if state.phase else "", _set_words(state)),
+        "Run the same task or play again: it finishes or undoes what was begun. How far the job came is in %s on the "
+        "hypervisor" % log,
     )
+
+
+def _set_words(state: JobState) -> str:
+    """What became of the set of a backup. A recovery that was a part of it may have completed an earlier one."""
+    if state.module not in ("live_backup", "image_backup") or not state.has_begun:
+        return ""
+    if state.phase == "verify" or (state.phase == "merge" and "copy" in state.phases and "verify" not in state.phases):
+        return ". Its set is copied, but not verified: the next run finishes it, without a new copy"
+    if "verify" in state.phases:
+        return ". It may have completed a set: see the target's directory"
+    return ". It has made no set"
 
 
 def job_gone(job_id: str) -> VirtopsError:
@@ -200,6 +241,6 @@ def job_gone(job_id: str) -> VirtopsError:
     return VirtopsError(
         "no_such_job",
         "This hypervisor knows no job %s" % job_id,
-        "It was restarted since, or the job ended more than a day ago: run the same task again, which finishes or "
-        "undoes what is open",
+        "It was restarted since, or the job ended more than a day ago: run the same task or play again, which finishes "
+        "or undoes what is open",
     )

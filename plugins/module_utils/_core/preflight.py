@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from .extras import is_packaged
+from .job_state import JobState, job_words
 from .journal import Operation
 from .model import CRASHED, DomainView
 from .preflight_facts import (
@@ -42,6 +43,7 @@ from .preflight_facts import (
     GuestFacts,
     Limits,
     failed,
+    is_fresh,
     refused,
     resumed,
     warning,
@@ -57,12 +59,14 @@ _ACTIVE_COMMIT = 1002006
 def judge(guests: Sequence[GuestFacts], host: Capabilities, limits: Limits) -> dict[str, tuple[Check, ...]]:
     """Every check of every guest, by UUID. A guest is ready where none has FAILED."""
     read = [guest for guest in guests if not guest.view.unread]
-    fresh = [guest for guest in read if resumed(guest, limits) is None]
+    fresh = [guest for guest in read if is_fresh(guest, limits)]
     space = space_checks(fresh, limits)
     judged = {guest.view.uuid: _unread(guest.view) for guest in guests if guest.view.unread}
     for guest in read:
         operation = resumed(guest, limits)
-        if operation is None:
+        if guest.at_work is not None:
+            judged[guest.view.uuid] = _at_work(guest.view.name, guest.at_work)
+        elif operation is None:
             judged[guest.view.uuid] = _all_of(guest, host, limits, space[guest.view.uuid])
         else:
             judged[guest.view.uuid] = (*_resumed(guest, operation), *_state(guest), *_denied_of(guest, operation))
@@ -148,6 +152,19 @@ _OF_DISKS = frozenset({DISKS, IMAGES, CHAIN, OVERLAY_SPACE, BASE_GROWTH, TARGET,
 
 
 # Each thing that is looked at
+
+
+def _at_work(name: str, job: JobState) -> tuple[Check, ...]:
+    """Its operation is open, and not interrupted."""
+    return (
+        warning(
+            JOBS,
+            "locked",
+            "A job works on %s: %s. A backup run waits for its end first, or follows it where it makes the same "
+            "backup; until then nothing else is checked" % (name, job_words(job)),
+            "Nothing to do; virtops.libvirt.job_info with id: %s shows how far the job is" % job.id,
+        ),
+    )
 
 
 def _resumed(guest: GuestFacts, operation: Operation) -> tuple[Check, ...]:

@@ -14,6 +14,7 @@ from typing import Protocol
 from .backup import CopyOrder
 from .errors import VirtopsError
 from .extras import Lack
+from .job_state import JobState
 from .journal import Journal, Operation
 from .model import DomainView, Layer, SnapshotRecord
 from .snapshot import SkippedDisk
@@ -149,7 +150,7 @@ class GuestFacts:
     jobs keep them, `reclaimed` the bytes on the target that unfinished sets of this guest hold, `denied` the images
     that AppArmor lets it not write to. `agent` is None where it answered, or was not asked. `unseen` are other domains
     whose chains nobody can tell, and why. `lacks` is what its sets will not hold, `beside` the bytes of what they hold
-    besides images.
+    besides images. `at_work` is the job of this collection that works on it.
     """
 
     view: DomainView
@@ -167,6 +168,7 @@ class GuestFacts:
     unseen: tuple[tuple[str, str], ...] = ()
     lacks: tuple[Lack, ...] = ()
     beside: int = 0
+    at_work: JobState | None = None
 
 
 class HostPort(Protocol):
@@ -212,6 +214,11 @@ def denied_writes(rules: str) -> frozenset[str]:
 def resumed(guest: GuestFacts, limits: Limits) -> Operation | None:
     """The interrupted operation that the run would finish first, whatever else is wrong with the guest."""
     return next((op for op in guest.journal.operations if op.open and op.kind == limits.operation), None)
+
+
+def is_fresh(guest: GuestFacts, limits: Limits) -> bool:
+    """Does a run begin with it as it is now? Of any other, what there is now says nothing."""
+    return guest.at_work is None and resumed(guest, limits) is None
 
 
 def refused(check: str, error: VirtopsError, status: str, disk: str | None = None) -> Check:

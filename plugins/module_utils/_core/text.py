@@ -34,6 +34,11 @@ def command(*words: str) -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
+def counted(number: int, what: str) -> str:
+    """As in "1 disk" and "2 disks"."""
+    return "%d %s%s" % (number, what, "" if number == 1 else "s")
+
+
 def _escaped(character: str) -> str:
     if unicodedata.category(character) not in _FOOLING:
         return character

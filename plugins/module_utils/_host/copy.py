@@ -140,7 +140,9 @@ def _checked(verification: _Verification, directory: str) -> Verified:
 
 def _in_slot(slots: Slots, work: _Work, task: Callable[[], _Result]) -> _Result:
     with slots.take(work.waiting):
-        return task()
+        result = task()
+    work.finish()
+    return result
 
 
 class _Stopped(Exception):
@@ -173,6 +175,11 @@ class _Work:
 
     def begin(self, total: int) -> None:
         self.done, self.total = 0, total
+
+    def finish(self) -> None:
+        """What was copied may be less than the file's blocks, and what a program read more."""
+        self.done = self.total = max(self.done, self.total)
+        self.life += 1
 
     def look_at(self, pid: int) -> None:
         """proc(5): what a program reads and writes changes while it goes on."""

@@ -56,7 +56,7 @@ class JobProgress:
         self.step("began %s%s" % (self._state.words, " (%s)" % uuid if uuid else ""))
 
     def phase(self, name: str) -> None:
-        """The one before it is over: its seconds and bytes go to the log."""
+        """The one before it is over: its seconds and bytes go to the log, then that this one begins."""
         now = self._clock.monotonic()
         with self._lock:
             before, seconds = self._state, now - self._phase_began
@@ -66,6 +66,8 @@ class JobProgress:
         if before.phase:
             done = sum(done for done, _unused in before.disks.values())
             self.step("%s: %.1f s%s" % (before.phase, seconds, ", %d MiB" % (done // _MIB) if before.disks else ""))
+        if name:
+            self.step("%s begins" % name)
 
     def end(self, words: str) -> None:
         """The job is over; of one that never got the lock nothing is told."""
@@ -82,11 +84,12 @@ class JobProgress:
             syslog.syslog("job %s: %s" % (self._state.id, words))
 
     def disk(self, target: str, done: int, total: int) -> None:
-        """Written once a second at most."""
+        """Written once a second at most, and where a disk is finished."""
         now = self._clock.monotonic()
         with self._lock:
+            is_finished = done >= total and self._state.disks.get(target) != (done, total)
             self._state.disks[target] = (done, total)
-            if now - self._written < _WRITE_SECONDS:
+            if now - self._written < _WRITE_SECONDS and not is_finished:
                 return
             speed = self._speed.of(now, sum(done for done, _unused in self._state.disks.values()))
             self._state = replace(self._state, speed=speed)

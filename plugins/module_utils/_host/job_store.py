@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from .._core.errors import VirtopsError
-from .._core.job_state import JobEnd, JobState, Word, job_killed, parse_end, parse_state, parse_word
-from .locks import lock_directories
+from .._core.job_state import JobEnd, JobState, Word, domain_locked, job_killed, parse_end, parse_state, parse_word
+from .locks import known_directories, lock_directories
 from .procs import stuck_thread
 
 #: Seconds for which the result of a job is kept, and how many results at most.
@@ -229,6 +229,19 @@ class JobStore:
     def running(self, uuid: str) -> list[tuple[JobFolder, JobState]]:
         """The jobs on this domain that go on: at most one of them changes it."""
         return [(folder, state) for folder, state in self.all() if state.uuid == uuid and folder.is_alive()]
+
+
+def who_works(name: str, uuid: str, pid: int | None, since: str) -> VirtopsError:
+    """The error for a domain whose lock this process holds: with its job, where it is one."""
+    for folder, state in JobStore(known_directories).running(uuid):
+        if pid in (None, state.pid):
+            return domain_locked(name, pid, since, state, folder.log)
+    return domain_locked(name, pid, since)
+
+
+def job_at_work(uuid: str) -> JobState | None:
+    """The job that works on this domain; None where none does, or none that this user may see."""
+    return next((state for _unused, state in JobStore(known_directories).running(uuid)), None)
 
 
 def require_id(job_id: str) -> None:

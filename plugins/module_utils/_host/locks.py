@@ -18,10 +18,13 @@ import fcntl
 import itertools
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 
 from .._core.errors import VirtopsError
+from .._core.job_state import domain_locked
 from .._core.ports import Clock
 from .clock import SystemClock
 from .procs import stuck_thread
@@ -35,12 +38,8 @@ _KILLED_SECONDS = 3.0
 def lock_directories() -> tuple[str, ...]:
     """For root one under /run, else in the user's own runtime directory, and one in /dev/shm; mode 0700, ours. Those of
     the two that there can be; raises if that is none. One may be read-only."""
-    parent, mine = "/run", "virtops.libvirt"
-    if os.geteuid() != 0:
-        parent = os.environ.get("XDG_RUNTIME_DIR") or "/run/user/%d" % os.geteuid()
-        mine = "virtops.libvirt-%d" % os.geteuid()
     found, errors = [], []
-    for path in (os.path.join(parent, "virtops.libvirt"), os.path.join("/dev/shm", mine)):
+    for path in _paths():
         try:
             found.append(_own_directory(path))
         except VirtopsError as error:
@@ -50,6 +49,23 @@ def lock_directories() -> tuple[str, ...]:
     return tuple(found)
 
 
+def known_directories() -> tuple[str, ...]:
+    """Those of `lock_directories` that are there. Who only looks makes none."""
+    return tuple(path for path in _paths() if os.path.isdir(path) and _is_own(os.lstat(path)))
+
+
+def _paths() -> tuple[str, str]:
+    parent, mine = "/run", "virtops.libvirt"
+    if os.geteuid() != 0:
+        parent = os.environ.get("XDG_RUNTIME_DIR") or "/run/user/%d" % os.geteuid()
+        mine = "virtops.libvirt-%d" % os.geteuid()
+    return os.path.join(parent, "virtops.libvirt"), os.path.join("/dev/shm", mine)
+
+
+def _is_own(found: os.stat_result) -> bool:
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+
+
 def _own_directory(path: str) -> str:
     try:
         with contextlib.suppress(FileExistsError):
@@ -57,7 +73,7 @@ def _own_directory(path: str) -> str:
         found = os.lstat(path)
     except OSError as error:
         raise _no_lock(path, error) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    if not _is_own(found):
         raise VirtopsError("no_lock_directory", "%s is not a directory of this user" % path, "Remove it")
     return path
 
@@ -76,14 +92,22 @@ def never_stop() -> None:
 
 
 class DomainLock:
-    """Held while a module changes a domain. A second one is refused, not queued: it would plan on old ground."""
+    """Held while a module changes a domain. A second one is refused, not queued: it would plan on old ground.
+
+    `refused` makes the error `locked`, of the process that holds the lock and since when, as far as that is known.
+    """
 
     def __init__(
-        self, uuid: str, directories: Callable[[], Sequence[str]] = lock_directories, clock: Clock | None = None
+        self,
+        uuid: str,
+        directories: Callable[[], Sequence[str]] = lock_directories,
+        clock: Clock | None = None,
+        refused: Callable[[int | None, str], VirtopsError] | None = None,
     ) -> None:
         self._uuid = uuid
         self._directories = directories
         self._clock = clock or SystemClock()
+        self._refused = refused or partial(domain_locked, uuid)
         self._held: list[_FileLock] = []
 
     def __enter__(self) -> DomainLock:
@@ -104,11 +128,7 @@ class DomainLock:
                 errors.append(_no_lock(lock.path, error))
                 continue
             if not taken and not self._outlived(lock):
-                raise VirtopsError(
-                    "locked",
-                    "Another task%s works on domain %s" % (_told(lock.owner()), self._uuid),
-                    "Wait until it has ended, then try again",
-                )
+                raise self._refused(lock.owner(), lock.since())
             self._held.append(lock)
         if not self._held:
             raise errors[0]
@@ -138,10 +158,6 @@ class DomainLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release()
-
-
-def _told(pid: int | None) -> str:
-    return "" if pid is None else " (process %d)" % pid
 
 
 class Slots:
@@ -242,6 +258,13 @@ class _FileLock:
                 return int(file.read())
         except (OSError, ValueError):
             return None
+
+    def since(self) -> str:
+        """The UTC time at which it was taken, as 20261120T120000Z; empty where it is just gone."""
+        try:
+            return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(os.stat(self.path).st_mtime))
+        except OSError:
+            return ""
 
     def _is_current(self, fd: int) -> bool:
         try:

@@ -15,7 +15,7 @@ import inspect
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from .._core.bounds import require_in_bounds
 from .._core.errors import VirtopsError
-from .._core.job_state import Ended
+from .._core.job_state import Ended, job_words
 from .._core.model import Outcome
 from .._core.ports import Clock, Progress, Silent, Watchdog
 from .._core.text import shown, words_shown
@@ -31,6 +31,7 @@ from .._core.xml import LXML_IMPORT_ERROR
 from .._host.clock import SystemClock
 from .._host.command import marked
 from .._host.images import Images
+from .._host.job_store import who_works
 from .._host.locks import DomainLock
 from .._host.watchdog import PythonWatchdog
 from .._libvirt import guest_watchdog
@@ -41,7 +42,18 @@ from .._libvirt.host import Host
 from .._libvirt.restore import RestoreHost
 from .._libvirt.trial import Trials
 from .._service.guest import Guest
-from .job import LOCK_POLL, HandedOver, Job, JobRun, Lock, Unfinished, Work, describe_failure, describe_no_memory
+from .job import (
+    LOCK_POLL,
+    HandedOver,
+    Job,
+    JobRun,
+    Lock,
+    Unfinished,
+    Work,
+    describe_failure,
+    describe_no_memory,
+    under_way,
+)
 from .specs import COMMON, DOMAIN, JOB, LOCK, ArgumentSpec, merged, numbers
 
 #: What most modules need of the host's Python.
@@ -107,6 +119,11 @@ class LocalContext:
     uri: str
     progress: Progress = field(default_factory=Silent)
 
+    def uuid_of(self, domain: str) -> str:
+        """Of a domain by its name or UUID: the one question that may go to libvirt. Raises `no_such_domain`."""
+        with Connection(self.uri, readonly=True) as connection:
+            return Domain(connection, domain).uuid
+
 
 def run_domain_module(
     argument_spec: ArgumentSpec,
@@ -128,7 +145,11 @@ def run_domain_module(
     module = _new_module(merged(COMMON, DOMAIN, argument_spec), options)
     readonly = not changes and not needs_secrets(module.params)
     seconds = module.params["lock_timeout"] if changes else 0
-    work = functools.partial(_on_domain, module, flow, changes, readonly)
+    planned = flow
+    is_to_another = job is not None and (job.is_order(module.params) or job.word(module.params) is not None)
+    if changes and module.check_mode and not is_to_another:
+        planned = functools.partial(_foreseen, module, flow, job)
+    work = functools.partial(_on_domain, module, planned, changes, readonly)
     if job is not None and job.is_order(module.params):
         run = functools.partial(work, Silent(), lambda _name, _uuid: nullcontext())
     elif job is None or module.check_mode:
@@ -206,8 +227,8 @@ def _run_unlocked(
 
 
 @contextmanager
-def _locked(_name: str, uuid: str) -> Iterator[None]:
-    with DomainLock(uuid), marked(uuid):
+def _locked(name: str, uuid: str) -> Iterator[None]:
+    with DomainLock(uuid, refused=functools.partial(who_works, name, uuid)), marked(uuid):
         yield
 
 
@@ -216,9 +237,31 @@ def _unlocked(_name: str, _uuid: str) -> Iterator[None]:
     yield
 
 
+def _foreseen(
+    module: AnsibleModule, flow: Callable[[DomainContext], Outcome], job: Job | None, context: DomainContext
+) -> Outcome:
+    """In check mode: while a job of another task works on the domain, what there is now is not what a real run finds
+    when it has its turn."""
+    found = under_way(_name_of(module), module.params, job, context.domain.uuid)
+    if found is None:
+        return flow(context)
+    if not found.same and not module.params["lock_timeout"]:
+        raise who_works(context.domain.name, context.domain.uuid, None, "")
+    if job is not None and job.foreseen is not None:
+        return job.foreseen(found)
+    outcome = flow(context)
+    told = "A real run would first wait for the end of %s, so that it may find something else to do." % job_words(
+        found.state
+    )
+    return replace(outcome, warnings=(*outcome.warnings, told))
+
+
+def _name_of(module: AnsibleModule) -> str:
+    return str(module._name.rpartition(".")[2])
+
+
 def _as_job(module: AnsibleModule, job: Job, work: Work, lock: Lock = _locked) -> Ended:
-    name = module._name.rpartition(".")[2]
-    return JobRun(name, module.params, job, lock, system_log=not module.no_log).run(work)
+    return JobRun(_name_of(module), module.params, job, lock, system_log=not module.no_log).run(work)
 
 
 def _restore_as_job(module: AnsibleModule, params: Mapping[str, Any], work: Work) -> Ended:

@@ -10,6 +10,7 @@ goes on; the action plugin, which has named the job, asks for its end again.
 
 from __future__ import annotations
 
+import functools
 import signal
 import traceback
 import uuid as uuid_module
@@ -19,15 +20,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._core.errors import VirtopsError
-from .._core.job_state import Ended, JobEnd, JobState, Word, describe, digest_of, job_gone
+from .._core.job_state import Ended, JobEnd, JobState, UnderWay, Word, describe, digest_of, job_gone
 from .._core.model import Outcome
+from .._core.plan import Step
 from .._core.ports import Progress, Silent
 from .._core.text import shown, words_shown
 from .._host.clock import SystemClock
 from .._host.command import failing
 from .._host.job_fork import keep_code, start
 from .._host.job_progress import JobProgress
-from .._host.job_store import JobFolder, JobStore
+from .._host.job_store import JobFolder, JobStore, job_at_work
+from .._host.locks import known_directories
 
 #: Seconds between two tries to get a domain's lock. Nothing is held open in between, no connection either.
 LOCK_POLL = 1.0
@@ -51,12 +54,15 @@ class Job:
     already. None: it never attaches, but waits for the lock as `lock_timeout` says. `is_order`: with these options it
     is an order to another one's job, and so neither a job itself nor in need of the lock. `hands_over`: its job waits
     for a word in its middle. `word`: with these options it is that word, to the job `job_id`, which it then follows.
+    `foreseen` is what check mode returns while another one's job runs on the domain, whose end nobody can plan; None: a
+    plan all the same.
     """
 
     wish: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = lambda _params: None
     is_order: Callable[[Mapping[str, Any]], bool] = lambda _params: False
     hands_over: Callable[[Mapping[str, Any]], bool] = lambda _params: False
     word: Callable[[Mapping[str, Any]], Word | None] = lambda _params: None
+    foreseen: Callable[[UnderWay], Outcome] | None = None
 
 
 class Unfinished(Exception):
@@ -271,23 +277,32 @@ def describe_no_memory(text: str) -> dict[str, Any]:
     }
 
 
-def stop(module: str, uuid: str, check: bool) -> Outcome:
-    """Tell the job of this module on a domain to end, and wait until it has. Unchanged where none runs.
+def stopping(module: str, uuid: str) -> tuple[Step, ...]:
+    """The steps that tell each job of this module on a domain to end, and wait until it has; none where none runs."""
+    found = [(folder, state) for folder, state in JobStore(known_directories).running(uuid) if state.module == module]
+    words = "stop the job %s (%s of domain %s)"
+    return tuple(
+        Step((words % (state.id, module, state.domain),), functools.partial(_stop, folder)) for folder, state in found
+    )
 
-    Raises what the job raised where it did not end at rest.
-    """
-    steps = []
-    for folder, state in JobStore().running(uuid):
-        if state.module != module:
-            continue
-        steps.append("stop the job %s (%s of domain %s)" % (state.id, module, state.domain))
-        if check:
-            continue
-        folder.order_stop()
-        end = follow(folder, None, past_word=True)
-        if end is not None and end.error is not None and end.error.code != "stopped":
-            raise end.error
-    return Outcome(tuple(steps))
+
+def _stop(folder: JobFolder) -> None:
+    """Raises what the job raised where it did not end at rest."""
+    folder.order_stop()
+    end = follow(folder, None, past_word=True)
+    error = None if end is None else end.error
+    if error is not None and error.code != "stopped":
+        # What the job did before is not what this order did
+        raise VirtopsError(error.code, error.cause, error.remedy, error.partial)
+
+
+def under_way(module: str, params: Mapping[str, Any], job: Job | None, uuid: str) -> UnderWay | None:
+    """The job that a task with these options would find on the domain, for check mode, which begins none."""
+    state = job_at_work(uuid)
+    if state is None:
+        return None
+    wish = None if job is None else job.wish(params)
+    return UnderWay(state, wish is not None and state.digest == digest_of(module, params["uri"], uuid, wish))
 
 
 def require_handed_over(params: Mapping[str, Any], store: JobStore) -> tuple[JobFolder, JobState]:

@@ -76,6 +76,7 @@ from .._core.manifest import build_digests
 from .._core.model import DomainView, Layer, Outcome
 from .._core.ports import Clock, ImagePort, Progress, Silent, ViewPort
 from .._core.refusals import require_going
+from .._core.text import counted
 from .brake import refuse_short
 from .observe import observe
 from .sound import find, require_sound
@@ -266,6 +267,7 @@ class Backup:
             self._clock.utcnow(),
         )
         if not check:
+            require_going(self._progress)
             manifest = self._apply(plan, view, manifest)
         torn = [lack for lack in manifest.extras.lacks if lack not in plan.extras.lacks]
         warnings = ("The copy of %s may be inconsistent: %s" % (lack.words(), lack.reason) for lack in torn)
@@ -282,15 +284,18 @@ class Backup:
             return Outcome(steps, values={"backup": self._backup})
         return self._finish(self._mine, check)
 
-    def finish_left(self, check: bool) -> Outcome:
-        """The same for what interrupted runs of this domain and host had copied. The value "backup" is the newest, or
-        None. What cannot be finished is a warning, unless the target does not answer."""
+    def left(self) -> tuple[Unfinished, ...]:
+        """What interrupted runs of this domain and host had copied, and what is to be finished."""
         view = self._domain.view()
         parent = set_paths(self._options.dest, view, "").parent
+        mine = None if self._mine is None else self._mine.partial
+        return tuple(it for it in awaiting(self._store.unfinished(parent), view.uuid) if it.path != mine)
+
+    def finish_left(self, check: bool, left: tuple[Unfinished, ...] | None = None) -> Outcome:
+        """`finish` for all of `left`. The value "backup" is the newest, or None. What cannot be finished is a warning,
+        unless the target does not answer."""
         found, warnings = Outcome(values={"backup": None}), []
-        for partial in awaiting(self._store.unfinished(parent), view.uuid):
-            if self._mine is not None and partial.path == self._mine.partial:
-                continue
+        for partial in self.left() if left is None else left:
             try:
                 done = self._finish(_paths_of(partial), check)
             except VirtopsError as error:
@@ -377,11 +382,13 @@ class Backup:
 
     def _fill(self, plan: _Plan, directory: str, manifest: Manifest) -> Manifest:
         extras = self._copy_state(plan, directory)
+        for order in plan.orders:
+            self._progress.step("begins: %s" % _copying(order))
         began = self._clock.monotonic()
         copied = self._copier.copy_all(plan.orders, directory, self._options.parallel, self._watch, self._progress.disk)
         seconds = self._clock.monotonic() - began
         size = sum(found.allocated for found in copied.values())
-        self._progress.step("copied %d disks, %d MiB, in %.1f s" % (len(copied), mib(size), seconds))
+        self._progress.step("copied %s, %d MiB, in %.1f s" % (counted(len(copied), "disk"), mib(size), seconds))
         view = self._require_unchanged(plan.selection)
         extras = self._copy_boot_files(extras, directory)
         self._store.write(directory, DOMAIN_XML, without_snapshot(self._domain, plan.selection, view))
@@ -419,6 +426,7 @@ class Backup:
         directory = self._store.resume(paths)
         began = self._clock.monotonic()
         orders = verify_orders(manifest, digests, self._options.verify)
+        self._progress.step("begins: read %s of %s back" % (counted(len(orders), "file"), paths.partial))
         try:
             verified = self._copier.verify_all(
                 orders, directory, self._options.parallel, lambda: require_going(self._progress), self._progress.disk
@@ -427,7 +435,8 @@ class Backup:
             if error.code == "verify_failed":
                 self._give_up(paths, error)
             raise
-        self._progress.step("read %d files back in %.1f s" % (len(orders), self._clock.monotonic() - began))
+        spent = self._clock.monotonic() - began
+        self._progress.step("read %s back in %.1f s" % (counted(len(orders), "file"), spent))
         manifest = finished(manifest, verified, self._clock.utcnow(), self._options.verify)
         text = _text(manifest)
         sums = {file: found.sha256 for file, found in verified.items()}
@@ -515,13 +524,14 @@ def _steps(plan: _Plan) -> tuple[str, ...]:
         for partial in plan.stale
     ]
     steps += ["copy the %s %s" % (file.kind, file.source) for file in plan.extras.state]
-    for order in plan.orders:
-        steps.append(
-            "copy %s (%s, %d MiB) as %s by %s"
-            % (order.source.path, order.target, mib(order.needs), order.file, " or ".join(order.methods))
-        )
+    steps += map(_copying, plan.orders)
     steps += ["copy the %s %s" % (file.kind, file.source) for file in plan.extras.boot]
     return (*steps, "write the manifest and the domain's XML")
+
+
+def _copying(order: CopyOrder) -> str:
+    words = "copy %s (%s, %d MiB) as %s by %s"
+    return words % (order.source.path, order.target, mib(order.needs), order.file, " or ".join(order.methods))
 
 
 def _files_of(manifest: dict[str, Any]) -> list[str]:

@@ -134,7 +134,10 @@ class JobControl:
     def _finish(self, view: DomainView, base: str, check: bool) -> Outcome:
         """The merge that began this job, as the journal has it; a job of somebody else's is a merge by path."""
         options = MergeOptions(
-            disks=(self._options.disk,), deadline=self._options.deadline, delete_merged=self._options.delete_merged
+            disks=(self._options.disk,),
+            bandwidth=None,
+            deadline=self._options.deadline,
+            delete_merged=self._options.delete_merged,
         )
         operation = self._operation(view, base)
         if operation is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -21,6 +21,8 @@ from .._core.backup import BackupOptions, CopyPort, Source, StorePort
 from .._core.backup_set import stamp_of_iso
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
+from .._core.job_state import UnderWay, job_words
+from .._core.job_state import describe as describe_state
 from .._core.journal import CREATED, JournalDisk, Operation, epoch
 from .._core.model import DomainView, Outcome
 from .._core.offline import OFFLINE
@@ -116,7 +118,7 @@ class LiveBackup:
         off = not self._guest.domain.view().active
         options = self._options if off else self._named()
         warnings = self._look(options)
-        left = self._copying(options, self._guest).finish_left(check)
+        left = self._finish_left(options, check)
         backup = cast("dict[str, Any] | None", left.values["backup"])
         if backup is not None and self._is_young(stamp_of_iso(backup["times"]["snapshot"])):
             values = {**recovered.values, "backup": backup}
@@ -143,7 +145,7 @@ class LiveBackup:
         """If its backup cannot be finished, at least its overlays are merged."""
         with self._phase("recovery"):
             try:
-                return self._recovery(self._finish(check)).run(check)
+                return self._recovery(self._finish(check), self._options.bandwidth).run(check)
             except VirtopsError as error:
                 if check or error.code == "operation_open":
                     raise
@@ -159,8 +161,9 @@ class LiveBackup:
 
         return finish
 
-    def _recovery(self, finish: Callable[[str], Outcome] | None) -> Recovery:
-        wish = RecoverOptions((KIND,), self._options.deadline)
+    def _recovery(self, finish: Callable[[str], Outcome] | None, bandwidth: int = 0) -> Recovery:
+        """After a failure without a limit, which may be what failed."""
+        wish = RecoverOptions((KIND,), self._options.deadline, bandwidth)
         return Recovery(wish, self._guest, finish, self._tools.reaper)
 
     def _counts(self, started: str, recovered: Outcome) -> bool:
@@ -180,6 +183,15 @@ class LiveBackup:
         now, quiesce = self._guest.clock.utcnow(), options.snapshot.quiesce
         found = newest_as_asked(sets, view.uuid, targets, options.backup, quiesce, now, options.max_age)
         return None if found is None or found.manifest is None else {**found.manifest, "path": found.path}
+
+    def _finish_left(self, options: LiveBackupOptions, check: bool) -> Outcome:
+        """A phase of its own only where there is something. The user's own copy leaves nothing to finish."""
+        if options.users_copy:
+            return Outcome(values={"backup": None})
+        flow = self._copy_flow(options.backup, self._guest)
+        found = flow.left()
+        with self._phase("verify") if found else nullcontext():
+            return flow.finish_left(check, found)
 
     def _resumed(self, recovered: Outcome, is_present: bool = False) -> Outcome:
         backup = cast("dict[str, Any] | None", recovered.values["backup"])
@@ -416,6 +428,28 @@ class LiveBackup:
             "window_ms": int((self._window[1] - self._window[0]) * 1000) if whole else None,
             "phases": dict(self._phases),
         }
+
+
+def foreseen(found: UnderWay) -> Outcome:
+    """In check mode, while a job works on the guest: no run was interrupted, and nobody knows what comes after it."""
+    job = job_words(found.state)
+    steps: tuple[str, ...]
+    if found.same:
+        steps = ("follow the %s, which makes this backup already, and return its result" % job,)
+    else:
+        steps = ("wait for the end of the %s" % job, "then back up the domain")
+    values: dict[str, object] = {
+        "backup": None,
+        "consistency": None,
+        "freeze_ms": None,
+        "window_ms": None,
+        "phases": {},
+        "recovered": [],
+        "overlays": [],
+        "skipped_disks": [],
+        "under_way": describe_state(found.state, "running"),
+    }
+    return Outcome(steps, values=values)
 
 
 def _said(check: dict[str, Any]) -> str:

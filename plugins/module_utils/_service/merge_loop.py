@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from .._core.convergence import Brake
+from .._core.convergence import MIB, Brake
 from .._core.errors import VirtopsError
 from .._core.journal import COMMITTING, PULL, Operation
 from .._core.merge import MergeGoal, Next, Phase, config_layer, next_step, phase_of
@@ -36,6 +36,8 @@ POLL = 0.25
 GONE_SECONDS = 5.0
 #: Pivots that are refused as "not ready" before the disk counts as failed: guest writes race with it.
 PIVOT_TRIES = 20
+#: Limits that are refused before the disk counts as failed, one at each look.
+SPEED_TRIES = 20
 
 
 @dataclass
@@ -46,6 +48,9 @@ class _Course:
     started: bool = False
     seen: bool = False
     gone_since: float | None = None
+    paced: bool = False
+    speeds: int = 0
+    end: int = 0
     pivots: int = 0
     error: VirtopsError | None = None
     done: bool = False
@@ -153,6 +158,7 @@ class MergeLoop:
         for course in courses:
             disk = view.disk(course.goal.target)
             if disk is not None and disk.job is not None:
+                course.end = disk.job.end
                 self._guest.progress.disk(disk.target, disk.job.cur, disk.job.end)
 
     def _act(self, item: _Course, view: DomainView) -> bool:
@@ -167,6 +173,8 @@ class MergeLoop:
             self._refuse_lost(item, view)
             if step is Next.WAIT:
                 item.done = not self._options.wait
+                if phase is Phase.COPYING:
+                    self._pace(item, view)
                 return item.done
             if step is Next.PIVOT:
                 return self._pivot(item)
@@ -181,6 +189,8 @@ class MergeLoop:
             if step is Next.REFUSE:
                 self._planner.check_goal(item.goal, view)
             item.done = True
+            if item.end:
+                self._guest.progress.disk(item.goal.target, item.end, item.end)
         except VirtopsError as error:
             if error.code == "connection_lost":
                 return self._unknown(item)
@@ -228,7 +238,7 @@ class MergeLoop:
             raise _ended_without_merging(item.goal)
         item.started = True
         goal = item.goal
-        bandwidth = self._options.bandwidth * 1024 * 1024
+        bandwidth = (self._options.bandwidth or 0) * MIB
         relative = goal.above is not None and self._images.info(goal.above, "qcow2").backing_is_relative
         if goal.kind == PULL:
             below = goal.below.path if goal.below else None
@@ -237,6 +247,23 @@ class MergeLoop:
             self._note_pivot(goal, False)
             self._domain.start_commit(goal.target, goal.into.path, goal.top.path, goal.pivots, bandwidth, relative)
         return True
+
+    def _pace(self, item: _Course, view: DomainView) -> None:
+        """Once, and only of a job that this run has not started: it has the limit of the run that did. One that is just
+        ending takes no limit, and needs none: the next looks show whether it is that."""
+        disk = view.disk(item.goal.target)
+        if item.started or item.paced or disk is None or disk.job is None:
+            return
+        speed = self._options.new_speed(disk.job)
+        try:
+            if speed is not None:
+                self._domain.set_job_speed(disk.target, speed)
+        except VirtopsError as error:
+            item.speeds += 1
+            if error.code == "connection_lost" or item.speeds >= SPEED_TRIES:
+                raise
+            return
+        item.paced = True
 
     def _is_gone(self, item: _Course) -> bool:
         """The job is gone and the chain as before: is that final, or is libvirt just about to change the chain?"""

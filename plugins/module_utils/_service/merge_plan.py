@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .._core.convergence import Deadline
+from .._core.convergence import MIB, Deadline
 from .._core.deletion import branches_above, closure
 from .._core.errors import VirtopsError
 from .._core.images import Use
@@ -25,7 +25,7 @@ from .._core.merge import (
     next_step,
     phase_of,
 )
-from .._core.model import IO_ERROR, DomainView, Layer, SnapshotRecord, is_local
+from .._core.model import IO_ERROR, BlockJob, DomainView, Layer, SnapshotRecord, is_local
 from .._core.ports import MergePort
 from .._core.refusals import image_shared, refuse_open, require_disk
 from .._core.snapshot import is_in_chain, unknown_words
@@ -44,7 +44,8 @@ LAG_NS_PER_BYTE = 10**9 / 1024**2
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """What the user asked for; `bandwidth` in MiB/s (0: no limit).
+    """What the user asked for; `bandwidth` in MiB/s (0: no limit; None: none for a new job, and that of a running one
+    stays).
 
     `adopted` is an operation as the journal should have it, and has not.
     """
@@ -53,7 +54,7 @@ class MergeOptions:
     snapshot: str | None = None
     base: str | None = None
     top: str | None = None
-    bandwidth: int = 0
+    bandwidth: int | None = 0
     wait: bool = True
     deadline: Deadline = field(default_factory=Deadline)
     pivot: bool = True
@@ -65,6 +66,12 @@ class MergeOptions:
     def pivots(self) -> bool:
         """Without waiting nobody may pivot, not even a job that is ready by chance: check mode could not foresee it."""
         return self.pivot and self.wait
+
+    def new_speed(self, job: BlockJob) -> int | None:
+        """What a job of an earlier run is to be limited to, in bytes/s (0: no limit); None where it is so already. The
+        earlier run may have been killed because its limit kept the job from ever ending."""
+        wanted = None if self.bandwidth is None else self.bandwidth * MIB
+        return None if job.bandwidth == wanted else wanted
 
 
 @dataclass(frozen=True)
@@ -414,10 +421,21 @@ class MergePlanner:
         if phase is Phase.IDLE:
             words.append("%s (%s)" % (doing, goal.target))
         elif phase is Phase.COPYING:
+            words += self._speed_words(goal, view)
             words.append("wait for the %s into %s that runs already (%s)" % (goal.kind, goal.into.path, goal.target))
         if goal.pivots and self._options.pivots:
             words.append("pivot %s to %s" % (goal.target, goal.into.path))
         return tuple(words)
+
+    def _speed_words(self, goal: MergeGoal, view: DomainView) -> tuple[str, ...]:
+        disk = view.disk(goal.target)
+        speed = None if disk is None or disk.job is None else self._options.new_speed(disk.job)
+        if speed is None:
+            return ()
+        if speed == 0:
+            return ("lift the limit of the %s of %s that runs already" % (goal.kind, goal.target),)
+        words = "limit the %s of %s that runs already to %d MiB/s"
+        return (words % (goal.kind, goal.target, speed // MIB),)
 
 
 def _interrupted_merge(journal: Journal, goals: tuple[MergeGoal, ...]) -> Operation | None:

@@ -19,6 +19,7 @@ from .._core.backup import BackupOptions, CopyOrder, Source, StorePort
 from .._core.errors import VirtopsError
 from .._core.extras import Extras
 from .._core.images import Use
+from .._core.job_state import JobState
 from .._core.journal import Journal
 from .._core.model import Disk, DomainView, Layer, Outcome, is_local
 from .._core.offline import plan_offline
@@ -42,6 +43,7 @@ from .._core.preflight_facts import (
     Limits,
     Refusal,
     denied_writes,
+    is_fresh,
     resumed,
 )
 from .._core.preflight_space import usage, usage_as_dict
@@ -74,7 +76,8 @@ class PreflightOptions:
 
 
 class Preflight:
-    """Look at the guests of one hypervisor. `apparmor` gives the rules of a domain by its UUID."""
+    """Look at the guests of one hypervisor. `apparmor` gives the rules of a domain by its UUID, `at_work` the job of
+    this collection that works on it; a job that looks at its own guest has none."""
 
     def __init__(
         self,
@@ -83,12 +86,14 @@ class Preflight:
         images: ImagePort,
         store: StorePort,
         apparmor: Callable[[str], str],
+        at_work: Callable[[str], JobState | None] = lambda _uuid: None,
     ) -> None:
         self._options = options
         self._host = host
         self._images = images
         self._store = store
         self._apparmor = apparmor
+        self._at_work = at_work
         self._names = functools.cache(images.names)
         #: Of other domains whose chains nobody can tell: the name, and why
         self._unseen: dict[str, tuple[str, str]] = {}
@@ -133,14 +138,16 @@ class Preflight:
         """All but its agent. Of one that will be resumed, and of one that is not wanted, little is looked at."""
         if view.unread:
             return GuestFacts(view)
-        facts = self._with_journal(GuestFacts(view))
+        facts = self._with_journal(GuestFacts(view, at_work=self._at_work(view.uuid)))
+        if facts.at_work is not None:
+            return facts
         try:
             require_here(view, self._images)
         except VirtopsError as error:
             facts = replace(facts, refusals=(*facts.refusals, Refusal(STATE, error)))
         if "apparmor" in host.security_models and view.active:
             facts = replace(facts, denied=denied_writes(self._apparmor(view.uuid)))
-        if not self._is_wanted(view) or resumed(facts, self._options.limits) is not None:
+        if not self._is_wanted(view) or not is_fresh(facts, self._options.limits):
             return facts
         look = _Look(self._options, self._images, self._store, owners, self._names, view.qemu_ids or host.qemu_ids)
         with look.noting(IMAGES):
@@ -191,7 +198,7 @@ class Preflight:
         limits, snapshot = self._options.limits, self._options.snapshot
         if limits.quiesce == "never":
             return guests
-        fresh = [guest.view for guest in guests if not guest.view.unread and resumed(guest, limits) is None]
+        fresh = [guest.view for guest in guests if not guest.view.unread and is_fresh(guest, limits)]
         asked = [view for view in fresh if view.active]
         silent = {view.uuid: guest_paused(view) for view in asked if view.state != "running"}
         running = [view for view in asked if view.state == "running"]

@@ -16,6 +16,7 @@ from functools import partial
 
 from .._core.convergence import Deadline
 from .._core.errors import VirtopsError
+from .._core.job_state import UnderWay, job_words
 from .._core.journal import (
     COMMIT,
     CONVERT,
@@ -59,10 +60,12 @@ Backup = Callable[[str], Outcome]
 
 @dataclass(frozen=True)
 class RecoverOptions:
-    """`operations`: the kinds of operation to recover (none given: all)."""
+    """`operations`: the kinds of operation to recover (none given: all). `bandwidth` is each merge's, in MiB/s (0: no
+    limit)."""
 
     operations: tuple[str, ...] = ()
     deadline: Deadline = field(default_factory=Deadline)
+    bandwidth: int = 0
 
 
 class Recovery:
@@ -255,13 +258,21 @@ class Recovery:
 
     def _merge(self, operation: Operation, run: Run, adopted: Operation | None = None) -> None:
         """The merge by the operation's own goal; a commit that runs is adopted, one that vanished begins anew."""
+        self._guest.progress.phase("merge")
         for options in self._wishes(operation):
             outcome = Merge(replace(options, adopted=adopted), self._guest).run(run.check)
             self._after.update(_changed_chains(run.include(outcome)))
 
     def _wishes(self, operation: Operation) -> list[MergeOptions]:
         if operation.kind not in (COMMIT, PULL) or self._domain.snapshot(operation.name) is not None:
-            return [MergeOptions(snapshot=operation.name, deadline=self._options.deadline, delete_merged=True)]
+            return [
+                MergeOptions(
+                    snapshot=operation.name,
+                    bandwidth=self._options.bandwidth,
+                    deadline=self._options.deadline,
+                    delete_merged=True,
+                )
+            ]
         pull = operation.kind == PULL
         tops: dict[str, JournalDisk] = {}
         for disk in operation.disks:
@@ -271,11 +282,18 @@ class Recovery:
                 disks=(target,),
                 base=top.base or None,
                 top=None if pull else top.overlay,
+                bandwidth=self._options.bandwidth,
                 deadline=self._options.deadline,
                 pull=pull,
             )
             for target, top in tops.items()
         ]
+
+
+def foreseen(found: UnderWay) -> Outcome:
+    """In check mode, while a job works on the guest: what is open is its work, and nothing that was interrupted."""
+    words = "wait for the end of the %s, and see whether it left anything" % job_words(found.state)
+    return Outcome((words,), values={"operations": [], "backup": None})
 
 
 def _changed_chains(outcome: Outcome) -> dict[str, object]:

@@ -41,6 +41,8 @@ class Run:
         if step.final:
             self._undoable.clear()
         began = self._clock.monotonic()
+        for text in step.words:
+            self._progress.step("begins: %s" % text)
         done = step.act()
         words = step.words if done is None or done.words is None else done.words
         self.actions += words

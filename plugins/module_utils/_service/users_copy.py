@@ -79,10 +79,6 @@ class UsersCopy:
         """After the merge there is nothing to do."""
         return Outcome(values={"backup": None, "bases": self._bases, "copied": self._is_copied})
 
-    def finish_left(self, _check: bool) -> Outcome:
-        """An interrupted run has left none of its own."""
-        return Outcome(values={"backup": None})
-
     def _observe(self) -> DomainView:
         return observe(self._guest.domain, self._guest.images)
 

@@ -98,6 +98,16 @@ def test_a_long_job_is_followed_and_its_progress_is_shown(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_a_role_fails_as_an_earlier_task_did(monkeypatch, check_mode):
+    """And no module runs for it."""
+    run = Run(monkeypatch, DONE, check_mode=check_mode)
+    result = run.result(__virtops_failure={"msg": "No room. No overlay is left.", "error_code": "no_space"})
+    assert (result["failed"], result["error_code"]) == (True, "no_space")
+    assert result["msg"] == "No room. No overlay is left."
+    assert run.calls == []
+
+
 def test_a_job_that_lasts_is_asked_for_less_often(monkeypatch):
     run = Run(monkeypatch, first(10), *[polled(11)] * 20, ended({}))
     run.result()

@@ -20,6 +20,8 @@ from ansible_collections.virtops.libvirt.plugins.filter.out_of_bounds import out
         ({"bandwidth": 0, "freeze_timeout": "60", "dest": "/srv", "disks": []}, ""),
         ({"bandwidth": -1}, "bandwidth is -1. Give a number of 0 or more."),
         ({"freeze_timeout": "0"}, "freeze_timeout is 0. Give a number of 1 or more."),
+        ({"resume_within": "-1"}, "resume_within is -1. Give a number of 0 or more."),
+        ({"connect_timeout": -1}, "connect_timeout is -1. Give a number of 0 or more."),
         ({"freeze_timeout": 3601}, "freeze_timeout is 3601. Give a number of 3600 or less."),
     ],
 )

@@ -32,6 +32,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "restore_drill": {"dest": "x"},
 }
 
+#: What only a role has
+OF_ROLES = {"connect_timeout"}
 
 MODULES = {
     path.stem: importlib.import_module("ansible_collections.virtops.libvirt.plugins.modules.%s" % path.stem)
@@ -82,7 +84,7 @@ def nothing_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_are_options_and_each_bound_is_of_one() -> None:
     assert len(OPTIONS) > 20
-    names = {path[-1] for _unused, path in OPTIONS}
+    names = {path[-1] for _unused, path in OPTIONS} | OF_ROLES
     assert {name.rpartition(".")[2] for name in BOUNDS} == names
 
 

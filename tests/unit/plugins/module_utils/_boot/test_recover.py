@@ -51,7 +51,9 @@ Define = Callable[..., None]
 @pytest.fixture(autouse=True)
 def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A place for locks that needs no root."""
-    monkeypatch.setattr(recover, "DomainLock", lambda domain: DomainLock(domain, lambda: [str(tmp_path)]))
+    monkeypatch.setattr(
+        recover, "DomainLock", lambda domain, **more: DomainLock(domain, lambda: [str(tmp_path)], **more)
+    )
     return tmp_path
 
 

@@ -13,6 +13,7 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import CONVERT, COPY, REFLINK, CopyOrder
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.extras import Lack
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state import JobState
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.journal import (
     COMMIT,
     COMMITTING,
@@ -88,6 +89,16 @@ def found(guest: GuestFacts, host: Capabilities = HOST, limits: Limits = LIMITS)
     told = [check for check in checks(guest, host, limits) if check.status != OK]
     assert all(check.message and check.remedy and check.error_code for check in told)
     return [(check.check, check.status, str(check.error_code)) for check in told]
+
+
+def test_a_guest_at_work_is_told_to_be_that_and_nothing_else() -> None:
+    """Neither its open operation nor its block job is anything that was interrupted."""
+    job = JobState("1f", "live_backup", "a", "20261120T120000Z", "uuid-1", phase="merge", disks={"vda": (1, 2)})
+    busy = replace(view(disks=(replace(DISK, job=BlockJob("copy")),)), journal=operation("live_backup"), at_work=job)
+    (check,) = checks(busy)
+    assert (check.check, check.status, check.error_code) == ("jobs", WARNING, "locked")
+    assert "live_backup (job 1f, since 20261120T120000Z, phase merge, 50 %)" in check.message
+    assert "interrupted" not in check.message
 
 
 def test_a_guest_with_nothing_wrong_is_told_each_check_once() -> None:

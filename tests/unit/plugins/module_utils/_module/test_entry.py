@@ -48,8 +48,8 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A place for locks that needs no root."""
 
-    def lock(uuid: str) -> DomainLock:
-        return DomainLock(uuid, lambda: [str(tmp_path)])
+    def lock(uuid: str, **more: Any) -> DomainLock:
+        return DomainLock(uuid, lambda: [str(tmp_path)], **more)
 
     monkeypatch.setattr(entry, "DomainLock", lock)
     return tmp_path

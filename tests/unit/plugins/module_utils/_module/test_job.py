@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ import pytest
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state import Ended, Word
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import Progress
-from ansible_collections.virtops.libvirt.plugins.module_utils._host.job_store import JobFolder, JobStore
+from ansible_collections.virtops.libvirt.plugins.module_utils._host import job_store
+from ansible_collections.virtops.libvirt.plugins.module_utils._host.job_store import JobFolder, JobStore, who_works
 from ansible_collections.virtops.libvirt.plugins.module_utils._host.locks import DomainLock
+from ansible_collections.virtops.libvirt.plugins.module_utils._module import job as job_module
 from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import (
     HandedOver,
     Job,
@@ -33,6 +36,8 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._module.job import
     Lock,
     Unfinished,
     follow,
+    stopping,
+    under_way,
 )
 
 UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"
@@ -51,8 +56,8 @@ class Place:
         given = {"uri": "x:///", "domain": "web", "job_id": ID, "follow": None, "lock_timeout": 0, **params}
 
         @contextmanager
-        def lock(_name: str, uuid: str) -> Iterator[None]:
-            with DomainLock(uuid, lambda: [str(self.folder)]):
+        def lock(name: str, uuid: str) -> Iterator[None]:
+            with DomainLock(uuid, lambda: [str(self.folder)], refused=partial(who_works, name, uuid)):
                 yield
 
         def locked(progress: Progress, lock: Lock) -> Ended:
@@ -72,7 +77,9 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    for module in (job_module, job_store):
+        monkeypatch.setattr(module, "known_directories", lambda: [str(tmp_path)])
     place = Place(tmp_path)
     yield place
     for folder, state in place.store.running(UUID):
@@ -194,7 +201,7 @@ def test_the_module_is_killed_and_the_job_goes_on(place: Place, tmp_path: Path) 
 def test_a_killed_job_is_an_error_of_its_own(place: Place, tmp_path: Path) -> None:
     folder = place.begin(until_file(tmp_path / "never"))
     os.kill(pid_of(folder), signal.SIGKILL)
-    with pytest.raises(VirtopsError, match=r"Run the same task again.*/log on the hypervisor") as killed:
+    with pytest.raises(VirtopsError, match=r"Run the same task or play again.*/log on the hypervisor") as killed:
         follow(folder, None)
     assert killed.value.code == "job_killed"
     assert place.call(lambda _unused: {"done": True}, job_id=OTHER_ID).result == {"done": True}
@@ -220,10 +227,12 @@ def test_a_call_follows_for_so_many_seconds(place: Place, tmp_path: Path) -> Non
 def test_the_same_wish_attaches_and_another_one_is_refused(place: Place, tmp_path: Path) -> None:
     go = tmp_path / "go"
     first = place.begin(until_file(go), SAME, dest="/a")
-    with pytest.raises(VirtopsError, match="Another task") as refused:
+    with pytest.raises(
+        VirtopsError, match=rf"thing \(job {ID}, since .*\) works on domain web.*{first.log}"
+    ) as refused:
         place.call(until_file(go), SAME, dest="/b", job_id=OTHER_ID)
     assert refused.value.code == "locked"
-    with pytest.raises(VirtopsError, match="Another task"):
+    with pytest.raises(VirtopsError, match="works on domain web"):
         place.call(until_file(go), dest="/a", job_id=OTHER_ID)
     with pytest.raises(Unfinished) as followed:
         place.call(until_file(go), SAME, dest="/a", job_id=OTHER_ID, follow=0.1)
@@ -231,6 +240,24 @@ def test_the_same_wish_attaches_and_another_one_is_refused(place: Place, tmp_pat
     threading.Timer(2, go.touch).start()  # time enough to attach on a busy machine
     assert place.call(until_file(go), SAME, dest="/a", job_id=OTHER_ID).result["pid"] == pid_of(first)
     assert [state.id for _unused, state in place.store.all()] == [ID]
+
+
+def test_check_mode_knows_what_a_task_would_find(place: Place, tmp_path: Path) -> None:
+    given = {"uri": "x:///", "domain": "web"}
+    assert under_way("thing", given, SAME, UUID) is None
+    place.begin(until_file(tmp_path / "never"), SAME, dest="/a")
+    for job, dest, same in ((SAME, "/a", True), (SAME, "/b", False), (Job(), "/a", False), (None, "/a", False)):
+        found = under_way("thing", {**given, "dest": dest}, job, UUID)
+        assert found is not None
+        assert (found.state.id, found.same) == (ID, same)
+
+
+def test_a_lock_without_a_job_names_its_process(place: Place) -> None:
+    with (
+        DomainLock(UUID, lambda: [str(place.folder)]),
+        pytest.raises(VirtopsError, match=rf"\(process {os.getpid()}, since 2.*Z\) works on domain web.*ps -fp"),
+    ):
+        place.call(lambda _unused: {})
 
 
 def test_another_wish_waits_for_the_lock(place: Place, tmp_path: Path) -> None:
@@ -314,7 +341,7 @@ def test_a_word_is_only_for_the_job_that_waits_for_it(place: Place, tmp_path: Pa
         with pytest.raises(VirtopsError) as refused:
             place.call(await_word, WAITS, word=Word(True), **params)
         assert refused.value.code == code
-    with pytest.raises(VirtopsError, match="Another task"):
+    with pytest.raises(VirtopsError, match="works on domain web"):
         place.call(await_word, WAITS, job_id=OTHER_ID)
     place.call(await_word, WAITS, word=Word(True))
     go = tmp_path / "go"
@@ -352,6 +379,21 @@ def test_a_job_is_told_to_stop(place: Place, how: str) -> None:
     assert end.ended == Ended({"stopped": True}, ("careful",))
 
 
+def test_an_order_to_stop_is_a_step_and_waits_for_the_end(place: Place) -> None:
+    """The job's failure is not what the order did."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        await_that(progress.is_stopping)
+        raise VirtopsError("stopped" if place.folder.exists() else "", "It was told to", "Nothing", None, ["a step"])
+
+    place.begin(work)
+    assert stopping("other", UUID) == ()
+    (step,) = stopping("thing", UUID)
+    assert step.words == (f"stop the job {ID} (thing of domain web)",)
+    assert step.act() is None
+    assert place.store.running(UUID) == []
+
+
 def test_without_a_place_for_jobs_the_work_is_done_all_the_same(place: Place) -> None:
     (place.folder / "jobs").write_text("in the way")
     ended = place.call(lambda _unused: {"pid": os.getpid()})
@@ -364,7 +406,7 @@ def test_old_jobs_are_dropped_and_running_ones_are_not(place: Place, tmp_path: P
     folder = place.begin(until_file(tmp_path / "never"))
     for path in (place.folder / "jobs").iterdir():
         os.utime(path, (0, 0))
-    with pytest.raises(VirtopsError, match="Another task"):
+    with pytest.raises(VirtopsError, match="works on domain web"):
         place.call(lambda _unused: {}, job_id="f" * 32)
     assert [state.id for _unused, state in place.store.all()] == [ID]
     assert folder.is_alive()
@@ -386,6 +428,21 @@ def test_the_log_says_what_was_done_and_stays_small(place: Place, monkeypatch: p
     assert folder.log_lines(2)[1].endswith("ended: changed")
     assert "merge: " in folder.log_lines(2)[0]
     assert "step 3999 of a job that has very many\\nsteps" in folder.log_lines(3)[0]
+
+
+def test_the_log_says_what_goes_on_and_a_finished_disk_is_finished(place: Place, tmp_path: Path) -> None:
+    """Also where its last bytes come within the same second."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        progress.phase("copy")
+        progress.disk("vda", 1, 4)
+        progress.disk("vda", 4, 4)
+        await_that((tmp_path / "go").exists)
+        return {}
+
+    folder = place.begin(work)
+    await_that(lambda: (state := folder.state()) and state.disks == {"vda": (4, 4)})
+    assert folder.log_lines(9)[-1].endswith(" copy begins")
 
 
 ZIPPED = """

@@ -15,7 +15,7 @@ import pytest
 
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.backup import BackupOptions
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.errors import VirtopsError
-from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state import Word
+from ansible_collections.virtops.libvirt.plugins.module_utils._core.job_state import JobState, UnderWay, Word
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.model import BlockJob, FileIdentity, Outcome
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.ports import Silent
 from ansible_collections.virtops.libvirt.plugins.module_utils._core.preflight_facts import Limits, Reserve
@@ -26,6 +26,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.live_back
     LiveBackup,
     LiveBackupOptions,
     Tools,
+    foreseen,
 )
 
 from . import test_merge
@@ -173,6 +174,32 @@ def test_what_it_returns(lab: Lab) -> None:
     assert list(values["phases"]) == lab.progress.phases  # type: ignore[call-overload]
     assert lab.progress.phases == ["recovery", "preflight", "snapshot", "copy", "merge", "verify"]
     assert values["recovered"] == []
+
+
+def test_a_verification_that_goes_on_is_a_phase(lab: Lab) -> None:
+    lab.store.fail["verify_all"] = Died("verify_all")
+    with pytest.raises(Died):
+        lab.back_up()
+    lab.store.fail.clear()
+    lab.domain.revive()
+    lab.progress.phases.clear()
+    assert list(lab.back_up().values["phases"]) == ["recovery", "preflight", "verify"]  # type: ignore[call-overload]
+    assert lab.progress.phases == ["recovery", "preflight", "verify"]
+
+
+@pytest.mark.parametrize(
+    ("same", "steps"),
+    [
+        (True, ["follow the %s, which makes this backup already, and return its result"]),
+        (False, ["wait for the end of the %s", "then back up the domain"]),
+    ],
+)
+def test_check_mode_names_the_job_that_works_on_the_guest(lab: Lab, same: bool, steps: list[str]) -> None:
+    state = JobState("1f", "live_backup", "vm", "20261120T120000Z", "uuid", phase="copy", disks={"vda": (1, 4)})
+    found = foreseen(UnderWay(state, same))
+    named = "live_backup (job 1f, since 20261120T120000Z, phase copy, 25 %)"
+    assert found.steps == tuple(step.replace("%s", named) for step in steps)
+    assert found.values.keys() - lab.back_up(check=True).values.keys() == {"under_way"}
 
 
 def test_the_guest_is_off_its_overlays_before_the_copies_are_verified(lab: Lab) -> None:

@@ -472,6 +472,50 @@ def test_bandwidth_is_mib_per_second(lab: Lab) -> None:
     assert "start_commit vda /img/vm.vda.s1.qcow2 /img/a.raw 3145728" in lab.domain.calls
 
 
+@pytest.mark.parametrize(
+    ("bandwidth", "words"),
+    [
+        (0, "lift the limit of the commit of vda that runs already"),
+        (5, "limit the commit of vda that runs already to 5 MiB/s"),
+        (1, None),
+        (None, None),
+    ],
+)
+def test_a_job_of_an_earlier_run_gets_this_runs_limit(lab: Lab, bandwidth: int | None, words: str | None) -> None:
+    """Its own one may have kept it from ever ending."""
+    lab.run(snapshot="s1", bandwidth=1, wait=False)
+    lab.domain.ticks_until_ready = 3
+    foreseen = lab.run(check=True, snapshot="s1", bandwidth=bandwidth, delete_merged=True)
+    lab.domain.calls.clear()
+    done = lab.run(snapshot="s1", bandwidth=bandwidth, delete_merged=True)
+    assert foreseen.steps == done.steps
+    assert [step for step in done.steps if "limit" in step and "vda" in step] == ([words] if words else [])
+    speeds = [call for call in lab.domain.calls if call.startswith("set_job_speed")]
+    assert speeds == ([f"set_job_speed {disk} {(bandwidth or 0) << 20}" for disk in ("vda", "vdb")] if words else [])
+    assert lab.whole()
+
+
+def test_a_job_that_ends_before_its_limit_is_set_is_no_failure(lab: Lab) -> None:
+    lab.run(snapshot="s1", bandwidth=1, wait=False)
+
+    def end(disk: str, _bandwidth: int) -> None:
+        lab.domain.live[disk] = replace(lab.domain.live[disk], job=None)
+        raise VirtopsError("libvirt_failed", "There is no job.", "Look.")
+
+    lab.domain.set_job_speed = end  # type: ignore[method-assign]
+    lab.run(snapshot="s1", delete_merged=True)
+    assert lab.whole()
+
+
+def test_a_limit_that_cannot_be_lifted_is_no_silence(lab: Lab) -> None:
+    lab.run(snapshot="s1", bandwidth=1, wait=False)
+    lab.domain.never_ready = True
+    lab.domain.fail["set_job_speed"] = VirtopsError("libvirt_failed", "It cannot.", "Look.")
+    with pytest.raises(VirtopsError, match="It cannot") as caught:
+        lab.run(snapshot="s1", delete_merged=True)
+    assert caught.value.code == "libvirt_failed"
+
+
 def test_a_domain_that_is_off_is_committed_by_qemu_img(lab: Lab) -> None:
     lab.domain.state = "shut off"
     lab.run(snapshot="s1", delete_merged=True)

@@ -99,10 +99,12 @@ def test_both_failures_are_told() -> None:
     assert (error.code, error.cause) == ("failed", "b failed. Undoing it failed too: A stays")
 
 
-def test_each_step_is_a_line_with_its_time() -> None:
+def test_each_step_is_a_line_when_it_begins_and_one_with_its_time() -> None:
+    """What hangs is the last line."""
     bench = Bench()
     bench.run("A b c!")
-    assert bench.log.lines == ["do A (2.0 s)", "do b (2.0 s)", "undone: do A"]
+    done = ["begins: do A", "do A (2.0 s)", "begins: do b", "do b (2.0 s)"]
+    assert bench.log.lines == [*done, "begins: do c", "undone: do A"]
 
 
 @pytest.mark.parametrize("fails", [False, True])
