@@ -187,6 +187,17 @@ def test_no_file_of_copy_tasks(run: Run, path: str) -> None:
     assert said.asked == ["guests_info"]
 
 
+@pytest.mark.parametrize("text", ["- name: x\n  nope: {{\n", "name: x\n", "x\n"])
+def test_copy_tasks_that_are_none(run: Run, tmp_path: Path, text: str) -> None:
+    """They would end the play when they are included, which is after the snapshot."""
+    path = tmp_path / "copy.yml"
+    path.write_text(text, encoding="utf-8")
+    said = run([guest("web")], live_backup_copy_tasks=str(path))
+    assert said.rc != 0
+    assert f"web@{HOST}: FAILED. A variable has a value that cannot be meant, and nothing was touched: " in said.output
+    assert said.asked == ["guests_info"]
+
+
 WAITING = {
     "backup": None,
     "domain": {"name": "web"},

@@ -100,9 +100,18 @@ def members(fleet: dict[str, Member]) -> list[Member]:
 
 
 def test_the_examples_of_the_guide(members: list[Member], controller: Controller) -> None:
-    """What rsync and restic have copied is what the guests had; restic's passphrase is told nowhere."""
-    by_rsync, by_restic = members
-    by_rsync.hypervisor.exec(["mkdir", "-p", COPIES])
+    """What restic, and rsync over SSH, have copied is what the guests had; restic's passphrase is told nowhere."""
+    by_restic, by_rsync = members
+    vault = by_restic.hypervisor
+    vault.exec(["mkdir", "-p", COPIES])
+    inventory = yaml.safe_load(controller.lab.inventory())["hypervisors"]
+    key, port = inventory["vars"]["ansible_ssh_private_key_file"], inventory["hosts"][vault.name]["ansible_port"]
+    config = f"""
+        umask 077; mkdir -p /root/.ssh; cat {key} >/root/.ssh/vault_key
+        printf 'Host vault\\n HostName 127.0.0.1\\n Port {port}\\n' >/root/.ssh/config
+        printf ' IdentityFile /root/.ssh/vault_key\\n StrictHostKeyChecking accept-new\\n' >>/root/.ssh/config
+    """
+    by_rsync.hypervisor.exec(["sh", "-ec", config])
     made = f"""
         rm -rf /etc/restic {REPOSITORY} {RESTORED}; install -d -m 700 /etc/restic
         (umask 077; echo {SECRET} >/etc/restic/passphrase)
@@ -114,7 +123,7 @@ def test_the_examples_of_the_guide(members: list[Member], controller: Controller
         by_rsync.alias: tasks_file(controller, "rsync", *example("rsync")),
         by_restic.alias: tasks_file(controller, "restic", *example("restic")),
     }
-    play = start(controller, files, "-v", rsync_target=COPIES, restic_repository=REPOSITORY).end()
+    play = start(controller, files, "-v", rsync_target=f"vault:{COPIES}", restic_repository=REPOSITORY).end()
     assert play.rc == 0, play.output
     assert SECRET not in play.output
     for before in befores:
@@ -129,8 +138,8 @@ def test_the_examples_of_the_guide(members: list[Member], controller: Controller
         }
         assert bases["vda"]["needs"] == before.facts.live["vda"][1:]
         assert f"copied by {files[member.alias]} (filesystem-consistent" in play.report()[member.alias]
-    (copy,) = by_rsync.hypervisor.outside(COPIES).iterdir()
-    assert copy.name.startswith("web2-2")
+    (copy,) = vault.outside(COPIES).iterdir()
+    assert copy.name.startswith("files-2")
     by_restic.hypervisor.exec(
         [
             "sh",
@@ -142,13 +151,14 @@ def test_the_examples_of_the_guide(members: list[Member], controller: Controller
         """,
         ]
     )
-    for before, folder in zip(befores, (f"{COPIES}/{copy.name}", RESTORED), strict=True):
+    for before, folder in zip(befores, (RESTORED, f"{COPIES}/{copy.name}"), strict=True):
         member = before.member
-        reports = [member.guest.read(f"{folder}{before.facts.live[disk][0]}") for disk in sorted(member.targets)]
+        paths = [before.facts.live[disk][0] for disk in sorted(member.targets)]
+        reports = [vault.guest("any").read(f"{folder}{path}") for path in paths]
         assert [report.fsck for report in reports if not report.is_clean] == []
         assert lost([report.journal for report in reports], before.mark) == []
-        xml = member.hypervisor.outside(f"{folder}/root/{member.guest.name}.xml").read_text(encoding="utf-8")
-        assert all(before.facts.live[disk][0] in xml for disk in member.targets)
+        xml = vault.outside(f"{folder}/root/{member.guest.name}.xml").read_text(encoding="utf-8")
+        assert all(path in xml for path in paths)
     modes = {path.stat().st_mode & 0o777 for path in copy.rglob("*") if path.is_file()}
     assert modes == {0o600}
 
