@@ -459,6 +459,7 @@ def test_a_death_at_each_call(tmp_path: Path, overwrite: bool) -> None:
             old, domains = world.content(), world.domains()
             definition = world.definition() if overwrite else ""
             world.deaths = Deaths(at)
+            done: list[str] = []
             try:
                 world.restore(overwrite=overwrite)
             except Died:
