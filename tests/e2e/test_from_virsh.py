@@ -31,7 +31,16 @@ GUEST = "shop"
 #: The page's names, and those of this test.
 NAMES = {"web1": GUEST, "hv1": "e2e1", "hv2": "e2e2"}
 #: The blocks after which the same task does the same again.
-REPEATED = {"revert", "revert-current", "revert-force", "revert-external", "revert-memory", "live-backup", "verify"}
+REPEATED = {
+    "revert",
+    "revert-current",
+    "revert-force",
+    "revert-external",
+    "revert-memory",
+    "live-backup",
+    "verify",
+    "drill",
+}
 #: Tasks of the modules that the page does not have.
 MORE = Path(__file__).with_name("more_tasks.yml")
 FINGERPRINT = """\

@@ -18,9 +18,8 @@ from .choose_sets import Choice
 from .errors import VirtopsError
 from .sets import COMPLETE, BackupSet
 
-#: The code of a set that does not boot as it should; and all that is a set's fault, not the host's.
-FAILED = "drill_failed"
-OF_THE_SET = (FAILED, "set_damaged", "set_not_alone")
+#: The codes of what is a set's fault, not the host's.
+OF_THE_SET = ("drill_failed", "set_damaged", "set_not_alone")
 
 #: How the names of trials begin, so that everybody sees what they are.
 PREFIX = "drill-"
@@ -166,20 +165,20 @@ def not_up(why: str, seconds: float, console: str) -> VirtopsError:
         why,
         _end_of(console) or "nothing",
     )
-    return VirtopsError(FAILED, words, "Give it longer (timeout)")
+    return VirtopsError("drill_failed", words, "Give it longer (timeout)")
 
 
 def check_failed(code: int, said: str) -> VirtopsError:
     """The error for a guest that came up, and is not what it should be."""
     words = "It came up, and the check in it ended with exit code %d: %s" % (code, _end_of(said) or "no output")
-    return VirtopsError(FAILED, words, "Look at it")
+    return VirtopsError("drill_failed", words, "Look at it")
 
 
 def some_failed(failed: Mapping[str, str], tried: int) -> VirtopsError:
     """The error for all of them; `failed` are the words for each, by its path."""
     words = "; ".join("%s: %s" % (path, said.rstrip(".")) for path, said in failed.items())
     return VirtopsError(
-        FAILED,
+        "drill_failed",
         "%d of %d backup sets did not boot as they should: %s" % (len(failed), tried, words),
         "Restore such a set under another name and look at it; until you know why, count on an older one",
     )

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from .._core.drill import FAILED
 from .._core.errors import VirtopsError
 from . import agent
 from .connection import Connection
@@ -77,7 +76,7 @@ class RunningTrial:
                 return int(said.get("exitcode", -1)), words.decode("utf-8", "replace")
             if time.monotonic() > deadline:
                 raise VirtopsError(
-                    FAILED,
+                    "drill_failed",
                     "It came up, and the check %s in it did not end within %d s" % (program, seconds),
                     "Give it longer (command_timeout)",
                 )
