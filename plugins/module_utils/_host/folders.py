@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -172,6 +173,24 @@ def shown_file(path: str) -> str:
     """The same of a file in such a directory."""
     folder, name = os.path.split(path)
     return os.path.join(shown(folder), name)
+
+
+def hold_file(folder: int, name: str, alone: bool = False) -> int | None:
+    """flock(2) on a regular file, shared or `alone`, until the descriptor is closed. BlockingIOError where another
+    process's lock does not allow that; None where there is no such file, or the file system has no locks."""
+    how = os.O_RDWR if alone else os.O_RDONLY  # NFS locks nothing alone that is open for reading only
+    try:
+        fd = os.open(name, how | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return fd
 
 
 def open_plain(path: str) -> int:

@@ -152,8 +152,7 @@ class Helper:
             "copy_stalled",
             "The %s was given up: for %d s nothing went on between the images and the target, whose storage does "
             "not answer" % (self._work, self._stall_timeout),
-            "Mend that storage (see dmesg and 'mount'), or give it longer (stall_timeout), then run this again: that "
-            "takes care of the unfinished set, too",
+            "Mend that storage (see dmesg and 'mount'), or give it longer (stall_timeout), then run this again",
         )
 
 

@@ -27,6 +27,7 @@ from .folders import held as _closing
 from .folders import reach, reach_own, read_plain, require_plain_path, way_to
 from .held import Place, place_of
 from .locks import never_stop
+from .sets import in_use
 from .transfer import read_back
 
 #: Bytes of a domain.xml, at most: that of a domain with thousands of devices.
@@ -60,6 +61,7 @@ class SetReader:
 
     def open_set(self, path: str) -> OpenSet:
         fd = self._held[path] = _reach(path)
+        in_use(fd)
         found = _judged(fd, path)
         if not found.is_complete or found.manifest is None:
             raise not_complete(found)

@@ -24,6 +24,7 @@ from .._core.drill import CONSOLE_LIMIT, Exported
 from .._core.errors import VirtopsError
 from .command import failing, run, start_tied
 from .folders import held, reach, reach_own, read_plain, require_plain_path, way_to
+from .sets import in_use
 
 #: How the folders are named.
 _PREFIX = "virtops-drill-"
@@ -119,6 +120,9 @@ def scratch(parent: str, src: str, user: tuple[int, int] | None) -> Iterator[Scr
     _remove_left(parent)
     with contextlib.ExitStack() as stack:
         set_fd = stack.enter_context(_set_at(src))
+        lock = in_use(set_fd)
+        if lock is not None:
+            stack.enter_context(held(lock))
         with failing("Making a folder in %s" % parent, "scratch_failed"):
             folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
             fd = stack.enter_context(held(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))

@@ -41,7 +41,7 @@ from .._core.sets import (
     with_chains,
 )
 from .command import os_failure
-from .folders import held, is_at, reach, reach_own, read_plain, require_plain_path, way_to
+from .folders import held, hold_file, is_at, reach, reach_own, read_plain, require_plain_path, way_to
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 #: Bytes of SHA256SUMS and of a domain's definition, at most.
@@ -54,7 +54,7 @@ class BackupSets:
 
     def __init__(self) -> None:
         #: Descriptors of the domain's folder and of the set, by its path
-        self._open: dict[str, tuple[int, int]] = {}
+        self._open: dict[str, tuple[int, int, int | None]] = {}
 
     def list(self, dest: str, domain: str | None) -> tuple[BackupSet, ...]:
         """Only folders with a set of ours, or what has the name of one, are looked at closely: a dest may hold
@@ -90,15 +90,17 @@ class BackupSets:
             except OSError as error:
                 raise os_failure("Looking at %s" % path, _bare(error), "dest_unsafe") from error
             self.close(path)
-            self._open[path] = os.dup(parent), os.dup(fd)
+            self._open[path] = os.dup(parent), os.dup(fd), in_use(fd)
         return OpenSet(way_to(self._open[path][1]), found, files, sums, domain_xml)
 
     def close(self, path: str) -> bool:
         """By what the name leads to now."""
         if path not in self._open:
             return False
-        parent, fd = self._open.pop(path)
+        parent, fd, lock = self._open.pop(path)
         with held(parent), held(fd):
+            if lock is not None:
+                os.close(lock)
             return is_at(parent, os.path.basename(path), fd)
 
     def note(self, path: str, notes: Notes) -> None:
@@ -130,17 +132,43 @@ class BackupSets:
                 _unlink(parent, leftover, path)
                 if fd is None or name == leftover:
                     return
-                os.rename(name, leftover, src_dir_fd=parent, dst_dir_fd=parent)
-                os.fsync(parent)
-                files = set(os.listdir(fd))
-                try:
-                    _unlink(parent, leftover, path)
-                except OSError:
-                    if set(os.listdir(fd)) == files:  # the target lets no file go: it is whole, and so keeps its name
-                        os.rename(leftover, name, src_dir_fd=parent, dst_dir_fd=parent)
-                    raise
+                with _not_in_use(fd, path):
+                    os.rename(name, leftover, src_dir_fd=parent, dst_dir_fd=parent)
+                    os.fsync(parent)
+                    files = set(os.listdir(fd))
+                    try:
+                        _unlink(parent, leftover, path)
+                    except OSError:
+                        if set(os.listdir(fd)) == files:  # the target lets no file go: it is whole, so keeps its name
+                            os.rename(leftover, name, src_dir_fd=parent, dst_dir_fd=parent)
+                        raise
         except OSError as error:
             raise os_failure("Removing %s" % path, _bare(error), "remove_failed") from error
+
+
+def in_use(fd: int) -> int | None:
+    """Keep the set of this descriptor from being removed while we read it, until what is returned is closed."""
+    with contextlib.suppress(BlockingIOError):  # it is being removed
+        return hold_file(fd, MANIFEST)
+    return None
+
+
+@contextlib.contextmanager
+def _not_in_use(fd: int, path: str) -> Iterator[None]:
+    """Nobody begins to read it meanwhile."""
+    try:
+        lock = hold_file(fd, MANIFEST, alone=True)
+    except BlockingIOError:
+        raise VirtopsError(
+            "set_in_use",
+            "The backup set %s is being read: somebody restores, verifies or boots it" % path,
+            "Wait for its end (see job_info), then run this again",
+        ) from None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _of_domain(dest: int, name: str, path: str) -> Iterator[BackupSet]:

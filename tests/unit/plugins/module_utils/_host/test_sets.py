@@ -190,6 +190,17 @@ def test_removal(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "web") == [STAMPS[1]]
 
 
+def test_a_set_that_is_read_is_not_removed(tmp_path: Path) -> None:
+    """By another process, as flock(2) sees it: another descriptor."""
+    path, reader = make(tmp_path, "web", STAMPS[0]), BackupSets()
+    assert reader.open(str(path)) is not None
+    assert refused(path) == "set_in_use"
+    assert reader.close(str(path))
+    assert states(tmp_path) == {"web/" + STAMPS[0]: "complete"}
+    SETS.remove(str(path))
+    assert states(tmp_path) == {}
+
+
 def test_a_removal_that_was_interrupted_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the next of the same name, or by its own; until then it says whose it is."""
     path, unlink = make(tmp_path, "web", STAMPS[0]), os.unlink

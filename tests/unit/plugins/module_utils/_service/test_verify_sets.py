@@ -445,9 +445,10 @@ def test_one_that_goes_meanwhile_is_no_failure(tmp_path: Path, how: str) -> None
     make(tmp_path, stamp=TWO)
 
     def remove(_directory: str) -> None:
+        """By hand: our own prune refuses a set that is read."""
         if how == "renamed" and path.exists():
             path.rename(path.with_name(".%s.removing" % ONE))
-        BackupSets().remove(str(path))
+        shutil.rmtree(path, ignore_errors=True)
 
     if how == "emptied":  # before it is opened
         sets = BackupSets()
