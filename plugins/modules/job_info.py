@@ -15,8 +15,8 @@ description:
     M(virtops.libvirt.backup_restore), M(virtops.libvirt.backup_verify), M(virtops.libvirt.block_commit),
     M(virtops.libvirt.block_pull), M(virtops.libvirt.image_convert), M(virtops.libvirt.recover),
     M(virtops.libvirt.restore_drill), M(virtops.libvirt.snapshot_external), M(virtops.libvirt.snapshot_internal),
-    M(virtops.libvirt.snapshot_prune) and M(virtops.libvirt.snapshot_revert)) work in a job on the hypervisor. A job goes on to its end if the connection is
-    cut or the controller dies.
+    M(virtops.libvirt.snapshot_prune) and M(virtops.libvirt.snapshot_revert)) work in a job on the hypervisor. A job
+    goes on to its end if the connection is cut or the controller dies.
   - This module lists the running jobs, and those that ended in the last day, with the cause of each failure. With O(id)
     it shows the log and the whole result of one job. With O(wait) it waits for the end first.
   - The jobs of other users of the hypervisor are not shown.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import subprocess
+from typing import Any
 
 from endstate import processes
 from fleet import Member, kill_jobs, locks, until
@@ -20,7 +21,7 @@ def test_on_another_host(hypervisors: list[Hypervisor], controller: Controller) 
     old, new = hypervisors
     member = Member(old.guest(NAME), (Disk("vda"), Disk("vdb", format="raw", fill_mib=16)))
     guest, folder = new.guest(NAME), new.outside(f"{IMAGES}/{NAME}")
-    wish = {"target": new.name, "restore_guests": NAME, "restore_from": BACKUP, "restore_start": "yes"}
+    wish: dict[str, Any] = {"target": new.name, "restore_guests": NAME, "restore_from": BACKUP, "restore_start": "yes"}
     try:
         member.define()
         member.boot()
