@@ -55,6 +55,13 @@ options:
         may be a symlink or C(..).
     type: path
     required: true
+  guest:
+    description:
+      - The name of the domain whose backup this must be. The module refuses another domain's, so that the wrong guest
+        is never overwritten.
+      - If unset, it must be a backup of the domain with the name of the folder that it lies in, or of the one that
+        O(domain) names.
+    type: str
   domain:
     description:
       - The name that the domain gets. If unset, it is the name in the set.
@@ -229,6 +236,7 @@ from ansible_collections.virtops.libvirt.plugins.module_utils._service.restore i
 
 SPEC: ArgumentSpec = {
     "src": {"type": "path", "required": True},
+    "guest": {"type": "str"},
     "domain": {"type": "str"},
     "uuid": {"type": "str", "choices": ["auto", "keep", "new"], "default": "auto"},
     "dest": {"type": "path"},

@@ -110,6 +110,8 @@ def test_two_hosts_share_a_target(scene: Scene) -> None:
     assert sorted(file.name for file in partial.iterdir()) == [
         "SHA256SUMS",
         "domain.xml",
+        "initrd.img",
+        "kernel",
         "manifest.json",
         "vda.raw",
         "vdb.qcow2",

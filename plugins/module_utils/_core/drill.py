@@ -180,7 +180,8 @@ def some_failed(failed: Mapping[str, str], tried: int) -> VirtopsError:
     return VirtopsError(
         "drill_failed",
         "%d of %d backup sets did not boot as they should: %s" % (len(failed), tried, words),
-        "Restore such a set under another name and look at it; until you know why, count on an older one",
+        "Verify such a set (backup_verify). If it is whole, restore it under another name and look at it. Until you "
+        "know why, count on an older one",
     )
 
 

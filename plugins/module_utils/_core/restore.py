@@ -49,7 +49,8 @@ class DiskChoice:
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """What the user asked for. `src` is a set, or the folder of a domain's sets: the newest one then.
+    """What the user asked for. `src` is a set, or the folder of a domain's sets: the newest one then. `guest` is whose
+    set it has to be; None: the domain's whose name the folder has.
 
     `disks`: only these, and no definition; None: the whole domain. `dest` and `pool`: where the images go; neither:
     where they were. `rate_limit` is MiB/s of each image, 0: no limit. `stall_timeout` is in seconds.
@@ -67,6 +68,7 @@ class RestoreOptions:
     rate_limit: int = 0
     parallel: int = 4
     stall_timeout: int = 300
+    guest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,9 @@ class OpenSet:
 class SetPort(Protocol):
     """Reading a set, and copying out of it. Raises `copy_stalled` where its storage does not answer."""
 
-    def newest(self, src: str) -> str:
-        """The path of the set that `src` means: itself, or the newest complete set in it."""
+    def newest(self, src: str) -> tuple[str, tuple[str, ...]]:
+        """The path of the set that `src` means: itself, or the newest complete set in it that is of the domain with the
+        folder's name; and what is newer and was passed over, in words."""
 
     def open_set(self, path: str) -> OpenSet:
         """Read what is small of it, and hold it, so that no rename puts another in its place."""
@@ -334,6 +337,21 @@ def require_same_domain(found: OpenSet, name: str, uuid: str) -> None:
             found.path,
             "its domain.xml is of %s (%s), and its manifest.json of %s (%s)"
             % (name, uuid, domain["name"], domain["uuid"]),
+        )
+
+
+def require_asked_for(found: OpenSet, options: RestoreOptions) -> None:
+    """Refuse the set of another domain than the one that is meant: its domain would be overwritten."""
+    name, folder = found.manifest["domain"]["name"], os.path.basename(os.path.dirname(found.path))
+    if options.guest is not None and name != options.guest:
+        cause = "The backup %s is of the domain %s, not of %s" % (found.path, name, options.guest)
+        raise VirtopsError("set_foreign", cause, "Give the path of a backup of %s, see backup_info" % options.guest)
+    if options.guest is None and name not in (folder, options.domain):
+        raise VirtopsError(
+            "set_foreign",
+            "The backup %s lies in the folder of %s, and is of the domain %s" % (found.path, folder, name),
+            "If %s is what you mean, say so (guest: %s); otherwise choose another backup, see backup_info"
+            % (name, name),
         )
 
 

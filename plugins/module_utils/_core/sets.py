@@ -396,7 +396,7 @@ def describe_set(found: BackupSet, now: str) -> dict[str, Any]:
             for disk in said.get("disks", ())
         ],
         "lacks": list(said.get("lacks", ())),
-        "verified": found.is_verified,
+        "verified": found.is_complete and found.is_verified,
         "last_verified": _told(found.notes.verified),
         "last_booted": _told(found.notes.booted),
     }

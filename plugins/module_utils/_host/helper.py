@@ -232,8 +232,8 @@ class HelpedSet:
     def __init__(self, helper: Helper) -> None:
         self._helper = helper
 
-    def newest(self, src: str) -> str:
-        return str(self._helper.call("restorer.newest", src))
+    def newest(self, src: str) -> tuple[str, tuple[str, ...]]:
+        return cast("tuple[str, tuple[str, ...]]", self._helper.call("restorer.newest", src))
 
     def open_set(self, path: str) -> OpenSet:
         return cast(OpenSet, self._helper.call("restorer.open_set", path))

@@ -42,22 +42,39 @@ class SetReader:
         self._copier = copier
         self._held: dict[str, int] = {}
 
-    def newest(self, src: str) -> str:
-        """One that was found damaged when it was read back is not taken."""
+    def newest(self, src: str) -> tuple[str, tuple[str, ...]]:
+        """One that was found damaged when it was read back is not taken, nor one of another domain."""
         require_plain_path(src)
         path = "/" + "/".join(part for part in src.split("/") if part not in ("", "."))
+        passed: list[str] = []
         with _closing(_reach(path)) as folder:
             names = os.listdir(folder)
             if MANIFEST in names or STAMP.fullmatch(os.path.basename(path)):
-                return path
+                return path, ()
             for name in sorted(filter(STAMP.fullmatch, names), reverse=True):
-                with contextlib.suppress(OSError, VirtopsError, ValueError):
-                    one = os.path.join(path, name)
-                    with _closing(reach_own(folder, name, one)) as fd:
-                        found = _judged(fd, one)
-                    if found.is_complete and not found.notes.is_failed:
-                        return one
+                why = self._why_not(folder, name, path)
+                if not why:
+                    return os.path.join(path, name), tuple(passed)
+                passed.append("%s (%s)" % (name, why))
+        if passed:
+            raise _no_set("No backup in %s can be restored: %s" % (path, ", ".join(passed)))
         raise _no_set("There is no complete backup in %s" % path)
+
+    def _why_not(self, folder: int, name: str, path: str) -> str:
+        """Why the set of this name is not taken, in words."""
+        one = os.path.join(path, name)
+        try:
+            with _closing(reach_own(folder, name, one)) as fd:
+                found = _judged(fd, one)
+        except VirtopsError as error:
+            return error.cause
+        except (OSError, ValueError) as error:
+            return str(error)
+        if not found.is_complete:
+            return "%s: %s" % (found.state, found.why)
+        if found.notes.is_failed:
+            return "its verification failed"
+        return "" if found.domain == os.path.basename(path) else "it is of the domain %s" % found.domain
 
     def open_set(self, path: str) -> OpenSet:
         fd = self._held[path] = _reach(path)

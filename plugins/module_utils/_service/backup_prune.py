@@ -57,11 +57,15 @@ class BackupPrune:
         options = self._options
         found = self._sets.list(options.dest, options.domain)
         foreseen = () if made is None or made.path in [one.path for one in found] else (made,)
+        if options.domain is not None and not found and not foreseen:
+            raise VirtopsError(
+                "set_missing",
+                "%s has no backup of domain %s" % (options.dest, options.domain or "''"),
+                "Correct the name, or leave domain out. See what is there with virtops.libvirt.backup_info",
+            )
         plan = plan_prune((*found, *foreseen), options.keep, self._clock.utcnow())
         with Run(check, self._clock, self._progress) as run:
-            if options.domain is not None and not found and not foreseen:
-                run.warnings.append("%s has no backup of domain %s." % (options.dest, options.domain))
-            elif not options.keep.is_given:
+            if not options.keep.is_given:
                 run.warnings.append("No backup is removed: %s." % NO_POLICY)
             removed = [verdict for domain in plan.domains for verdict in domain.removed]
             paths = [half.path for half in plan.unfinished] + [verdict.item.name for verdict in removed]

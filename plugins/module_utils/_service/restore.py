@@ -47,6 +47,7 @@ from .._core.restore import (
     plan_boot,
     plan_disks,
     plan_extras,
+    require_asked_for,
     require_room,
     require_same_domain,
     require_whole,
@@ -100,17 +101,23 @@ class Restore:
         self._clock = clock
         self._progress = progress
         self._lock = lock
+        #: Newer sets that are not what is restored, in words
+        self._passed: tuple[str, ...] = ()
 
     def run(self, check: bool) -> Outcome:
         """Raises VirtopsError; before the domain is defined nothing is left then, and the old one is as it was."""
         self._require_options()
-        found = self._sets.open_set(self._sets.newest(self._options.src))
+        path, self._passed = self._sets.newest(self._options.src)
+        found = self._sets.open_set(path)
+        require_asked_for(found, self._options)
         require_whole(found)
         definition = xml.parse_domain(found.domain_xml, None)
         require_same_domain(found, definition.name, definition.uuid)
         identity = self._identity(found)
         lock, held = self._lock(identity.name, identity.uuid), self._places.hold()
         with lock, held, Run(check, self._clock, self._progress) as run:
+            if self._passed:
+                run.warnings.append("Newer backups were passed over: %s." % ", ".join(self._passed))
             return self._run(run, found, identity, definition)
 
     def _require_options(self) -> None:
@@ -274,10 +281,12 @@ class Restore:
     def _refuse_domain(self, view: DomainView) -> None:
         """What is there is replaced only if it is off, at rest, and the user says so."""
         if view.active:
+            other = "to another name with domain" if self._options.disks is None else "the disks to other files"
             raise VirtopsError(
                 "guest_running",
                 "Domain %s is %s, and a guest that runs is never overwritten" % (view.name, view.state),
-                "Shut it down (%s), or restore to another name with domain" % command("virsh", "shutdown", view.name),
+                "Restore %s, or shut it down (%s) if what it holds may go"
+                % (other, command("virsh", "shutdown", view.name)),
             )
         if not self._options.overwrite:
             raise VirtopsError(
@@ -313,7 +322,7 @@ class Restore:
                 continue  # the folder is libvirt's, and is made
             there, stale = self._places.look(one.path), self._places.look(one.waiting)
             if one.path in others:
-                raise image_shared(one.path, one.target or one.kind)
+                raise image_shared(one.path, one.target or one.kind, "Restore to another file")
             if stale is not None:
                 if stale.kind != "file":
                     raise image_exists(one.waiting)

@@ -93,9 +93,10 @@ def test_one_domain() -> None:
     sets = FakeSets([*(backup(day) for day in (1, 2)), *(backup(day, TWO, "db") for day in (1, 2))])
     assert [one["domain"] for one in prune(sets, "db", last=1).values["removed"]] == ["db"]  # type: ignore[attr-defined]
     assert days(prune(sets, "web1", check=True, last=1), "removed") == ["01"]
-    missing = prune(sets, "nobody", last=1)
-    assert not missing.changed
-    assert "nobody" in missing.warnings[0]
+    with pytest.raises(VirtopsError) as caught:
+        prune(sets, "nobody", last=1)
+    assert caught.value.code == "set_missing"
+    assert "nobody" in str(caught.value)
 
 
 def test_without_a_keep_option_nothing_goes() -> None:

@@ -645,3 +645,25 @@ def test_the_newest_set(world: World) -> None:
     assert world.restore(check=True).values["backup"]["path"] == str(later)  # type: ignore[index]
     (later / "vda.raw").unlink()
     assert world.restore(check=True).values["backup"]["path"] == str(world.set)  # type: ignore[index]
+    (warned,) = (text for text in world.restore(check=True).warnings if "passed over" in text)
+    assert "20261121T120000Z (damaged: vda.raw is missing)" in warned
+
+
+def test_a_set_of_another_domain(world: World) -> None:
+    """In the folder of a guest it is not its newest set; nor is it restored in the name of another guest."""
+    other = world.set.parent.with_name("db")
+    shutil.copytree(world.set.parent, other)
+    for folder in (other, other / STAMP):
+        folder.chmod(0o700)
+    with pytest.raises(VirtopsError) as caught:
+        world.restore(src=str(other))
+    assert (caught.value.code, "it is of the domain web" in caught.value.cause) == ("set_missing", True)
+    for options in ({}, {"domain": "copy"}, {"guest": "db"}):
+        with pytest.raises(VirtopsError) as caught:
+            world.restore(**{"src": str(other / STAMP), **options})
+        assert (caught.value.code, "is of the domain web" in caught.value.cause) == ("set_foreign", True)
+    with pytest.raises(VirtopsError) as caught:
+        world.restore(guest="db", overwrite=True)
+    assert caught.value.code == "set_foreign"
+    for options in ({"domain": "web"}, {"guest": "web"}):
+        assert world.restore(check=True, **{"src": str(other / STAMP), **options}).changed
