@@ -40,7 +40,7 @@ class Lab:
         self.folder, self.console_path = "/scratch", "/scratch/console.log"
         self.up_after, self.ends_after = 2.0, 1e9
         self.check: tuple[int, str] = (0, "fine")
-        self.fails: VirtopsError | None = None
+        self.fails: list[VirtopsError] = []
 
     def run(self, check: bool = False, **options: Any) -> Outcome:
         wanted = DrillOptions(Choice(path=SRC), timeout=10, **options)
@@ -88,8 +88,8 @@ class Lab:
 
     @contextmanager
     def boot(self, xml: str) -> Iterator[Lab]:
-        if self.fails:
-            raise self.fails
+        for error in self.fails:
+            raise error
         assert "/scratch/vda.qcow2" in xml
         assert "/img/web.raw" not in xml
         self.calls.append("boot")
@@ -156,7 +156,7 @@ def test_one_that_cannot_be_tried_has_no_note(lab: Lab) -> None:
 
 
 def test_what_is_the_hosts_fault_says_nothing_about_the_set(lab: Lab) -> None:
-    lab.fails = VirtopsError("libvirt_error", "No KVM", "Look")
+    lab.fails.append(VirtopsError("libvirt_error", "No KVM", "Look"))
     with pytest.raises(VirtopsError):
         lab.run()
     assert lab.noted == []

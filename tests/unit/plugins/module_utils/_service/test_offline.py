@@ -101,8 +101,8 @@ def test_a_copy_that_no_lock_guards_counts_only_where_the_guest_was_off_all_the_
 def test_one_that_runs_by_then_is_backed_up_with_a_snapshot(lab: OffLab) -> None:
     lab.images.without_locks.add("/img/a.raw")
     lab.store.is_regular = lambda path: path != "/img/a.raw"  # type: ignore[method-assign]
-    copies = iter([lambda: start(lab), lambda: None])
-    lab.store.while_copying = lambda: next(copies)()
+    copies = iter([True, False])
+    lab.store.while_copying = lambda: start(lab) if next(copies) else None
     done = lab.back_up()
     assert done.values["consistency"] == "filesystem"
     assert done.warnings[0].startswith("The guest was started while it was to be backed up")
