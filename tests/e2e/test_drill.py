@@ -108,6 +108,6 @@ def test_a_killed_drill_leaves_no_guest(made: Path, fleet: dict[str, Member], co
 
 def test_nothing_to_boot(fleet: dict[str, Member], controller: Controller) -> None:
     """It is said, and a failure unless the user knows."""
-    play = drill(controller, restore_drill_guests="typo")
+    play = drill(controller, restore_drill_guests="", guests="typo")
     assert play.rc != 0
     assert "typo" in play.output

@@ -39,6 +39,18 @@ def test_on_another_host(hypervisors: list[Hypervisor], controller: Controller) 
         assert "that QEMU's user may enter" in closed.lines()[0]
         assert list(folder.iterdir()) == []
         folder.chmod(0o711)
+        planned = controller.run("--check", playbook=RESTORE, **wish)
+        assert planned.rc == 0, planned.output
+        assert f"{NAME}@{new.name}: would be restored from " in planned.lines()[0]
+        limited = controller.run("--limit", new.name, playbook=RESTORE, **wish)
+        assert limited.rc == 2
+        assert "--limit leaves out" in limited.output
+        mistaken = controller.run(
+            playbook=RESTORE, **{**wish, "restore_from": "", "restore_src": found.folder, "restore_guests": "db"}
+        )
+        assert mistaken.rc == 2
+        assert "is of the domain" in mistaken.lines()[0]
+        assert list(folder.iterdir()) == []
 
         run = controller.start(playbook=RESTORE, restore_rate_limit="1", **wish)
         until("a copy under way", lambda: any(file.stat().st_blocks for file in folder.iterdir()), 60)

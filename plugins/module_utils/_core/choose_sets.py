@@ -97,7 +97,7 @@ def _require_one(there: tuple[BackupSet, ...], path: str) -> BackupSet:
     if one.state not in _SETS:
         raise VirtopsError(
             "set_unsuitable",
-            "%s is not a set that can be verified, it is %s: %s" % (path, one.state, one.why),
+            "%s is not a set that could be read, it is %s: %s" % (path, one.state, one.why),
             "Give the path of a complete set, as virtops.libvirt.backup_info shows them",
         )
     return one

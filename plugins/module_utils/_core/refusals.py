@@ -168,11 +168,11 @@ def checked_path(path: str) -> str:
     return path
 
 
-def require_going(progress: Progress) -> None:
-    """A safe point of a backup: nothing is lost by an end here, as what was begun is merged."""
+def require_going(progress: Progress, what: str = "backup") -> None:
+    """A safe point of a job: nothing is lost by an end here, as what was begun is merged or removed."""
     if progress.is_stopping():
         raise VirtopsError(
             "stopped",
-            "The backup was told to stop before it was complete",
-            "Run the same task again to make a backup",
+            "The %s was told to stop before it was complete" % what,
+            "Run the same task again to complete it",
         )

@@ -119,10 +119,10 @@ class Drill:
         return Done(warnings=tuple(one.warning for one in tried if one.warning))
 
     def _try(self, one: _Tried) -> _Tried:
-        require_going(self._progress)
+        require_going(self._progress, "drill")
         try:
             plan = plan_drill(one.found)
-            with self._slot(lambda: require_going(self._progress)), self._scratch(one.found.path) as scratch:
+            with self._slot(lambda: require_going(self._progress, "drill")), self._scratch(one.found.path) as scratch:
                 one.is_booted = True
                 self._boot(one, plan, scratch)
         except VirtopsError as error:
@@ -181,7 +181,7 @@ class Drill:
             ended = not guest.is_running()
             if ended or seconds >= options.timeout:
                 raise not_up("its guest ended" if ended else lacking, seconds, scratch.console())
-            require_going(self._progress)
+            require_going(self._progress, "drill")
             self._clock.sleep(_LOOK_SECONDS)
 
     def _lacking(self, guest: TrialGuest, scratch: ScratchPort) -> str:

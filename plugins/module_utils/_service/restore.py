@@ -30,7 +30,7 @@ from .._core.journal import PREPARED, RESTORE, RESTORE_DISKS, Journal, JournalDi
 from .._core.model import DomainView, Outcome, is_local
 from .._core.plan import Step
 from .._core.ports import Clock, ImagePort, Progress
-from .._core.refusals import image_shared, refuse_away, refuse_open
+from .._core.refusals import image_shared, refuse_away, refuse_open, require_going
 from .._core.restore import (
     FileLook,
     Identity,
@@ -501,7 +501,7 @@ class Restore:
                 orders,
                 plan.found.path,
                 self._options.parallel,
-                self._require_going,
+                lambda: require_going(self._progress, "restore"),
                 self._progress.disk,
             )
             for one in plan.placements:
@@ -509,12 +509,6 @@ class Restore:
         except BaseException:
             self._remove_copies(plan)
             raise
-
-    def _require_going(self) -> None:
-        if self._progress.is_stopping():
-            raise VirtopsError(
-                "stopped", "The restore was told to stop before it was complete", "Run the same task again to restore"
-            )
 
     def _take_back(self, plan: _Plan, _cause: VirtopsError) -> bool:
         self._remove_copies(plan)

@@ -166,7 +166,11 @@ class SetVerification:
         whys = dict.fromkeys(words for words in (found.why, opened.found.why) if words)
         orders, problems = plan_check(opened, self._options.rate_limit << 20)
         read = self._checker.check_all(
-            orders, opened.directory, self._options.parallel, lambda: require_going(self._progress), self._told
+            orders,
+            opened.directory,
+            self._options.parallel,
+            lambda: require_going(self._progress, "verification"),
+            self._told,
         )
         bad = [one.problem.replace(opened.directory, found.path) for one in read.values() if one.problem]
         from_disk = all(one.from_disk for one in read.values())

@@ -391,7 +391,11 @@ def test_an_order_to_stop_is_a_step_and_waits_for_the_end(place: Place) -> None:
     (step,) = stopping("thing", UUID)
     assert step.words == (f"stop the job {ID} (thing of domain web)",)
     assert step.act() is None
-    assert place.store.running(UUID) == []
+    # It has told its end, and its process may still be about to go
+    folder = place.store.find(ID)
+    assert folder is not None
+    assert folder.require_end() is not None
+    await_that(lambda: place.store.running(UUID) == [])
 
 
 def test_without_a_place_for_jobs_the_work_is_done_all_the_same(place: Place) -> None:
